@@ -1,0 +1,25 @@
+package api
+
+import "net"
+
+// An Arrival is a connection that came in, with all that is known of it: the
+// one type in which every road ends, made once by the room that accepted.
+//
+// Beside net.Conn, Conn may have these methods, found by type assertion:
+//
+//	CloseWrite() error            half-close: the peer reads to the end of what was sent
+//	Reset(reason string) error    abort: the peer sees a reset and never an end of file
+//	Verdict(Verdict) error        tell the peer what became of its request, once, before any byte
+type Arrival struct {
+	Conn     net.Conn
+	Service  string // SERVICE.NAMESPACE that is asked for; may not exist
+	Evidence Evidence
+	Facts    Facts
+}
+
+// A Refusal is an attempt that ended before there was an Arrival.
+type Refusal struct {
+	Facts  Facts
+	Reason ReasonType
+	Words  string // detail for the log
+}

@@ -1,0 +1,53 @@
+package api
+
+// A Context is what a condition sees as ctx. A nil pointer is an absent object:
+// reading through it makes the condition unknown, never an empty value.
+type Context struct {
+	User      *User      `json:"user,omitempty"`
+	Session   *Session   `json:"session,omitempty"`
+	Groups    []*Group   `json:"groups,omitempty"` // those of the User that exist
+	Service   *Service   `json:"service,omitempty"`
+	Namespace *Namespace `json:"namespace,omitempty"`
+	Request   *Facts     `json:"request,omitempty"`
+}
+
+// Facts is what is known of a request beside who makes it: what a condition
+// sees as ctx.request, and what the log keeps of it. At most one of the protocol
+// objects (api, later http, ssh, …) is there; reading another means that the
+// rule is about another protocol.
+type Facts struct {
+	IP        string    `json:"ip,omitempty"`        // source address, of the client proper
+	Port      int       `json:"port,omitempty"`      // source port
+	Listener  string    `json:"listener,omitempty"`  // our own address, HOST:PORT
+	ProxiedBy string    `json:"proxiedBy,omitempty"` // the proxy that told us IP and Port
+	Tunnel    string    `json:"tunnel,omitempty"`    // "cardea/1", "tls", "memory"
+	TLS       *TLSFacts `json:"tls,omitempty"`
+	API       *APIFacts `json:"api,omitempty" cardea:"protocol"`
+}
+
+// TLSFacts is what the TLS handshake told.
+type TLSFacts struct {
+	SNI               string             `json:"sni,omitempty"`
+	ALPN              string             `json:"alpn,omitempty"`
+	Version           string             `json:"version,omitempty"` // "1.2", "1.3"
+	ClientCertificate *ClientCertificate `json:"clientCertificate,omitempty"`
+}
+
+// ClientCertificate is the verified certificate of the peer.
+type ClientCertificate struct {
+	Subject string   `json:"subject,omitempty"`
+	Issuer  string   `json:"issuer,omitempty"`
+	Serial  string   `json:"serial,omitempty"` // hex
+	SHA256  string   `json:"sha256,omitempty"` // of the DER, hex
+	URIs    []string `json:"uris,omitempty"`
+	DNS     []string `json:"dns,omitempty"`
+}
+
+// APIFacts is what ctx.request.api says of a call to Cardea's own API.
+type APIFacts struct {
+	// Verb is get, list, watch, create, update, delete, apply, why, conns, logs, …
+	Verb      string `json:"verb"`
+	Kind      string `json:"kind,omitempty"`
+	Name      string `json:"name,omitempty"`
+	Namespace string `json:"namespace,omitempty"`
+}

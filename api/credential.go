@@ -1,0 +1,79 @@
+package api
+
+import (
+	"strconv"
+	"time"
+)
+
+// A Credential lets whoever holds its token log in as a User.
+type Credential struct {
+	Head
+	Spec   CredentialSpec   `json:"spec"`
+	Status CredentialStatus `json:"status,omitzero"`
+}
+
+// CredentialType says what kind of token a Credential has.
+type CredentialType string
+
+// CredentialAuthToken is a token that `cardea login` takes.
+const CredentialAuthToken CredentialType = "AUTH_TOKEN"
+
+// Values implements Enum.
+func (CredentialType) Values() []string { return []string{string(CredentialAuthToken)} }
+
+// Later implements LaterEnum.
+func (CredentialType) Later() []string { return []string{"OAUTH2", "ACCESS_TOKEN"} }
+
+// CredentialSpec is what an administrator sets.
+type CredentialSpec struct {
+	Type CredentialType `json:"type"`
+	User string         `json:"user"` // cannot be changed
+	// MaxAuthentications is how often the token can be used; 0 is any number.
+	MaxAuthentications int       `json:"maxAuthentications,omitempty"`
+	ExpiresAt          time.Time `json:"expiresAt,omitzero"` // zero is never
+	IsDisabled         bool      `json:"isDisabled,omitempty"`
+	// Authorization is copied onto the Sessions that it makes.
+	Authorization Authorization `json:"authorization,omitzero"`
+	SessionType   NotYet        `json:"sessionType,omitzero"`
+	AutoDelete    NotYet        `json:"autoDelete,omitzero"`
+}
+
+// CredentialStatus is what the cluster knows of it.
+type CredentialStatus struct {
+	// TokenSHA256 is the SHA-256, in hex, of the token. The API never returns it.
+	TokenSHA256          string    `json:"tokenSHA256,omitempty"`
+	TotalAuthentications int       `json:"totalAuthentications,omitempty"`
+	LastAuthenticationAt time.Time `json:"lastAuthenticationAt,omitzero"`
+}
+
+// Default implements Object.
+func (c *Credential) Default() {
+	c.APIVersion, c.Kind = Version, KindCredential
+	if c.Spec.Type == "" {
+		c.Spec.Type = CredentialAuthToken
+	}
+}
+
+// Validate implements Object.
+func (c *Credential) Validate(p *Problems) {
+	c.Metadata.validate(p, 1)
+	if c.Spec.User == "" {
+		p.Add("/spec/user", "is required", "")
+	} else if !validLabel(c.Spec.User) {
+		p.Add("/spec/user", labelRule, c.Spec.User)
+	}
+	if n := c.Spec.MaxAuthentications; n < 0 || n > 1_000_000 {
+		p.Add("/spec/maxAuthentications", "must be from 0 to 1000000", strconv.Itoa(n))
+	}
+	c.Spec.Authorization.validate(p, "/spec/authorization")
+}
+
+func credentialKind() Kind {
+	return Kind{Name: KindCredential, Plural: "credentials", Short: []string{"cred"}, ByHand: true,
+		New: func() Object { return new(Credential) },
+		Columns: []Column{
+			{Heading: "TYPE", Cell: func(o Object) string { return string(o.(*Credential).Spec.Type) }},
+			{Heading: "USER", Cell: func(o Object) string { return o.(*Credential).Spec.User }},
+			{Heading: "USED", Cell: func(o Object) string { return strconv.Itoa(o.(*Credential).Status.TotalAuthentications) }},
+		}}
+}

@@ -1,0 +1,70 @@
+package api
+
+import "strconv"
+
+// A Secret holds a value that other Objects use by name. The value is encrypted
+// at rest and no API returns it.
+type Secret struct {
+	Head
+	Spec SecretSpec `json:"spec"`
+	// Data is there in input only; it is sealed before it is stored.
+	Data   *SecretData  `json:"data,omitempty"`
+	Status SecretStatus `json:"status,omitzero"`
+}
+
+// SecretSpec is what an administrator sets.
+type SecretSpec struct {
+	Attrs Attrs `json:"attrs,omitempty"`
+}
+
+// SecretData is the value: text, or bytes in base64.
+type SecretData struct {
+	Value      string `json:"value,omitempty"`
+	ValueBytes []byte `json:"valueBytes,omitempty"`
+}
+
+// Bytes returns the value.
+func (d *SecretData) Bytes() []byte {
+	if d.Value != "" {
+		return []byte(d.Value)
+	}
+	return d.ValueBytes
+}
+
+// SecretStatus is how the value is kept.
+type SecretStatus struct {
+	// Sealed is the encrypted value, and KeyID names the key. The API never
+	// returns Sealed.
+	Sealed []byte `json:"sealed,omitempty"`
+	KeyID  string `json:"keyID,omitempty"`
+	// SHA256 is a keyed hash of the value, in hex: the log tells by it that a
+	// value changed, without telling the value.
+	SHA256 string `json:"sha256,omitempty"`
+}
+
+// Default implements Object.
+func (s *Secret) Default() { s.APIVersion, s.Kind = Version, KindSecret }
+
+// maxSecret is the size of the largest value of a Secret.
+const maxSecret = 512 << 10
+
+// Validate implements Object.
+func (s *Secret) Validate(p *Problems) {
+	s.Metadata.validate(p, 1)
+	switch {
+	case s.Data == nil:
+		if len(s.Status.Sealed) == 0 {
+			p.Add("/data", "is required: {value: TEXT} or {valueBytes: BASE64}", "")
+		}
+	case (s.Data.Value == "") == (len(s.Data.ValueBytes) == 0):
+		p.Add("/data", "must have one of value and valueBytes", "")
+	case len(s.Data.Bytes()) > maxSecret:
+		p.Add("/data", "must be at most 512 KiB", strconv.Itoa(len(s.Data.Bytes()))+" bytes")
+	}
+}
+
+func secretKind() Kind {
+	return Kind{Name: KindSecret, Plural: "secrets", Short: []string{"sec"}, ByHand: true,
+		New:     func() Object { return new(Secret) },
+		Columns: []Column{{Heading: "SHA256", Wide: true, Cell: func(o Object) string { return o.(*Secret).Status.SHA256 }}}}
+}

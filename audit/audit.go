@@ -1,0 +1,101 @@
+// Package audit says what it is to keep the access log: who takes records
+// ([Log]), who gives them back ([Reader], [Query]), and how a record is made
+// fit to be kept ([New], [Check], [AppendRecord]).
+//
+// Package journal keeps them in files that nobody can change unnoticed; package
+// memory is its twin for tests; package refusals makes records of what was
+// refused before anybody knew who it was. Package audittest holds every Log to
+// the same promises.
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"time"
+
+	"cardea/api"
+)
+
+// A Log takes records.
+//
+// Append returns nil once the records are kept so that they survive the death of
+// this process. An error means that none of them is, and that the caller must
+// not do what they say: the log fails closed. The records of one call are kept
+// next to each other, in their order; those of two calls of one caller in the
+// order of the calls. Append does not keep recs and may be called by any number
+// of goroutines. When ctx is done before the records are being written, its
+// error is returned; once they are, Append waits for the outcome.
+type Log interface {
+	Append(ctx context.Context, recs ...*api.AccessLog) error
+}
+
+// A Reader gives back what a Log took.
+//
+// Records yields the records that match q, the oldest first, each once. With
+// q.Follow it then waits for more, until ctx is done or the log is closed, and
+// ends without an error. An error is the last thing it yields.
+type Reader interface {
+	Records(ctx context.Context, q Query) iter.Seq2[api.AccessLog, error]
+}
+
+// ErrClosed is what Append returns when the Log takes no more records.
+var ErrClosed = errors.New("the access log is closed")
+
+// New returns a record that was made at now and has an id of its own; the caller
+// fills in the rest.
+func New(now time.Time) *api.AccessLog {
+	return &api.AccessLog{
+		APIVersion: api.Version, Kind: "AccessLog",
+		Metadata: api.AccessLogMetadata{ID: NewID(), CreatedAt: now.UTC()},
+	}
+}
+
+// Check reports what a record lacks to be kept: every Log refuses it then.
+func Check(rec *api.AccessLog) error {
+	switch {
+	case rec == nil:
+		return errors.New("access log record: is nil")
+	case rec.APIVersion == "" || rec.Kind == "":
+		return errors.New("access log record: apiVersion and kind are required")
+	case rec.Metadata.ID == "":
+		return errors.New("access log record: metadata.id is required")
+	case rec.Metadata.CreatedAt.IsZero():
+		return errors.New("access log record: metadata.createdAt is required")
+	}
+	if t := TypeOf(rec); (t == api.LogStart || t == api.LogEnd) && rec.Entry.Common.ConnectionID == "" {
+		return fmt.Errorf("access log record: entry.common.connectionID is required for %s", t)
+	}
+	return nil
+}
+
+// NewID returns a new identifier of a record or a connection: 40 characters of
+// [a-z0-9], none more likely than another, in groups of 4, 4, 24, 4 and 4. They
+// are drawn from the runtime's ChaCha8 generator, which the operating system
+// seeds: two never meet, and they are no secrets.
+func NewID() string {
+	const (
+		digits = "0123456789abcdefghijklmnopqrstuvwxyz"
+		form   = "xxxx-xxxx-xxxxxxxxxxxxxxxxxxxxxxxx-xxxx-xxxx"
+		draw   = 12                          // digits of one random number …
+		many   = 36 * 36 * 36 * 36 * 36 * 36 // … since
+		values = uint64(many) * uint64(many) // 36^12 fits into 64 bits
+	)
+	id := []byte(form)
+	var n uint64
+	left := 0
+	for i := range id {
+		if id[i] == '-' {
+			continue
+		}
+		if left == 0 {
+			n, left = rand.Uint64N(values), draw
+		}
+		id[i] = digits[n%36]
+		n /= 36
+		left--
+	}
+	return string(id)
+}

@@ -1,0 +1,111 @@
+package journal
+
+import (
+	"context"
+	"crypto"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// A Head says under a signature what the chain was: its line Seq has the SHA-256
+// Hash. With it, every line up to Seq is what it was at that time. It stands in
+// the very next line, so that this line is fixed by the signature too.
+type Head struct {
+	Seq       int64     `json:"seq"`
+	Hash      digest    `json:"hash"`
+	At        time.Time `json:"at"`
+	Segment   int64     `json:"segment"`   // of the line that holds the Head
+	Signature []byte    `json:"signature"` // Ed25519 (RFC 8032) over the encoding of the rest
+}
+
+// message is what is signed: a name that no other use of the key has, then each
+// value in a form of its own length.
+func (h *Head) message(instance string) []byte {
+	b := []byte("cardea journal head, format 1\x00")
+	b = binary.BigEndian.AppendUint64(b, uint64(len(instance)))
+	b = append(b, instance...)
+	b = binary.BigEndian.AppendUint64(b, uint64(h.Seq))
+	b = append(b, h.Hash[:]...)
+	b = binary.BigEndian.AppendUint64(b, uint64(h.At.Unix()))
+	b = binary.BigEndian.AppendUint64(b, uint64(h.At.Nanosecond()))
+	return binary.BigEndian.AppendUint64(b, uint64(h.Segment))
+}
+
+func (h *Head) sign(instance string, s crypto.Signer) error {
+	sig, err := s.Sign(rand.Reader, h.message(instance), crypto.Hash(0))
+	if err != nil {
+		return fmt.Errorf("signing the head of the journal: %w", err)
+	}
+	h.Signature = sig
+	return nil
+}
+
+// signedBy reports whether one of keys made the signature.
+func (h *Head) signedBy(instance string, keys []ed25519.PublicKey) bool {
+	m := h.message(instance)
+	for _, k := range keys {
+		if len(k) == ed25519.PublicKeySize && ed25519.Verify(k, m, h.Signature) {
+			return true
+		}
+	}
+	return false
+}
+
+// A Mark is what is kept of a journal outside of its files, so that a tail that
+// was cut off and segments that were taken away are noticed.
+type Mark struct {
+	Instance string `json:"instance"`
+	Head     Head   `json:"head"`
+	Line     digest `json:"line"`   // the SHA-256 of the line that holds the Head
+	Oldest   Start  `json:"oldest"` // what retention has left
+}
+
+// A Start is where a segment begins.
+type Start struct {
+	Segment int64  `json:"segment"`
+	Seq     int64  `json:"seq"`
+	Prev    digest `json:"prev"`
+}
+
+// line is the number of the line that holds the marked head.
+func (m *Mark) line() int64 { return m.Head.Seq + 1 }
+
+// Marks keeps small values under a name, durably; a store does.
+type Marks interface {
+	SetMark(ctx context.Context, name string, value []byte) error
+	Mark(ctx context.Context, name string) ([]byte, error) // nil if there is none
+}
+
+// MarkName is the name under which the Mark of an instance's journal is kept.
+func MarkName(instance string) string { return "journal/" + instance + "/head" }
+
+// ReadMark returns the Mark of an instance's journal, nil if there is none.
+func ReadMark(ctx context.Context, marks Marks, instance string) (*Mark, error) {
+	b, err := marks.Mark(ctx, MarkName(instance))
+	if err != nil {
+		return nil, fmt.Errorf("reading the mark of the journal: %w", err)
+	}
+	if len(b) == 0 {
+		return nil, nil
+	}
+	var m Mark
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, fmt.Errorf("reading the mark of the journal: %w", err)
+	}
+	return &m, nil
+}
+
+func writeMark(ctx context.Context, marks Marks, m *Mark) error {
+	b, err := json.Marshal(m)
+	if err == nil {
+		err = marks.SetMark(ctx, MarkName(m.Instance), b)
+	}
+	if err != nil {
+		return fmt.Errorf("keeping the mark of the journal: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,317 @@
+// Package journal keeps the access log in files that nobody can change
+// unnoticed.
+//
+// A directory holds one chain of lines of JSON, of one instance, in segments.
+// Each line carries its number and the hash of the line before it, so that a
+// line cannot be changed, left out or moved without all that follow. Each
+// second, and at the end of a segment, the head of the chain is signed; the
+// signed head stands in the chain and, as the [Mark], outside of it, so that
+// the end of the chain cannot be cut off or written anew either. What was
+// written since the last head, a second at most, is not protected yet. [Verify]
+// checks all this with the public keys and the mark alone.
+//
+// One goroutine writes. Callers encode their records, and all who wait are
+// served by one write(2) (group commit).
+//
+// After a crash [Open] cuts off a line that was never finished, and ends each
+// connection that has a START and no END with a record of what is known.
+//
+// What it costs: the disk is synced each second, so that a loss of power may
+// take the last second with it, unless Config.Durability is [Disk]. Several
+// faults at once can keep a record whose caller was told that it is not: it was
+// written, could not be synced or was in a file that had been removed, and
+// could not be cut off again.
+package journal
+
+import (
+	"context"
+	"crypto"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"cardea/api"
+	"cardea/audit"
+)
+
+// Durability says when Append returns.
+type Durability string
+
+// The values of Durability. "" is Write.
+const (
+	Write Durability = "WRITE" // once it is in write(2): it survives the death of this process
+	Disk  Durability = "DISK"  // once it is on disk: it survives the loss of power
+)
+
+// Retention says how much is kept. Whole segments go, the oldest first, and
+// never the one that is written; who reads may still finish.
+type Retention struct {
+	Size int64         // bytes of all segments; 0 is 4 GiB
+	Age  time.Duration // of what is in a segment; 0 is 30 days
+}
+
+// A Config is what a Journal needs. Dir, Instance, Signer, Marks and Log are
+// required.
+type Config struct {
+	Dir      string // made if it is not there, 0700
+	Instance string // whose journal it is: 1 to 64 of A-Z a-z 0-9 . _ -; the same at each start
+	// Signer signs heads; its public key must be an ed25519.PublicKey. It must
+	// not be kept in Dir.
+	Signer crypto.Signer
+	// Keys are further public keys whose heads [Journal.Verify] accepts: those
+	// that signed before Signer did.
+	Keys        []ed25519.PublicKey
+	Marks       Marks
+	Log         *slog.Logger
+	Now         func() time.Time // nil is time.Now
+	SegmentSize int64            // bytes from which on a new segment begins; 0 is 64 MiB
+	Retention   Retention
+	Durability  Durability
+}
+
+// A Journal is an access log in files. It is an [audit.Log] and an
+// [audit.Reader].
+type Journal struct {
+	dir    string
+	keys   []ed25519.PublicKey
+	marks  Marks
+	log    *slog.Logger
+	lock   *os.File
+	index  index
+	keeper keeper
+	tail   tail // of Run alone
+
+	entries sync.Pool // of *entry
+	wake    chan struct{}
+
+	mu      sync.Mutex
+	batch   *batch // of those who wait to be written
+	closed  bool
+	trouble error // of tail
+}
+
+// A batch is what is written at once.
+type batch struct {
+	entries []*entry
+	done    chan struct{}
+	err     error // good once done is closed
+}
+
+func newBatch() *batch { return &batch{done: make(chan struct{})} }
+
+// Open opens the journal in c.Dir, makes it if there is none, and mends what a
+// crash left. It starts nothing; whoever opens a Journal must [Journal.Run] it,
+// if only with a context that is done, to release what it holds. It fails if
+// another process has the journal open, if it is of another instance, and if it
+// cannot be read or written.
+func Open(ctx context.Context, c Config) (*Journal, error) {
+	j, err := open(ctx, c, createFile)
+	if err != nil {
+		return nil, fmt.Errorf("opening the journal: %w", err)
+	}
+	return j, nil
+}
+
+func open(ctx context.Context, c Config, create func(string) (file, error)) (*Journal, error) {
+	if c.Dir == "" || c.Signer == nil || c.Marks == nil || c.Log == nil {
+		return nil, errors.New("Dir, Signer, Marks and Log are required")
+	}
+	if !instanceRule.MatchString(c.Instance) {
+		return nil, fmt.Errorf("instance %q: must be 1 to 64 characters of A-Z, a-z, 0-9, '.', '_' and '-'", c.Instance)
+	}
+	key, ok := c.Signer.Public().(ed25519.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("the signer has a key of type %T; it must be Ed25519", c.Signer.Public())
+	}
+	switch c.Durability {
+	case "", Write, Disk:
+	default:
+		return nil, fmt.Errorf("durability %q: must be WRITE or DISK", c.Durability)
+	}
+	orDefault(&c.SegmentSize, 64<<20)
+	orDefault(&c.Retention.Size, 4<<30)
+	orDefault(&c.Retention.Age, 30*24*time.Hour)
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	l, err := lock(c.Dir)
+	if err != nil {
+		return nil, err
+	}
+	j := &Journal{
+		dir: c.Dir, keys: append(slices.Clone(c.Keys), key), marks: c.Marks, log: c.Log, lock: l,
+		keeper: keeper{dir: c.Dir, instance: c.Instance, marks: c.Marks, retention: c.Retention, now: c.Now, log: c.Log},
+		tail: tail{
+			dir: c.Dir, instance: c.Instance, segmentSize: c.SegmentSize, disk: c.Durability == Disk,
+			signer: c.Signer, now: c.Now, create: create, log: c.Log, open: map[string]place{},
+		},
+		entries: sync.Pool{New: func() any { return new(entry) }},
+		wake:    make(chan struct{}, 1),
+		batch:   newBatch(),
+	}
+	j.keeper.index = &j.index
+	j.tail.index, j.tail.keeper = &j.index, &j.keeper
+	if err := j.recover(ctx); err != nil {
+		return nil, errors.Join(err, j.keeper.close(), l.Close())
+	}
+	return j, nil
+}
+
+// orDefault sets *v if it is zero.
+func orDefault[T comparable](v *T, to T) {
+	var zero T
+	if *v == zero {
+		*v = to
+	}
+}
+
+// Run writes what Append is given, until ctx is done. It then writes what is
+// still waiting, signs the head, and releases the files; the error says what of
+// that failed. It can be called once.
+func (j *Journal) Run(ctx context.Context) error {
+	due := make(chan struct{}, 1)
+	var keeping sync.WaitGroup
+	keeping.Go(func() { j.keepAll(ctx, due) })
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-j.wake:
+			j.commit(j.take(false))
+		case <-tick.C:
+			if j.tail.trouble != nil {
+				j.commit(newBatch()) // ask whether it can be written again
+			}
+			if err := j.sign(); err != nil {
+				j.log.Error("the head of the journal is not signed", "err", err)
+			}
+			select {
+			case due <- struct{}{}:
+			default: // still at the last one
+			}
+		}
+	}
+	j.commit(j.take(true))
+	err := j.sign()
+	close(due)
+	keeping.Wait()
+	// What was written must be kept although we are told to stop.
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	err = errors.Join(err, j.keeper.keep(last), j.keeper.close(), j.lock.Close())
+	j.index.close()
+	return err
+}
+
+// keepAll lets the keeper work each time that it is due.
+func (j *Journal) keepAll(ctx context.Context, due <-chan struct{}) {
+	var last error
+	for range due {
+		err := j.keeper.keep(ctx)
+		if err != nil && ctx.Err() == nil && (last == nil || last.Error() != err.Error()) {
+			j.log.Error("the journal cannot be kept safe", "err", err)
+		}
+		last = err
+	}
+}
+
+// Append implements [audit.Log]. Before [Journal.Run] is called it waits.
+func (j *Journal) Append(ctx context.Context, recs ...*api.AccessLog) error {
+	if len(recs) == 0 {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	e := j.entries.Get().(*entry)
+	defer func() { e.reset(); j.entries.Put(e) }()
+	for _, rec := range recs {
+		if err := e.add(rec); err != nil {
+			return err
+		}
+	}
+	j.mu.Lock()
+	if j.closed {
+		j.mu.Unlock()
+		return audit.ErrClosed
+	}
+	b := j.batch
+	b.entries = append(b.entries, e)
+	j.mu.Unlock()
+	select {
+	case j.wake <- struct{}{}:
+	default: // the writer knows
+	}
+	select {
+	case <-b.done:
+		return b.err
+	case <-ctx.Done():
+		if j.withdraw(b, e) {
+			return ctx.Err()
+		}
+		<-b.done
+		return b.err
+	}
+}
+
+// take takes the batch that waits, and refuses more if it is the last.
+func (j *Journal) take(last bool) *batch {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	b := j.batch
+	j.batch, j.closed = newBatch(), last
+	return b
+}
+
+// withdraw takes e out of b, unless b is being written.
+func (j *Journal) withdraw(b *batch, e *entry) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.batch != b {
+		return false
+	}
+	b.entries = slices.DeleteFunc(b.entries, func(x *entry) bool { return x == e })
+	return true
+}
+
+// commit writes a batch and tells those who wait.
+func (j *Journal) commit(b *batch) {
+	if len(b.entries) > 0 || j.tail.trouble != nil {
+		b.err = j.tail.write(b.entries)
+		j.note()
+	}
+	close(b.done)
+}
+
+// sign signs the head if there is something new.
+func (j *Journal) sign() error {
+	if j.tail.trouble != nil {
+		return j.tail.trouble
+	}
+	defer j.note()
+	return j.tail.head()
+}
+
+// note lets Healthy know.
+func (j *Journal) note() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.trouble = j.tail.trouble
+}
+
+// Healthy says why records cannot be written; nil if they can. The journal finds
+// out within a second that they can again.
+func (j *Journal) Healthy() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return errors.Join(j.trouble, j.keeper.failure())
+}

@@ -1,0 +1,23 @@
+package memory_test
+
+import (
+	"errors"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"cardea/audit/audittest"
+	"cardea/audit/memory"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestLog(t *testing.T) {
+	audittest.Run(t, func(*testing.T) audittest.Subject {
+		l := new(memory.Log)
+		return audittest.Subject{Log: l, Reader: l,
+			Break: func() { l.Fail(errors.New("told to fail")) },
+			Mend:  func() { l.Fail(nil) },
+		}
+	})
+}

@@ -1,0 +1,81 @@
+package audit
+
+import (
+	"cmp"
+	"fmt"
+	"time"
+
+	"cardea/api"
+)
+
+// LogAPI is the type of a record of a call to Cardea's own API, beside those of
+// a connection.
+const LogAPI api.LogType = "API"
+
+// A Query says which records to give back. The zero Query is all of them.
+type Query struct {
+	User    string      // name or uid of the User
+	Service string      // name or uid of the Service; .default may be left out
+	Session string      // name or uid of the Session
+	Type    api.LogType // START, END, DENIED (refused calls to the API too) or API
+	Since   time.Time   // made then or later
+	Until   time.Time   // made before then
+	// Follow waits for more records once those that are there have been given.
+	Follow bool
+	// Limit is how many of the records that are there to give, the latest; 0 is
+	// all. Those that Follow waits for do not count.
+	Limit int
+}
+
+// Validate reports a Query that cannot be meant.
+func (q *Query) Validate() error {
+	switch q.Type {
+	case "", api.LogStart, api.LogEnd, api.LogDenied, LogAPI:
+	default:
+		return fmt.Errorf("type: %q is not a type of record; use START, END, DENIED or API", q.Type)
+	}
+	if q.Limit < 0 {
+		return fmt.Errorf("limit: %d is less than 0; use 0 for all", q.Limit)
+	}
+	if !q.Since.IsZero() && !q.Until.IsZero() && !q.Since.Before(q.Until) {
+		return fmt.Errorf("until: %s is not after since: %s", q.Until.Format(time.RFC3339), q.Since.Format(time.RFC3339))
+	}
+	return nil
+}
+
+// Match reports whether the Query asks for rec.
+func (q *Query) Match(rec *api.AccessLog) bool {
+	c, m := &rec.Entry.Common, &rec.Metadata
+	return (q.Since.IsZero() || !m.CreatedAt.Before(q.Since)) &&
+		(q.Until.IsZero() || m.CreatedAt.Before(q.Until)) &&
+		q.matchType(rec) &&
+		names(c.UserRef, q.User, q.User) &&
+		names(cmp.Or(c.ServiceRef, m.TargetRef), q.Service, api.ServiceName(q.Service)) &&
+		names(cmp.Or(c.SessionRef, m.ActorRef), q.Session, q.Session)
+}
+
+func (q *Query) matchType(rec *api.AccessLog) bool {
+	switch q.Type {
+	case "", TypeOf(rec):
+		return true
+	case api.LogDenied:
+		return rec.Entry.Common.Status == api.StatusDenied
+	}
+	return false
+}
+
+// names reports whether ref has that uid or name; nothing asked for is always met.
+func names(ref *api.Ref, uid, name string) bool {
+	return name == "" || ref != nil && (ref.Name == name || ref.UID == uid)
+}
+
+// TypeOf returns the type of a record; "" if it has none.
+func TypeOf(rec *api.AccessLog) api.LogType {
+	switch i := &rec.Entry.Info; {
+	case i.TCP != nil:
+		return i.TCP.Type
+	case i.API != nil:
+		return LogAPI
+	}
+	return ""
+}

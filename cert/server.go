@@ -1,0 +1,146 @@
+package cert
+
+import (
+	"container/list"
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+)
+
+const (
+	serverLifetime = 24 * time.Hour
+	// renewBefore is how long before its end a server's certificate is replaced.
+	renewBefore = serverLifetime / 2
+	// maxServers is the number of server certificates that are kept. A stranger
+	// can ask for any namespace; this bounds what that costs.
+	maxServers = 256
+)
+
+// servers holds the server certificates of this process, the least recently used
+// last. They share one key, so that a stranger's hello costs a signature at most.
+type servers struct {
+	key *ecdsa.PrivateKey
+
+	mu     sync.Mutex
+	byName map[string]*list.Element // of *server
+	order  list.List
+}
+
+type server struct {
+	name string
+	cert *tls.Certificate
+}
+
+// get returns the certificate of that name that is valid, and will be for a
+// while; nil if there is none.
+func (s *servers) get(name string, now time.Time) *tls.Certificate {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.byName[name]
+	if e == nil {
+		return nil
+	}
+	c := e.Value.(*server).cert
+	if now.Before(c.Leaf.NotBefore) || now.After(c.Leaf.NotAfter.Add(-renewBefore)) {
+		return nil
+	}
+	s.order.MoveToFront(e)
+	return c
+}
+
+// put keeps the certificate of that name, in place of one that was there.
+func (s *servers) put(name string, c *tls.Certificate) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byName == nil {
+		s.byName = map[string]*list.Element{}
+	}
+	if e := s.byName[name]; e != nil {
+		e.Value.(*server).cert = c
+		s.order.MoveToFront(e)
+		return
+	}
+	s.byName[name] = s.order.PushFront(&server{name, c})
+	if s.order.Len() > maxServers {
+		delete(s.byName, s.order.Remove(s.order.Back()).(*server).name)
+	}
+}
+
+// ServerCertificate is a tls.Config's GetCertificate: it returns the certificate
+// for the server name that a client asks for, followed by the CA's own, which
+// clients pin when they log in.
+//
+// There are certificates for api.DOMAIN, gateway.DOMAIN, *.svc.DOMAIN and
+// *.NAMESPACE.svc.DOMAIN, whether or not there is such a Namespace: a stranger
+// learns nothing of what exists. Who sends no server name gets one for
+// api.DOMAIN and the address that was connected to. Any other name is an error.
+func (a *Authority) ServerCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	name, err := a.serverName(hello.ServerName)
+	if err != nil {
+		return nil, err
+	}
+	leaf := x509.Certificate{DNSNames: []string{name}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	slot := name
+	if hello.ServerName == "" {
+		if ip := localAddr(hello.Conn); ip.IsValid() {
+			leaf.IPAddresses = []net.IP{ip.AsSlice()}
+			slot += " " + ip.String()
+		}
+	}
+	now := a.now()
+	if c := a.servers.get(slot, now); c != nil {
+		return c, nil
+	}
+	// Two that find none at once both make one: either is as good.
+	der, err := a.issue(&leaf, a.servers.key.Public(), now.Add(serverLifetime))
+	if err != nil {
+		return nil, fmt.Errorf("cert: %w", err)
+	}
+	parsed, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("cert: %w", err)
+	}
+	c := &tls.Certificate{Certificate: [][]byte{der, a.ca.Raw}, PrivateKey: a.servers.key, Leaf: parsed}
+	a.servers.put(slot, c)
+	return c, nil
+}
+
+// serverName returns the name of the certificate for a server name.
+func (a *Authority) serverName(sni string) (string, error) {
+	if sni == "" {
+		return "api." + a.domain, nil
+	}
+	lower := strings.ToLower(sni) // DNS names are the same in any case (RFC 4343)
+	host, ours := strings.CutSuffix(lower, "."+a.domain)
+	path, isService := strings.CutSuffix(host, ".svc")
+	service, namespace, deep := strings.Cut(path, ".")
+	switch {
+	case !ours, strings.ContainsFunc(sni, func(r rune) bool { return r > unicode.MaxASCII }): // some have an ASCII letter as lower case
+	case host == "api", host == "gateway":
+		return lower, nil
+	case isService && validLabel(service) && !deep:
+		return "*.svc." + a.domain, nil
+	case isService && validLabel(service) && validLabel(namespace):
+		return "*." + namespace + ".svc." + a.domain, nil
+	}
+	return "", fmt.Errorf("cert: no certificate for the server name %.100q: this cluster's names end in .svc.%s", sni, a.domain)
+}
+
+// localAddr returns the address of our end of c, or the zero Addr if it has none.
+func localAddr(c net.Conn) netip.Addr {
+	if c == nil || c.LocalAddr() == nil {
+		return netip.Addr{}
+	}
+	at, err := netip.ParseAddrPort(c.LocalAddr().String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return at.Addr().Unmap().WithZone("")
+}

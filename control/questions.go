@@ -1,0 +1,121 @@
+package control
+
+import (
+	"strings"
+
+	"cardea/api"
+	"cardea/audit"
+	"cardea/rpc"
+)
+
+// why answers POST /api/why: what would be decided, and how.
+func (c *call) why() (any, error) {
+	if _, err := c.who(); err != nil { // before reading what a stranger sends
+		return nil, err
+	}
+	var in api.WhyRequest
+	if err := rpc.Read(c.r, &in); err != nil {
+		return nil, err
+	}
+	if in.Subject == "" || in.Service == "" {
+		return nil, api.Errorf(api.CodeInvalid, "subject and service are required")
+	}
+	service := api.Key{Group: api.GroupCore, Kind: api.KindService, Name: api.ServiceName(in.Service)}
+	if _, err := c.may(verbWhy, service); err != nil {
+		return nil, err
+	}
+	r := api.Request{Service: service.Name, Facts: in.Facts, Now: in.At}
+	if r.Now.IsZero() {
+		r.Now = c.Now()
+	}
+	user, err := c.subject(in.Subject, &r)
+	if err != nil {
+		return nil, err
+	}
+	return c.Explainer.Explain(c.r.Context(), r, user)
+}
+
+// subject puts the Session of a subject into r: the one that it names, or the
+// latest one of the User that it names. It returns the User's name if there is
+// none.
+func (c *call) subject(subject string, r *api.Request) (user string, err error) {
+	if name, ok := strings.CutPrefix(subject, "session/"); ok {
+		o, err := c.load(api.Key{Group: api.GroupCore, Kind: api.KindSession, Name: name})
+		if err != nil {
+			return "", err
+		}
+		r.Session = o.Header().Metadata.UID
+		return "", nil
+	}
+	if _, err := c.load(api.Key{Group: api.GroupCore, Kind: api.KindUser, Name: subject}); err != nil {
+		return "", err
+	}
+	s, err := c.latestSession(subject)
+	if err != nil || s == nil {
+		return subject, err
+	}
+	r.Session = s.Metadata.UID
+	return "", nil
+}
+
+// conns answers GET /api/conns.
+func (c *call) conns() (any, error) {
+	if _, err := c.query(); err != nil {
+		return nil, err
+	}
+	if _, err := c.may(verbConns, api.Key{}); err != nil {
+		return nil, err
+	}
+	items := c.Conns.List()
+	if items == nil {
+		items = []api.Connection{}
+	}
+	return api.Connections{Items: items}, nil
+}
+
+// kill answers DELETE /api/conns/{id}.
+func (c *call) kill() (any, error) {
+	k := api.Key{Kind: kindConnection, Name: c.r.PathValue("id")}
+	d, err := c.may(verbDelete, k)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.append(c.r.Context(), []*api.AccessLog{c.record(d, about(verbDelete, k), nil, nil)}); err != nil {
+		return nil, err
+	}
+	if !c.Conns.Kill(k.Name) {
+		return nil, api.NotFound(k)
+	}
+	return api.Empty{}, nil
+}
+
+// logs answers GET /api/logs.
+func (c *call) logs() (any, error) {
+	if _, err := c.may(verbLogs, api.Key{}); err != nil {
+		return nil, err
+	}
+	q, err := c.query("follow", "user", "service", "session", "type", "since")
+	if err != nil {
+		return nil, err
+	}
+	want := audit.Query{User: q["user"], Service: q["service"], Session: q["session"], Type: api.LogType(q["type"])}
+	if want.Follow, err = boolean(q, "follow"); err != nil {
+		return nil, err
+	}
+	if want.Since, err = instant(q, "since"); err != nil {
+		return nil, err
+	}
+	if err := want.Validate(); err != nil {
+		return nil, api.Errorf(api.CodeInvalid, "%s", err)
+	}
+	rpc.Lines(c.w, c.Logs.Records(c.r.Context(), want), c.Log)
+	return nil, nil
+}
+
+// verifyLogs answers POST /api/logs/verify.
+func (c *call) verifyLogs() (any, error) {
+	if _, err := c.may(verbLogs, api.Key{}); err != nil {
+		return nil, err
+	}
+	return c.Logs.Verify(c.r.Context())
+}

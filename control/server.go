@@ -1,0 +1,251 @@
+// Package control is the resource API: it reads and writes Objects, lets Users
+// in, and answers what is going on.
+//
+// The API is itself a Service (api.cardea): who may make a call is decided by
+// policies, as for any other Service, and no code here asks who is an
+// administrator. The only calls without a decision are those that a caller makes
+// to get a Session: login, and the proof of key that begins a renewal.
+//
+// A write is checked as a whole before any of it is stored, is stored in one
+// transaction, and is answered only after every decision is made on what it
+// wrote.
+package control
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"iter"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"cardea/api"
+	"cardea/audit"
+	"cardea/identity"
+	"cardea/policy"
+	"cardea/rpc"
+	"cardea/store"
+)
+
+// A Server answers the API. Its fields are all that it needs; all must be set
+// but those that say otherwise. Bootstrap and Recover need Store, Domain, Now
+// and Log only.
+type Server struct {
+	Domain string
+	// Names are further host names that the API answers to, beside api.DOMAIN,
+	// DOMAIN, localhost and every IP address. May be nil.
+	Names []string
+
+	Store     store.Store
+	Decider   policy.Decider
+	Explainer policy.Explainer
+	// Await returns once every decision is made on that revision or a later one.
+	Await func(context.Context, api.Revision) error
+	// Check compiles all expressions of an Object and reports what is wrong.
+	Check func(*api.Problems, api.Object)
+	// Proposed decides as the Decider would if the state were what a transaction
+	// is about to commit. With it, a write after which the writer could no longer
+	// write policies is refused. May be nil.
+	Proposed func(context.Context, store.Reader, api.Request) (api.Decision, error)
+
+	Keeper    Keeper
+	Authority Authority
+	Verifier  identity.Verifier // of certificates
+
+	Conns Conns
+	Logs  Logs
+	// Audit takes a record of every write before it is committed, so it must not
+	// wait for the Store.
+	Audit audit.Log
+	Log   *slog.Logger
+	Now   func() time.Time
+}
+
+// A Keeper seals the values of Secrets: see secret.Keeper.
+type Keeper interface {
+	Seal(*api.Secret) error
+}
+
+// Conns is the registry of live connections.
+type Conns interface {
+	List() []api.Connection
+	// Kill cuts the connection of that id, and reports whether there was one.
+	Kill(id string) bool
+}
+
+// Logs is the access log, for reading.
+type Logs interface {
+	Records(context.Context, audit.Query) iter.Seq2[api.AccessLog, error]
+	Verify(context.Context) (api.VerifyReport, error)
+}
+
+// Handler returns the API as it is served over TLS that asks for a client
+// certificate and proves its key, but need not verify it.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	handle := func(pattern string, f func(*call) (any, error)) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			out, err := f(s.call(w, r))
+			switch {
+			case err != nil:
+				rpc.Fail(w, err, s.Log)
+			case out != nil: // nil has been answered already
+				rpc.Answer(w, out)
+			}
+		})
+	}
+	logins := newLimiter(s.Now)
+	handle("POST /api/login", func(c *call) (any, error) { return c.login(logins) })
+	handle("POST /api/renew", (*call).renew)
+	handle("GET /api/self", (*call).self)
+	handle("POST /api/logout", (*call).logout)
+	handle("POST /api/apply", (*call).apply)
+	handle("GET /api/core/v1/{kind}", (*call).list)
+	handle("POST /api/core/v1/{kind}", (*call).create)
+	handle("GET /api/core/v1/{kind}/{name}", (*call).get)
+	handle("PUT /api/core/v1/{kind}/{name}", (*call).update)
+	handle("DELETE /api/core/v1/{kind}/{name}", (*call).delete)
+	handle("POST /api/core/v1/credentials/{name}/token", (*call).newToken)
+	handle("POST /api/why", (*call).why)
+	handle("GET /api/conns", (*call).conns)
+	handle("DELETE /api/conns/{id}", (*call).kill)
+	handle("GET /api/logs", (*call).logs)
+	handle("POST /api/logs/verify", (*call).verifyLogs)
+	handle("/", func(*call) (any, error) { return nil, api.Errorf(api.CodeNotFound, "there is no such call") })
+	return s.guard(mux)
+}
+
+// guard keeps web pages out: a page must not borrow the Session of the browser
+// that shows it, neither by a request across origins nor by a name of its own
+// that it lets point here (DNS rebinding).
+func (s *Server) guard(h http.Handler) http.Handler {
+	origin := http.NewCrossOriginProtection()
+	origin.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rpc.Fail(w, api.Errorf(api.CodePermissionDenied, "requests from other web sites are refused"), s.Log)
+	}))
+	h = origin.Handler(h)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !s.knows(r.Host) {
+			rpc.Fail(w, api.Errorf(api.CodeNotFound, "this is not the host that is asked for"), s.Log)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// knows reports whether a Host header names this API. An address always does: a
+// page that was loaded from it is of the same origin.
+func (s *Server) knows(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return true
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	return host == "localhost" || host == s.Domain || host == "api."+s.Domain || slices.Contains(s.Names, host)
+}
+
+// A call is one request to the API.
+type call struct {
+	*Server
+	w        http.ResponseWriter
+	r        *http.Request
+	evidence api.Evidence
+	verified string // uid of a Session that has been verified already, or ""
+	facts    api.Facts
+	started  time.Time
+}
+
+func (s *Server) call(w http.ResponseWriter, r *http.Request) *call {
+	c := &call{Server: s, w: w, r: r, started: s.Now()}
+	if a, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		c.facts.IP, c.facts.Port = a.Addr().Unmap().WithZone("").String(), int(a.Port())
+	}
+	if a, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
+		c.facts.Listener = a.String()
+	}
+	if t := r.TLS; t != nil {
+		// The certificate is evidence and no fact: here nobody has verified it.
+		c.facts.TLS = &api.TLSFacts{SNI: t.ServerName, ALPN: t.NegotiatedProtocol, Version: strings.TrimPrefix(tls.VersionName(t.Version), "TLS ")}
+		if len(t.PeerCertificates) > 0 {
+			c.evidence = api.Evidence{Kind: api.EvidenceCertificate, Data: t.PeerCertificates[0].Raw}
+		}
+	}
+	return c
+}
+
+// kind returns the kind that the path names.
+func (c *call) kind() (api.Kind, error) {
+	k, ok := api.FindKind(c.r.PathValue("kind"))
+	if !ok {
+		e := api.Errorf(api.CodeNotFound, "there is no kind %q", c.r.PathValue("kind"))
+		for _, k := range api.Kinds() {
+			e.Hint += ", " + k.Plural
+		}
+		e.Hint = "the kinds are " + strings.TrimPrefix(e.Hint, ", ")
+		return k, e
+	}
+	return k, nil
+}
+
+// key returns the key of the Object that the path names.
+func (c *call) key() (api.Key, error) {
+	k, err := c.kind()
+	return api.Key{Group: api.GroupCore, Kind: k.Name, Name: api.CanonicalName(k.Name, c.r.PathValue("name"))}, err
+}
+
+// query returns the query of the URL if it has no parameters but these, each at
+// most once. It is asked for before anything is done.
+func (c *call) query(allowed ...string) (map[string]string, error) {
+	q := map[string]string{}
+	for name, values := range c.r.URL.Query() {
+		if !slices.Contains(allowed, name) || len(values) != 1 {
+			e := api.Errorf(api.CodeInvalid, "the query parameter %q is not known here, or there twice", name)
+			if len(allowed) > 0 {
+				e.Hint = "allowed: " + strings.Join(allowed, ", ")
+			}
+			return nil, e
+		}
+		q[name] = values[0]
+	}
+	return q, nil
+}
+
+// boolean reads a parameter that is true, false, or absent for false.
+func boolean(q map[string]string, name string) (bool, error) {
+	if q[name] == "" {
+		return false, nil
+	}
+	b, err := strconv.ParseBool(q[name])
+	if err != nil {
+		return false, api.Errorf(api.CodeInvalid, "the query parameter %s must be true or false", name)
+	}
+	return b, nil
+}
+
+// instant reads a parameter that is a time, or absent.
+func instant(q map[string]string, name string) (time.Time, error) {
+	if q[name] == "" {
+		return time.Time{}, nil
+	}
+	t, err := time.Parse(time.RFC3339, q[name])
+	if err != nil {
+		return t, api.Errorf(api.CodeInvalid, "the query parameter %s must be a time such as 2006-01-02T15:04:05Z", name)
+	}
+	return t, nil
+}
+
+// encode returns an Object as JSON for a peer or the log, without its secrets.
+func encode(o api.Object) (json.RawMessage, error) {
+	if o == nil {
+		return nil, nil
+	}
+	return json.Marshal(api.Redact(o))
+}

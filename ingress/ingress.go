@@ -1,0 +1,152 @@
+// Package ingress takes connections from listeners and keeps doing so: what goes
+// wrong while accepting ends it only if the listener itself is gone.
+package ingress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"cardea/api"
+)
+
+// A Listener hands on what a net.Listener accepts. Its fields must not be changed
+// while it is in use.
+type Listener struct {
+	net.Listener
+	// Handle is given each connection, in a goroutine of its own. Serve waits
+	// for it to return; ctx is Serve's.
+	Handle func(ctx context.Context, c net.Conn)
+	// Refused is told of connections that were closed at once because this
+	// process has no descriptor left. May be nil.
+	Refused func(api.Refusal)
+	Log     *slog.Logger
+
+	failures atomic.Int64
+}
+
+// Failures returns how often accepting has failed so far.
+func (l *Listener) Failures() int64 { return l.failures.Load() }
+
+// How long to wait after a failure: the first time, and at most.
+const (
+	firstWait = 5 * time.Millisecond
+	mostWait  = time.Second
+)
+
+// logEvery is the least time between two words about failures.
+const logEvery = time.Second
+
+// Serve accepts connections until ctx is done, then closes the listener, waits
+// for each Handle to return, and returns nil. It returns an error, at once but
+// for that wait, if the listener cannot accept any more.
+//
+// Failures that pass (no descriptors or memory left, a client that has gone
+// before it was accepted) do not end it. While there are no descriptors it gives
+// up a spare one to take the next connection, and closes that: clients are
+// refused, not left waiting, and the queue does not fill with the dead.
+func (l *Listener) Serve(ctx context.Context) error {
+	var handles sync.WaitGroup
+	defer handles.Wait()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	defer l.Close()
+
+	var spare spare
+	spare.keep()
+	defer spare.release()
+	var waited time.Duration
+	var logged time.Time
+	for {
+		c, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				c.Close()
+			}
+			return nil
+		case err == nil && spare.keep():
+			waited = 0
+			handles.Go(func() { l.Handle(ctx, c) })
+			continue
+		case err == nil:
+			l.refuse(c)
+			spare.keep()
+			continue
+		case !passes(err):
+			return fmt.Errorf("accept on %v: %w", l.Addr(), err)
+		}
+		failures := l.failures.Add(1)
+		if now := time.Now(); now.Sub(logged) >= logEvery {
+			l.Log.Warn("accepting connections fails; it will be tried again", "listener", l.Addr().String(), "error", err, "failures", failures)
+			logged = now
+		}
+		if noDescriptors(err) && spare.release() {
+			continue // and take the next connection with it
+		}
+		waited = min(max(2*waited, firstWait), mostWait)
+		select {
+		case <-time.After(waited):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// refuse closes a connection that took the spare descriptor.
+func (l *Listener) refuse(c net.Conn) {
+	r := api.Refusal{
+		Facts:  api.Facts{Listener: l.Addr().String()},
+		Reason: api.ReasonOverload,
+		Words:  "no descriptors left",
+	}
+	if from, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
+		r.Facts.IP, r.Facts.Port = from.Addr().Unmap().String(), int(from.Port())
+	}
+	c.Close()
+	if l.Refused != nil {
+		l.Refused(r)
+	}
+}
+
+// passes tells whether accepting may succeed after such a failure.
+func passes(err error) bool {
+	for _, e := range []error{syscall.ECONNABORTED, syscall.ENOBUFS, syscall.ENOMEM, syscall.EINTR} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return noDescriptors(err)
+}
+
+func noDescriptors(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
+}
+
+// spare is a descriptor that is kept to be given up.
+type spare struct{ file *os.File }
+
+// keep takes a descriptor unless there is one, and reports whether there is now.
+func (s *spare) keep() bool {
+	if s.file == nil {
+		s.file, _ = os.Open(os.DevNull)
+	}
+	return s.file != nil
+}
+
+// release gives the descriptor up, and reports whether there was one.
+func (s *spare) release() bool {
+	if s.file == nil {
+		return false
+	}
+	s.file.Close()
+	s.file = nil
+	return true
+}

@@ -1,0 +1,158 @@
+package local
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"testing"
+
+	"cel.dev/cel-go/cel"
+
+	"cardea/api"
+	"cardea/policy/policytest"
+	"cardea/store/memory"
+)
+
+// expressions are those of the ten rules of the benchmarks: the first nine do
+// not match.
+func expressions() []string {
+	var list []string
+	for i := range 3 {
+		list = append(list,
+			fmt.Sprintf(`ctx.user.spec.email == "user-%d@example.com"`, i),
+			fmt.Sprintf(`"group-%d" in ctx.user.spec.groups && ctx.request.port > 1024`, i),
+			fmt.Sprintf(`ctx.session.metadata.name.startsWith("bob-%d") || ctx.request.ip == "192.0.2.%d"`, i, i))
+	}
+	return append(list, `ctx.user.spec.type == "HUMAN" && ctx.user.spec.attrs.level > 2`)
+}
+
+// benchmarkWorld is a World whose decision takes ten rules, among thousand
+// policies that do not apply.
+func benchmarkWorld() *policytest.World {
+	w := policytest.NewWorld()
+	for i, e := range expressions() {
+		name := fmt.Sprintf("rule-%d", i)
+		w.More = append(w.More, policytest.Policy(name, policytest.Allow(e)))
+		w.Service.Spec.Authorization.Policies = append(w.Service.Spec.Authorization.Policies, name)
+	}
+	for i := range 1000 {
+		w.More = append(w.More, policytest.Policy(fmt.Sprintf("other-%d", i),
+			policytest.Deny(fmt.Sprintf(`ctx.user.metadata.name == "user-%d"`, i))))
+	}
+	return w
+}
+
+// BenchmarkDecide is a whole decision.
+func BenchmarkDecide(b *testing.B) {
+	w := benchmarkWorld()
+	d := running(b, w)
+	r := w.Request
+	r.Session, r.Evidence = w.Session.Metadata.UID, api.Evidence{}
+	b.ReportAllocs()
+	b.ResetTimer()
+	for b.Loop() {
+		if got, err := d.Decide(b.Context(), r); err != nil || got.Effect != api.Allow {
+			b.Fatal(got, err)
+		}
+	}
+}
+
+// BenchmarkDecideParallel is the same on all cores: what is shared shows.
+func BenchmarkDecideParallel(b *testing.B) {
+	w := benchmarkWorld()
+	d := running(b, w)
+	r := w.Request
+	r.Session, r.Evidence = w.Session.Metadata.UID, api.Evidence{}
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if got, err := d.Decide(b.Context(), r); err != nil || got.Effect != api.Allow {
+				b.Error(got, err)
+			}
+		}
+	})
+}
+
+// BenchmarkBareCEL is what cel-go takes for the same ten expressions, over maps,
+// without types and limits, as it is commonly used.
+func BenchmarkBareCEL(b *testing.B) {
+	env, err := cel.NewEnv(cel.Variable("ctx", cel.DynType), cel.CrossTypeNumericComparisons(true))
+	if err != nil {
+		b.Fatal(err)
+	}
+	var programs []cel.Program
+	for _, e := range expressions() {
+		a, issues := env.Compile(e)
+		if issues.Err() != nil {
+			b.Fatal(issues.Err())
+		}
+		p, err := env.Program(a, cel.EvalOptions(cel.OptOptimize))
+		if err != nil {
+			b.Fatal(err)
+		}
+		programs = append(programs, p)
+	}
+	w := policytest.NewWorld()
+	vars := map[string]any{"ctx": map[string]any{
+		"user": map[string]any{"spec": map[string]any{
+			"type": "HUMAN", "email": "", "groups": w.User.Spec.Groups, "attrs": map[string]any{"level": 3.0}}},
+		"session": map[string]any{"metadata": map[string]any{"name": w.Session.Metadata.Name}},
+		"request": map[string]any{"ip": w.Request.Facts.IP, "port": w.Request.Facts.Port},
+	}}
+	b.ReportAllocs()
+	for b.Loop() {
+		for i, p := range programs {
+			if v, _, err := p.Eval(vars); err != nil || v.Value() != (i == len(programs)-1) {
+				b.Fatal(v, err)
+			}
+		}
+	}
+}
+
+// BenchmarkNext is a login: one Session is written where there are ten thousand.
+func BenchmarkNext(b *testing.B) {
+	w := policytest.NewWorld()
+	st := memory.New()
+	defer st.Close()
+	w.Session.Default()
+	for i := range 10_000 {
+		s := api.Clone(w.Session)
+		s.Metadata.Name, s.Metadata.UID = fmt.Sprintf("alice-%06d", i), fmt.Sprintf("uid-%d", i)
+		w.More = append(w.More, s)
+	}
+	policytest.Put(b, st, w.Objects()...)
+	c := newCompiler(slog.New(slog.DiscardHandler))
+	s, err := load(b.Context(), st, c)
+	if err != nil {
+		b.Fatal(err)
+	}
+	commit := commitOf(b, w.Session)
+	b.ReportAllocs()
+	for b.Loop() {
+		s = s.next(commit, c)
+	}
+}
+
+// running returns a Decider over a World, running until the test ends.
+func running(t testing.TB, w *policytest.World) *Decider {
+	t.Helper()
+	st := memory.New()
+	policytest.Put(t, st, w.Objects()...)
+	d := &Decider{Store: st, Identity: policytest.Verifier{}, Log: slog.New(slog.DiscardHandler)}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		if err := st.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	if err := d.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}

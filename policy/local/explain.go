@@ -1,0 +1,165 @@
+package local
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"cardea/api"
+)
+
+// newSessionLasts is how long the Session lasts that Explain imagines for a User
+// who has none.
+const newSessionLasts = 24 * time.Hour
+
+// Explain implements policy.Explainer: it decides as Decide does and shows every
+// rule that applies. If user is not "", the request's evidence and Session do
+// not count.
+func (d *Decider) Explain(_ context.Context, r api.Request, user string) (api.Explanation, error) {
+	j, err := d.open(r)
+	if err != nil {
+		return api.Explanation{}, err
+	}
+	defer d.judgments.put(j)
+	var x api.Explanation
+	j.steps = &x.Steps
+	var admitted bool
+	if user != "" {
+		x.Hypothetical = true
+		if admitted = j.admitUser(user, ""); admitted {
+			j.ctx.Session = newSession(j.user.ref, j.now)
+		}
+	} else {
+		admitted = j.identify(d.Identity) && j.admitSession()
+	}
+	if admitted && j.admitService() {
+		j.judge()
+	}
+	x.Decision = j.finish()
+	x.Hints = j.hints(x.Steps)
+	return x, nil
+}
+
+// newSession returns the Session that a User would get by logging in.
+func newSession(user api.Ref, now time.Time) *api.Session {
+	s := &api.Session{
+		Spec:   api.SessionSpec{ExpiresAt: now.Add(newSessionLasts)},
+		Status: api.SessionStatus{Type: "CLIENT", UserRef: user},
+	}
+	s.Default()
+	return s
+}
+
+// hints says what would change the answer.
+func (j *judgment) hints(steps []api.Step) []string {
+	var hints []string
+	add := func(format string, args ...any) { hints = append(hints, fmt.Sprintf(format, args...)) }
+	name := api.ServiceName(j.request.Service)
+	switch d := &j.decision; d.Reason {
+	case api.ReasonUnauthenticated, api.ReasonNoSession, api.ReasonSessionExpired, api.ReasonKeyMismatch:
+		add("log in again")
+	case api.ReasonSessionNotActive:
+		add("approve the Session: set its spec.state to ACTIVE")
+	case api.ReasonNoUser:
+		add("create the User%s", j.similar(j.users.names(), api.KindUser))
+	case api.ReasonUserDisabled:
+		add("set spec.isDisabled of User %s to false", j.user.key.Name)
+	case api.ReasonNoService:
+		add("create the Service %s%s", name, j.similar(j.services.names(), api.KindService))
+	case api.ReasonServiceDisabled:
+		add("set spec.isDisabled of Service %s to false", name)
+	case api.ReasonConfig:
+		add("mend spec.dynamicConfig of Service %s", name)
+	case api.ReasonError:
+		add("write the object again that cannot be read")
+	case api.ReasonNoPolicyMatch:
+		switch {
+		case len(steps) == 0:
+			add("nobody may reach %s: no policy applies to it; attach one to the Service, its Namespace, the User or a Group", name)
+		case !slices.ContainsFunc(steps, func(s api.Step) bool { return s.Rule.Effect == api.Allow }):
+			add("no rule that applies is an ALLOW; attach a policy that allows to the Service, its Namespace, the User or a Group")
+		default:
+			add("no ALLOW rule matches; see why in the steps, or attach a policy that allows")
+		}
+		add("looked at: %s", strings.Join(j.lookedAt(), "; "))
+	}
+	for _, k := range j.dependsOn {
+		if p, ok := j.policies.get(k.Name); k.Kind != api.KindPolicy || ok && (p.rules != nil || p.err != nil) {
+			continue
+		} else if ok {
+			add("Policy %s is disabled", k.Name)
+		} else {
+			add("Policy %s is named and does not exist%s", k.Name, j.similar(j.policies.names(), api.KindPolicy))
+		}
+	}
+	for _, k := range j.dependsOn {
+		if _, ok := j.groups.get(k.Name); k.Kind == api.KindGroup && !ok {
+			add("Group %s does not exist%s", k.Name, j.similar(j.groups.names(), api.KindGroup))
+		}
+	}
+	for _, s := range steps {
+		if s.Outcome == api.OutcomeUnknown && strings.HasSuffix(s.Words, " is absent") {
+			path := strings.TrimSuffix(s.Words, " is absent")
+			add("%s: guard its condition with has(%s)", ruleName(s.Rule), path)
+		}
+	}
+	return hints
+}
+
+// similar names the name that was probably meant by that of kind which was not
+// found.
+func (j *judgment) similar(names []string, kind string) string {
+	for _, k := range j.dependsOn {
+		if k.Kind == kind && !slices.Contains(names, k.Name) {
+			if n := nearest(k.Name, names); n != "" {
+				return ", or did you mean " + n + "?"
+			}
+		}
+	}
+	return ""
+}
+
+// lookedAt lists where policies were looked for, and how many were there.
+func (j *judgment) lookedAt() []string {
+	var list []string
+	add := func(a *attachee, what string) {
+		words := "no policies"
+		if len(a.attached) > 0 {
+			var names []string
+			for _, at := range a.attached {
+				if at.rules != nil {
+					names = append(names, fmt.Sprintf("inline policy %d", at.inline))
+				} else {
+					names = append(names, at.policy)
+				}
+			}
+			words = strings.Join(names, ", ")
+		}
+		list = append(list, fmt.Sprintf("%s (%s)", what, words))
+	}
+	for _, k := range j.dependsOn {
+		switch k.Kind {
+		case api.KindService:
+			add(&j.service.attachee, "Service "+k.Name)
+		case api.KindNamespace:
+			if n, ok := j.namespaces.get(k.Name); ok {
+				add(&n.attachee, "Namespace "+k.Name)
+			}
+		case api.KindUser:
+			add(&j.user.attachee, "User "+k.Name)
+		case api.KindGroup:
+			if g, ok := j.groups.get(k.Name); ok {
+				add(&g.attachee, "Group "+k.Name)
+			}
+		case api.KindSession:
+			add(&j.session.attachee, "Session "+k.Name)
+		case api.KindClusterConfig:
+			if j.cluster != nil {
+				add(&j.cluster.attachee, "ClusterConfig")
+			}
+		}
+	}
+	return list
+}

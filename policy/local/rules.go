@@ -1,0 +1,176 @@
+package local
+
+import (
+	"fmt"
+	"log/slog"
+	"weak"
+
+	"cardea/api"
+)
+
+// A compiler compiles policies and keeps the programs of expressions that are in
+// use, by their text. It belongs to one goroutine.
+type compiler struct {
+	env      environment
+	log      *slog.Logger
+	programs map[string]weak.Pointer[program]
+	live     int // programs in use when last counted
+}
+
+func newCompiler(log *slog.Logger) *compiler {
+	return &compiler{env: standard(), log: log, programs: map[string]weak.Pointer[program]{}}
+}
+
+// program returns the program of an expression. One that does not compile has
+// an unknown value.
+func (c *compiler) program(text string) *program {
+	if p := c.programs[text].Value(); p != nil {
+		return p
+	}
+	if len(c.programs) > 2*c.live+1000 {
+		for t, p := range c.programs {
+			if p.Value() == nil {
+				delete(c.programs, t)
+			}
+		}
+		c.live = len(c.programs)
+	}
+	p := c.env.compile(text)
+	if p.err != nil {
+		c.log.Warn("policy: an expression does not compile; its value is unknown", "expression", text, "error", p.err)
+	}
+	c.programs[text] = weak.Make(p)
+	return p
+}
+
+// A rank is the place of a rule in the order in which rules are tried: its
+// priority, and DENY before ALLOW.
+type rank uint8
+
+const (
+	priorities = 9
+	ranks      = 2 * priorities
+)
+
+func rankOf(r *api.Rule) rank {
+	k := 2 * rank(min(max(r.Priority, -4), 4)+4)
+	if r.Effect == api.Allow {
+		k++
+	}
+	return k
+}
+
+// A ruleSet is a compiled policy, named or inline.
+type ruleSet struct {
+	rules []rule         // by rank, then by index
+	ends  [ranks]uint16  // rules[ends[k-1]:ends[k]] are those of rank k
+	ranks uint32         // bit k is set if there are rules of rank k
+	attrs map[string]any // what the rules see as attrs
+}
+
+// A rule is a compiled rule.
+type rule struct {
+	*api.Rule
+	condition condition
+	index     int
+	words     string // which rule it is
+}
+
+// rules compiles the policy that is at from.
+func (c *compiler) rules(s *api.PolicySpec, from source) *ruleSet {
+	set := &ruleSet{attrs: s.Attrs, rules: make([]rule, 0, len(s.Rules))}
+	for k := range rank(ranks) {
+		for i := range s.Rules {
+			if rankOf(&s.Rules[i]) != k {
+				continue
+			}
+			r := rule{Rule: &s.Rules[i], condition: c.condition(&s.Rules[i].Condition), index: i}
+			r.words = ruleName(from.ref(&r))
+			set.rules = append(set.rules, r)
+			set.ranks |= 1 << k
+		}
+		set.ends[k] = uint16(len(set.rules))
+	}
+	return set
+}
+
+// at returns the rules of a rank.
+func (s *ruleSet) at(k rank) []rule {
+	var from uint16
+	if k > 0 {
+		from = s.ends[k-1]
+	}
+	return s.rules[from:s.ends[k]]
+}
+
+// A source is where a set of rules comes from: what of api.RuleRef is common to
+// them.
+type source struct {
+	policy string   // a named Policy
+	owner  *api.Key // the Object that names it, or that the inline policy stands in
+	inline int      // the place of the inline policy, from 1
+}
+
+// ref returns the reference to a rule of the set.
+func (s source) ref(r *rule) api.RuleRef {
+	effect := r.Effect
+	if effect != api.Allow {
+		effect = api.Deny
+	}
+	return api.RuleRef{Policy: s.policy, Owner: s.owner, Inline: s.inline,
+		Index: r.index, Name: r.Name, Effect: effect, Priority: r.Priority}
+}
+
+// ruleName says which rule it is.
+func ruleName(r api.RuleRef) string {
+	rule := fmt.Sprintf("rule %d", r.Index)
+	if r.Name != "" {
+		rule = fmt.Sprintf("rule %q", r.Name)
+	}
+	if r.Policy != "" {
+		return rule + " of Policy " + r.Policy
+	}
+	return fmt.Sprintf("%s of inline policy %d of %s %s", rule, r.Inline, r.Owner.Kind, r.Owner.Name)
+}
+
+// An attachment is one policy in the authorization of an Object: its rules, if
+// it is inline.
+type attachment struct {
+	source
+	rules *ruleSet
+}
+
+// attachments compiles an authorization: the named policies come first.
+func (c *compiler) attachments(a *api.Authorization, owner api.Key) []attachment {
+	if len(a.Policies)+len(a.InlinePolicies) == 0 {
+		return nil
+	}
+	list := make([]attachment, 0, len(a.Policies)+len(a.InlinePolicies))
+	for _, name := range a.Policies {
+		list = append(list, attachment{source: source{policy: name, owner: &owner}})
+	}
+	for i := range a.InlinePolicies {
+		if p := &a.InlinePolicies[i].Spec; !p.IsDisabled {
+			from := source{owner: &owner, inline: i + 1}
+			list = append(list, attachment{from, c.rules(p, from)})
+		}
+	}
+	return list
+}
+
+// A configRule is a compiled rule of a dynamicConfig.
+type configRule struct {
+	condition condition
+	name      string
+}
+
+func (c *compiler) configRules(d *api.DynamicConfig) []configRule {
+	if d == nil {
+		return nil
+	}
+	rules := make([]configRule, len(d.Rules))
+	for i := range d.Rules {
+		rules[i] = configRule{c.condition(&d.Rules[i].Condition), d.Rules[i].ConfigName}
+	}
+	return rules
+}

@@ -1,0 +1,242 @@
+package local
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	iradix "github.com/hashicorp/go-immutable-radix/v2"
+
+	"cardea/api"
+	"cardea/store"
+)
+
+// A snapshot is the state of the store at one revision, compiled for decisions.
+// It never changes: the next one shares with it what did not change.
+type snapshot struct {
+	revision api.Revision
+	rules
+	subjects
+}
+
+// rules is the layer that changes when an administrator changes something.
+type rules struct {
+	policies   tree[*policyEntry]
+	services   tree[*serviceEntry]
+	namespaces tree[*entry[*api.Namespace]]
+	cluster    *clusterEntry // nil if there is none
+}
+
+// subjects is the layer that changes when people come and go.
+type subjects struct {
+	users    tree[*entry[*api.User]]
+	groups   tree[*entry[*api.Group]]
+	sessions tree[*entry[*api.Session]] // by name
+	byUID    tree[*entry[*api.Session]]
+}
+
+// A tree is a persistent map from names: a change copies a path.
+type tree[T any] struct{ *iradix.Tree[T] }
+
+func (t tree[T]) get(name string) (T, bool) {
+	if t.Tree == nil {
+		var none T
+		return none, false
+	}
+	return t.Root().Get([]byte(name))
+}
+
+func (t *tree[T]) put(name string, v T) {
+	if t.Tree == nil {
+		t.Tree = iradix.New[T]()
+	}
+	t.Tree, _, _ = t.Insert([]byte(name), v)
+}
+
+func (t *tree[T]) remove(name string) {
+	if t.Tree != nil {
+		t.Tree, _, _ = t.Delete([]byte(name))
+	}
+}
+
+// names returns the names in order.
+func (t tree[T]) names() (names []string) {
+	if t.Tree == nil {
+		return nil
+	}
+	for i := t.Root().Iterator(); ; {
+		k, _, ok := i.Next()
+		if !ok {
+			return names
+		}
+		names = append(names, string(k))
+	}
+}
+
+// An attachee is what an Object that policies are attached to has in common with
+// the others, for a decision.
+type attachee struct {
+	key      api.Key
+	ref      api.Ref
+	attached []attachment
+	// err is set if the Object cannot be read. Its rules are then unknown, so
+	// whatever depends on it is denied.
+	err error
+}
+
+type entry[T api.Object] struct {
+	attachee
+	object T
+}
+
+type serviceEntry struct {
+	entry[*api.Service]
+	configRules []configRule
+}
+
+type clusterEntry struct {
+	entry[*api.ClusterConfig]
+	region api.Ref
+}
+
+type policyEntry struct {
+	rules *ruleSet // nil if it is disabled
+	err   error
+}
+
+// authorizationOf returns the authorization whose policies count when a decision
+// depends on o, and nil if o has none.
+func authorizationOf(o api.Object) *api.Authorization {
+	switch o := o.(type) {
+	case *api.Service:
+		return &o.Spec.Authorization
+	case *api.Namespace:
+		return &o.Spec.Authorization
+	case *api.User:
+		return &o.Spec.Authorization
+	case *api.Group:
+		return &o.Spec.Authorization
+	case *api.Session:
+		return &o.Spec.Authorization
+	case *api.ClusterConfig:
+		return &o.Spec.Authorization
+	}
+	return nil
+}
+
+// load returns the snapshot of what is in the store now.
+func load(ctx context.Context, st store.Store, c *compiler) (*snapshot, error) {
+	var s snapshot
+	err := st.View(ctx, func(r store.Reader) error {
+		s = snapshot{revision: r.Revision()}
+		for _, kind := range []string{api.KindClusterConfig, api.KindPolicy, api.KindNamespace, api.KindGroup,
+			api.KindUser, api.KindService, api.KindSession} {
+			for rec, err := range r.List(api.GroupCore, kind) {
+				if err != nil {
+					return err
+				}
+				s.apply(store.Change{Record: rec}, c)
+			}
+		}
+		return nil
+	})
+	return &s, err
+}
+
+// next returns the snapshot after a commit.
+func (s *snapshot) next(commit store.Commit, c *compiler) *snapshot {
+	n := *s
+	n.revision = commit.Revision
+	for _, change := range commit.Changes {
+		n.apply(change, c)
+	}
+	return &n
+}
+
+// apply changes a snapshot that nobody else sees yet.
+func (s *snapshot) apply(change store.Change, c *compiler) {
+	if change.Key.Group != api.GroupCore {
+		return
+	}
+	switch name := change.Key.Name; change.Key.Kind {
+	case api.KindClusterConfig:
+		switch {
+		case name != api.ClusterConfigName:
+		case change.Deleted:
+			s.cluster = nil
+		default:
+			s.cluster = newClusterEntry(c, change)
+		}
+	case api.KindPolicy:
+		set(&s.policies, c, change, newPolicyEntry)
+	case api.KindService:
+		set(&s.services, c, change, newServiceEntry)
+	case api.KindNamespace:
+		set(&s.namespaces, c, change, newEntry[*api.Namespace])
+	case api.KindUser:
+		set(&s.users, c, change, newEntry[*api.User])
+	case api.KindGroup:
+		set(&s.groups, c, change, newEntry[*api.Group])
+	case api.KindSession:
+		if old, ok := s.sessions.get(name); ok {
+			s.byUID.remove(old.ref.UID)
+		}
+		set(&s.sessions, c, change, newEntry[*api.Session])
+		if e, ok := s.sessions.get(name); ok {
+			s.byUID.put(e.ref.UID, e)
+		}
+	}
+}
+
+// set puts what a change makes under its name, or removes it.
+func set[T any](t *tree[T], c *compiler, change store.Change, make func(*compiler, store.Change) T) {
+	if change.Deleted {
+		t.remove(change.Key.Name)
+		return
+	}
+	t.put(change.Key.Name, make(c, change))
+}
+
+// decode returns the Object of a change. One that cannot be read is empty but
+// for its name, beside the error.
+func decode[T api.Object](c *compiler, change store.Change) (T, error) {
+	kind, _ := api.KindOf(change.Key.Kind)
+	o := kind.New().(T)
+	err := json.Unmarshal(change.JSON, o)
+	if err != nil {
+		err = fmt.Errorf("%s %s cannot be read: %w", change.Key.Kind, change.Key.Name, err)
+		c.log.Error("policy: an object in the store cannot be read; what depends on it is denied", "object", change.Key.String(), "error", err)
+		o = kind.New().(T)
+		o.Header().Metadata.Name, o.Header().Metadata.UID = change.Key.Name, change.UID
+	}
+	o.Default()
+	return o, err
+}
+
+func newEntry[T api.Object](c *compiler, change store.Change) *entry[T] {
+	o, err := decode[T](c, change)
+	return &entry[T]{
+		attachee: attachee{key: change.Key, ref: o.Header().Ref(), attached: c.attachments(authorizationOf(o), change.Key), err: err},
+		object:   o,
+	}
+}
+
+func newServiceEntry(c *compiler, change store.Change) *serviceEntry {
+	e := newEntry[*api.Service](c, change)
+	return &serviceEntry{entry: *e, configRules: c.configRules(e.object.Spec.DynamicConfig)}
+}
+
+func newClusterEntry(c *compiler, change store.Change) *clusterEntry {
+	e := newEntry[*api.ClusterConfig](c, change)
+	return &clusterEntry{entry: *e, region: api.Ref{
+		APIVersion: api.Version, Kind: api.KindRegion, Name: "default", UID: e.object.Status.RegionUID,
+	}}
+}
+
+func newPolicyEntry(c *compiler, change store.Change) *policyEntry {
+	p, err := decode[*api.Policy](c, change)
+	if err != nil || p.Spec.IsDisabled {
+		return &policyEntry{err: err}
+	}
+	return &policyEntry{rules: c.rules(&p.Spec, source{policy: change.Key.Name})}
+}

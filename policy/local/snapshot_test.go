@@ -1,0 +1,116 @@
+package local
+
+import (
+	"log/slog"
+	"testing"
+
+	"cardea/api"
+	"cardea/policy/policytest"
+	"cardea/store"
+	"cardea/store/memory"
+)
+
+// commitOf returns a commit that writes Objects.
+func commitOf(t testing.TB, objects ...api.Object) store.Commit {
+	t.Helper()
+	c := store.Commit{Revision: api.Revision{Epoch: 1, Number: 1000}}
+	for _, o := range objects {
+		o.Default()
+		rec, err := store.Encode(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rec.Revision = c.Revision
+		c.Changes = append(c.Changes, store.Change{Record: rec})
+	}
+	return c
+}
+
+// A commit compiles only what it changes, and each expression once.
+func TestCommitCompilesWhatItChanges(t *testing.T) {
+	w := policytest.NewWorld()
+	w.Session.Spec.Authorization = policytest.Inline(policytest.Allow(`ctx.user.spec.type == "HUMAN"`))
+	one := policytest.Policy("one", policytest.Allow(`ctx.request.port > 1`))
+	two := policytest.Policy("two", policytest.Allow(`ctx.request.port > 2`), policytest.Allow(`ctx.request.port > 1`))
+	w.More = append(w.More, one, two)
+	st := memory.New()
+	defer st.Close()
+	policytest.Put(t, st, w.Objects()...)
+	c := newCompiler(slog.New(slog.DiscardHandler))
+	before, err := load(t.Context(), st, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := len(c.programs); got != 3 {
+		t.Errorf("%d programs for 3 expressions", got)
+	}
+	policyOf := func(s *snapshot, name string) *policyEntry {
+		p, _ := s.policies.get(name)
+		return p
+	}
+
+	login := before.next(commitOf(t, w.Session), c)
+	if login.rules != before.rules {
+		t.Error("a Session changed the layer of rules")
+	}
+
+	changed := api.Clone(one)
+	changed.Spec.Rules[0].Condition.Match = `ctx.request.port > 3`
+	after := before.next(commitOf(t, changed), c)
+	if policyOf(after, "one") == policyOf(before, "one") || policyOf(after, "two") != policyOf(before, "two") {
+		t.Error("a Policy was compiled again that did not change, or the one that did was not")
+	}
+	if got := len(c.programs); got != 4 {
+		t.Errorf("%d programs for 4 expressions", got)
+	}
+	if policyOf(before, "one").rules.rules[0].condition.program != policyOf(before, "two").rules.rules[1].condition.program {
+		t.Error("one expression has two programs")
+	}
+	if after.subjects != before.subjects {
+		t.Error("a Policy changed the layer of subjects")
+	}
+}
+
+// What cannot be read denies: its rules are not known.
+func TestUnreadableObjectDenies(t *testing.T) {
+	for _, kind := range []string{api.KindService, api.KindNamespace, api.KindUser, api.KindGroup, api.KindSession, api.KindClusterConfig, api.KindPolicy} {
+		t.Run(kind, func(t *testing.T) {
+			w := policytest.NewWorld()
+			w.Service.Spec.Authorization = policytest.Inline(policytest.Allow(""))
+			w.Group.Spec.Authorization = policytest.Named("one")
+			w.More = append(w.More, policytest.Policy("one", policytest.Allow("")))
+			st := memory.New()
+			defer st.Close()
+			policytest.Put(t, st, w.Objects()...)
+			c := newCompiler(slog.New(slog.DiscardHandler))
+			s, err := load(t.Context(), st, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := &Decider{Identity: policytest.Verifier{}, Log: c.log}
+			decide := func() api.Decision {
+				got, err := d.Decide(t.Context(), w.Request)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return got
+			}
+			if d.current.Store(s); !decideAllowed(decide()) {
+				t.Fatal("not allowed to begin with")
+			}
+			for _, o := range w.Objects() {
+				if o.Header().Kind != kind {
+					continue
+				}
+				commit := commitOf(t, o)
+				commit.Changes[0].JSON = []byte(`{"spec": 7}`)
+				d.current.Store(s.next(commit, c))
+				if decideAllowed(decide()) {
+					t.Error("allowed, although it cannot be read")
+				}
+			}
+		})
+	}
+}
+
+func decideAllowed(d api.Decision) bool { return d.Allowed() }

@@ -1,0 +1,74 @@
+// Package policy is the policy decision point (PDP): it answers one question,
+// whether a request may pass, and tells when an answer may no longer hold.
+//
+// Implementations live beside it: local (a compiled snapshot in this process)
+// and closed (denies everyone). Package policytest holds the contract that they
+// pass.
+package policy
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"math/rand/v2"
+
+	"cardea/api"
+)
+
+// A Decider answers requests.
+//
+// # The caller's duty
+//
+// An error is not an answer. For a first decision it counts as a DENY, also
+// beside an ALLOW. For the renewal of a decision that is held it changes
+// nothing: the lease runs on, the question is asked again, and the end of the
+// lease cuts. A DENY cuts at once.
+//
+// Whoever holds decisions follows Changes from the revision of the first one,
+// and on a Change asks again for exactly the held decisions whose DependsOn
+// names one of its Keys, with AtLeast set to its Revision.
+//
+// # The callee's duty
+//
+// Decide never answers from data older than Request.AtLeast: it waits or
+// returns ErrBehind. DependsOn is complete: no write to anything that it does
+// not name changes the answer. A decision that is in process takes no lock and
+// does not block.
+type Decider interface {
+	Decide(ctx context.Context, r api.Request) (api.Decision, error)
+
+	// Changes yields every Change after from, in order, and a Change without Keys
+	// at least once a second, until ctx is done or it yields an error, which is
+	// the last. A Change is yielded after Decide answers from its Revision.
+	Changes(ctx context.Context, from api.Revision) iter.Seq2[api.Change, error]
+}
+
+// An Explainer decides and shows what it considered. In why, user stands for a
+// User who may have no Session: then the decision is the one that a new Session
+// would get.
+type Explainer interface {
+	Explain(ctx context.Context, r api.Request, user string) (api.Explanation, error)
+}
+
+// ErrBehind says that a Decider has not reached the revision that was asked for.
+var ErrBehind = errors.New("policy: not yet at the revision that was asked for")
+
+// NewID returns a new id of a Decision: 4-4-24-4-4 characters of [a-z0-9]. It is
+// unique, and no secret.
+func NewID() string {
+	const digits = "0123456789abcdefghijklmnopqrstuvwxyz"
+	var id [44]byte
+	var random uint64
+	for i, left := 0, 0; i < len(id); i++ {
+		if i == 4 || i == 9 || i == 34 || i == 39 {
+			id[i] = '-'
+			continue
+		}
+		if left == 0 { // 36^12 is the greatest power below 2^64
+			random, left = rand.Uint64(), 12
+		}
+		id[i] = digits[random%36]
+		random, left = random/36, left-1
+	}
+	return string(id[:])
+}

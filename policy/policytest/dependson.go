@@ -1,0 +1,227 @@
+package policytest
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"cardea/api"
+	"cardea/store"
+)
+
+// dependsOn checks that DependsOn is complete: in a random small world, a random
+// write that touches nothing that a decision names does not change the decision.
+func (s suite) dependsOn(t *testing.T) {
+	st := s.store(t)
+	d := s.open(t, st, Verifier{})
+	uids := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		var keys []api.Key
+		write := func(o api.Object, remove bool) {
+			rev, err := st.Update(t.Context(), "test", func(tx store.Tx) error {
+				old, err := tx.Get(o.Header().Key())
+				switch {
+				case err != nil && !api.HasCode(err, api.CodeNotFound):
+					return err
+				case remove && err != nil:
+					return nil
+				case remove:
+					return tx.Delete(o.Header().Key())
+				case err == nil:
+					o.Header().Metadata.UID = old.UID
+				}
+				rec, err := store.Encode(o)
+				if err != nil {
+					return err
+				}
+				return tx.Put(rec)
+			})
+			if err != nil {
+				rt.Fatal(err)
+			}
+			if k := o.Header().Key(); !slices.Contains(keys, k) {
+				keys = append(keys, k)
+			}
+			if err := d.Await(t.Context(), rev); err != nil {
+				rt.Fatal(err)
+			}
+		}
+		g := generator{rt, &uids}
+		for range rapid.IntRange(5, 25).Draw(rt, "objects") {
+			write(g.object(), false)
+		}
+		// The sessions of now: a uid is never used again.
+		var requests []api.Request
+		for _, k := range keys {
+			if k.Kind == api.KindSession {
+				o := session(rt, st, k)
+				for _, service := range []string{"one.aa", "two.aa", "one.bb"} {
+					requests = append(requests, api.Request{Service: service, Session: o.Metadata.UID, Now: Now(), Facts: g.facts()})
+				}
+			}
+		}
+		for range rapid.IntRange(1, 10).Draw(rt, "writes") {
+			before := decideAll(t, d, requests)
+			o := g.object()
+			write(o, rapid.Bool().Draw(rt, "remove"))
+			for i, after := range decideAll(t, d, requests) {
+				if slices.Contains(before[i].DependsOn, o.Header().Key()) || same(before[i], after) {
+					continue
+				}
+				rt.Fatalf("a write to %v changed a decision that does not depend on it:\nbefore %+v\nafter  %+v", o.Header().Key(), before[i], after)
+			}
+		}
+		for _, k := range keys {
+			write(&bare{Head: api.Head{Kind: k.Kind, Metadata: api.Metadata{Name: k.Name}}}, true)
+		}
+	})
+}
+
+// A bare is an Object of any kind that is only deleted.
+type bare struct{ api.Head }
+
+func (*bare) Default()               {}
+func (*bare) Validate(*api.Problems) {}
+
+func session(rt *rapid.T, st store.Store, k api.Key) (o *api.Session) {
+	err := st.View(rt.Context(), func(r store.Reader) (err error) {
+		o, err = store.Get[*api.Session](r, k)
+		return err
+	})
+	if err != nil {
+		rt.Fatal(err)
+	}
+	return o
+}
+
+func decideAll(t testing.TB, d Decider, requests []api.Request) []api.Decision {
+	list := make([]api.Decision, len(requests))
+	for i, r := range requests {
+		list[i] = decide(t, d, r)
+	}
+	return list
+}
+
+// same tells whether two decisions say the same of the same Objects.
+func same(a, b api.Decision) bool {
+	a.ID, a.Revision, b.ID, b.Revision = "", api.Revision{}, "", api.Revision{}
+	return reflect.DeepEqual(a, b)
+}
+
+// A generator draws Objects of a world with few names.
+type generator struct {
+	*rapid.T
+	uids *int
+}
+
+func (g generator) pick(label string, of ...string) string {
+	return rapid.SampledFrom(of).Draw(g.T, label)
+}
+
+func (g generator) some(label string, of ...string) []string {
+	return rapid.SliceOfNDistinct(rapid.SampledFrom(of), 0, len(of), rapid.ID).Draw(g.T, label)
+}
+
+func (g generator) flag(label string) bool { return rapid.IntRange(0, 4).Draw(g.T, label) == 0 }
+
+func (g generator) head(name string) api.Head {
+	*g.uids++
+	return head(name, fmt.Sprintf("uid-%d", *g.uids)) // if it does not exist yet
+}
+
+func (g generator) object() api.Object {
+	var o api.Object
+	switch g.pick("kind", "cluster", "namespace", "service", "user", "group", "session", "policy", "secret") {
+	case "cluster":
+		o = &api.ClusterConfig{Head: g.head("default"), Spec: api.ClusterConfigSpec{Authorization: g.authorization()}}
+	case "namespace":
+		o = &api.Namespace{Head: g.head(g.pick("namespace", "aa", "bb", "cc")),
+			Spec: api.NamespaceSpec{Parent: g.pick("parent", "", "aa", "bb", "cc", "dd"), Authorization: g.authorization()}}
+	case "service":
+		v := &api.Service{Head: g.head(g.pick("service", "one.aa", "two.aa", "one.bb"))}
+		v.Spec = api.ServiceSpec{Mode: api.ModeTCP, IsDisabled: g.flag("disabled"), Authorization: g.authorization(),
+			Config: &api.ServiceConfig{Upstream: api.Upstream{URL: "tcp://127.0.0.1:1"}}}
+		if g.flag("dynamic") {
+			v.Spec.DynamicConfig = &api.DynamicConfig{Rules: []api.ConfigRule{{Condition: g.condition(), ConfigName: api.DefaultConfig}}}
+		}
+		o = v
+	case "user":
+		u := &api.User{Head: g.head(g.pick("user", "ann", "ben"))}
+		u.Metadata.UID = "uid-" + u.Metadata.Name
+		u.Spec = api.UserSpec{Type: api.UserHuman, Groups: g.some("groups", "g1", "g2", "g3"), IsDisabled: g.flag("disabled"), Authorization: g.authorization()}
+		if g.flag("attrs") {
+			u.Spec.Attrs = api.Attrs{"x": 1}
+		}
+		o = u
+	case "group":
+		o = &api.Group{Head: g.head(g.pick("group", "g1", "g2", "g3")), Spec: api.GroupSpec{Authorization: g.authorization()}}
+	case "session":
+		user := g.pick("user", "ann", "ben")
+		x := &api.Session{Head: g.head(user + "-s")}
+		x.Spec = api.SessionSpec{ExpiresAt: Now().Add(1), Authorization: g.authorization()}
+		if g.flag("pending") {
+			x.Spec.State = api.SessionPending
+		}
+		x.Status.UserRef = api.Ref{Name: user, UID: "uid-" + user}
+		o = x
+	case "policy":
+		o = &api.Policy{Head: g.head(g.pick("policy", "p1", "p2", "p3", "p4")), Spec: g.policy()}
+	case "secret":
+		o = &api.Secret{Head: g.head(g.pick("secret", "s1", "s2"))}
+	}
+	o.Default()
+	return o
+}
+
+func (g generator) authorization() api.Authorization {
+	a := api.Authorization{Policies: g.some("policies", "p1", "p2", "p3", "p4")}
+	if g.flag("inline") {
+		a.InlinePolicies = []api.InlinePolicy{{Spec: g.policy()}}
+	}
+	return a
+}
+
+func (g generator) policy() api.PolicySpec {
+	s := api.PolicySpec{IsDisabled: g.flag("disabled")}
+	for range rapid.IntRange(0, 3).Draw(g.T, "rules") {
+		s.Rules = append(s.Rules, api.Rule{
+			Effect:    api.Effect(g.pick("effect", "ALLOW", "DENY")),
+			Priority:  rapid.IntRange(-4, 4).Draw(g.T, "priority"),
+			Condition: g.condition(),
+		})
+	}
+	return s
+}
+
+func (g generator) condition() api.Condition {
+	c := api.Condition{Match: g.pick("match",
+		`true`, `false`,
+		`"g1" in ctx.user.spec.groups`,
+		`ctx.groups.exists(g, g.metadata.name == "g2")`,
+		`ctx.groups.size() > 1`,
+		`ctx.user.spec.attrs.x == 1`,
+		`has(ctx.namespace) && ctx.namespace.spec.parent == "cc"`,
+		`ctx.namespace.metadata.uid != "uid-3"`,
+		`ctx.session.metadata.name == "ann-s"`,
+		`ctx.request.tls.sni == "x"`,
+		`ctx.request.api.verb == "get"`,
+		`ctx.service.metadata.name == "one.aa"`)}
+	switch g.pick("of", "match", "not", "none") {
+	case "not":
+		c.Not, c.Match = c.Match, ""
+	case "none":
+		c = api.Condition{None: &api.Conditions{Of: []api.Condition{c, {Match: "false"}}}}
+	}
+	return c
+}
+
+func (g generator) facts() *api.Facts {
+	f := &api.Facts{IP: "192.0.2.7"}
+	if g.flag("tls") {
+		f.TLS = &api.TLSFacts{SNI: "x"}
+	}
+	return f
+}

@@ -1,0 +1,380 @@
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"cardea/api"
+	"cardea/audit"
+	"cardea/relay"
+)
+
+// A Conn is a client's connection on its way through a Gate. Handlers read and
+// write it as a net.Conn; what passes is counted.
+type Conn struct {
+	net.Conn
+	// ID names the connection in the log: one for its START, its END and what is
+	// between.
+	ID string
+
+	gate    *Gate
+	arrival api.Arrival
+	facts   *api.Facts
+	ctx     context.Context // done when the connection is over or cut
+	cancel  context.CancelCauseFunc
+
+	sent, received atomic.Int64 // of a Handler; a relay counts for itself
+	units          atomic.Int64 // Authorize calls
+
+	mu        sync.Mutex
+	first     *Grant     // the one that opened the connection, nil until there is one
+	live      relay.Live // once it is relayed
+	startedAt time.Time
+	upstream  string
+	told      bool // the verdict was given
+	ended     bool // END was written, or no START ever will be
+	ending    ending
+}
+
+// An ending is why a connection is over. The first one counts.
+type ending struct {
+	reason relay.Reason
+	words  string
+	by     *api.Decision // the decision that took the right away
+}
+
+func newConn(g *Gate, life context.Context, a api.Arrival) *Conn {
+	ctx, cancel := context.WithCancelCause(life)
+	return &Conn{Conn: a.Conn, ID: audit.NewID(), gate: g, arrival: a, facts: &a.Facts, ctx: ctx, cancel: cancel, startedAt: time.Now()}
+}
+
+// Read counts what the client sent.
+func (c *Conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.received.Add(int64(n))
+	return n, err
+}
+
+// Write counts what the client was sent.
+func (c *Conn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.sent.Add(int64(n))
+	return n, err
+}
+
+// An Ask is what a Mode adds to the question: evidence that was found inside the
+// protocol (then the one of the connection does not count) and facts of the unit
+// of work (then they stand instead of the connection's).
+type Ask struct {
+	Evidence *api.Evidence
+	Facts    *api.Facts
+}
+
+// ErrDenied is the cause of every refusal by decision. What may be told to the
+// caller is in the *Denied that wraps it.
+var ErrDenied = errors.New("denied")
+
+// Denied is the refusal of a unit of work.
+type Denied struct {
+	// Verdict is what the caller may be told: nothing, if it has no Session.
+	Verdict api.Verdict
+}
+
+// Error implements error.
+func (d *Denied) Error() string { return "denied: " + d.Verdict.Words }
+
+// Unwrap makes a Denied an ErrDenied.
+func (d *Denied) Unwrap() error { return ErrDenied }
+
+// Authorize asks whether the client may do one unit of work now: the connection
+// itself, the first time; a request, a query or a channel after that. Before it
+// returns a Grant, the decision is registered, so that every later change
+// reaches it, and the START of the connection is in the log. If the log cannot
+// be written nobody gets in. The error is a *Denied.
+func (c *Conn) Authorize(ctx context.Context, ask Ask) (*Grant, error) {
+	req := api.Request{Service: c.arrival.Service, Evidence: c.arrival.Evidence, Facts: c.facts}
+	if ask.Evidence != nil {
+		req.Evidence = *ask.Evidence
+	}
+	if ask.Facts != nil {
+		req.Facts = ask.Facts
+	}
+	d := c.gate.decide(ctx, req)
+	if !d.Allowed() {
+		return nil, c.deny(d)
+	}
+	// Later questions are about the Session, whatever became of the evidence.
+	req.Evidence, req.Session = api.Evidence{}, d.Subject.Session.UID
+	grant := newGrant(c, req, d)
+	c.mu.Lock()
+	opened := c.first == nil
+	if opened {
+		c.first, c.startedAt = grant, time.Now()
+	}
+	c.mu.Unlock()
+	c.gate.registry.add(grant, opened)
+	c.gate.catchUp(ctx, grant)
+	if opened {
+		if err := c.append(c.record(api.LogStart, &d, nil)); err != nil {
+			c.abandon()
+			c.gate.registry.remove(grant)
+			return nil, c.unavailable(d, "the access log cannot be written: "+err.Error())
+		}
+	}
+	return grant, nil
+}
+
+// decide asks, and turns everything that is not an answer into a denial.
+func (g *Gate) decide(ctx context.Context, req api.Request) api.Decision {
+	ctx, cancel := context.WithTimeout(ctx, g.askTimeout())
+	defer cancel()
+	req.Now = time.Now()
+	d, err := g.Decider.Decide(ctx, req)
+	switch {
+	case err != nil:
+		// An error voids the answer beside it.
+		return api.Decision{ID: cmp.Or(d.ID, audit.NewID()), Effect: api.Deny, Reason: api.ReasonError, Words: err.Error(), Subject: d.Subject}
+	case d.Effect == api.Allow && d.Lease <= 0:
+		d.Effect, d.Reason, d.Words = api.Deny, api.ReasonError, "the decision allowed for no time at all"
+	case d.Effect == api.Allow && d.Subject.Session == nil:
+		d.Effect, d.Reason, d.Words = api.Deny, api.ReasonError, "the decision names no Session"
+	}
+	return d
+}
+
+// deny records a refusal and says what the caller may be told.
+func (c *Conn) deny(d api.Decision) error {
+	if err := c.append(c.record(api.LogDenied, &d, nil)); err != nil {
+		c.gate.Log.Error("a refusal could not be recorded", "service", c.arrival.Service, "error", err)
+	}
+	c.mu.Lock()
+	if c.first == nil {
+		c.ended = true // DENIED is the whole story
+	}
+	c.mu.Unlock()
+	return &Denied{Verdict: verdictOf(&d)}
+}
+
+// unavailable is deny for a failure of ours; nothing can be recorded.
+func (c *Conn) unavailable(d api.Decision, words string) error {
+	c.gate.Log.Error("a connection was refused", "service", c.arrival.Service, "reason", words)
+	return &Denied{Verdict: api.Verdict{Code: api.VerdictUnavailable, DecisionID: d.ID, Words: "the cluster cannot take connections now; its administrator finds the reason in its log"}}
+}
+
+// abandon marks a connection whose START could not be written: it has no END.
+func (c *Conn) abandon() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = true
+}
+
+// verdictOf says what a caller may be told. Whoever proved no Session is told
+// nothing. A Session learns whether it ended, and else the decision's id and the
+// message of the rule; whether the Service exists, it does not learn.
+func verdictOf(d *api.Decision) api.Verdict {
+	v := api.Verdict{Code: api.VerdictDenied}
+	switch d.Reason {
+	case api.ReasonUnauthenticated, api.ReasonKeyMismatch:
+	case api.ReasonError:
+		v.Code, v.DecisionID, v.Words = api.VerdictUnavailable, d.ID, "no decision could be had; try again"
+	case api.ReasonNoSession, api.ReasonSessionExpired:
+		v.Words = "this Session has ended: log in again"
+	case api.ReasonSessionNotActive, api.ReasonNoUser, api.ReasonUserDisabled:
+		v.DecisionID, v.Words = d.ID, "this Session may not be used now"
+	default:
+		v.DecisionID = d.ID
+		v.Words = cmp.Or(d.Message, "you may not reach this Service, or there is none of that name")
+	}
+	return v
+}
+
+// verdict tells the client what became of its request, once, where the road can
+// carry it.
+func (c *Conn) verdict(v api.Verdict) error {
+	c.mu.Lock()
+	told := c.told
+	c.told = true
+	c.mu.Unlock()
+	if t, ok := c.Conn.(interface{ Verdict(api.Verdict) error }); ok && !told {
+		return t.Verdict(v)
+	}
+	return nil
+}
+
+// Relay gives the client and up to the relay engine, and returns at once. The
+// connection ends when the relay does.
+func (c *Conn) Relay(up net.Conn) {
+	if g, ok := up.(*granted); ok {
+		up = g.Conn
+	}
+	c.mu.Lock()
+	limits := relay.Limits(c.first.held.Limits)
+	c.mu.Unlock()
+	live := c.gate.Engine.Start(relay.Pair{Client: c.leg(), Upstream: up, Limits: limits}, c.relayed)
+	c.mu.Lock()
+	c.live = live
+	cut := c.ending.reason
+	c.mu.Unlock()
+	if cut != "" {
+		live.Cut(cut) // it was cut while it was being handed over
+	}
+}
+
+// relayed is called by the engine when the relay is over.
+func (c *Conn) relayed(r relay.Result) {
+	c.received.Store(r.Received)
+	c.sent.Store(r.Sent)
+	e := ending{reason: r.Reason}
+	if r.Err != nil {
+		e.words = r.Err.Error()
+	}
+	c.end(e)
+	c.cancel(nil)
+}
+
+// cut ends a connection against its will: both legs are reset.
+func (c *Conn) cut(why relay.Reason, words string, by *api.Decision) {
+	c.mu.Lock()
+	if c.ended || c.ending.reason != "" {
+		c.mu.Unlock()
+		return
+	}
+	c.ending = ending{reason: why, words: words, by: by}
+	live := c.live
+	c.mu.Unlock()
+	if live != nil {
+		live.Cut(why)
+		return
+	}
+	// Still deciding, connecting, or in the hands of a Handler.
+	c.cancel(context.Canceled)
+	c.refuse()
+}
+
+// refuse closes a connection that is not relayed, so that the client can tell it
+// from one that was served.
+func (c *Conn) refuse() {
+	c.mu.Lock()
+	e := c.ending
+	told := c.told
+	c.mu.Unlock()
+	if e.reason == relay.Revoked && !told {
+		v := api.Verdict{Code: api.VerdictDenied, Words: "the connection was ended"}
+		if e.by != nil {
+			v = verdictOf(e.by)
+		}
+		c.verdict(v)
+	}
+	relay.Reset(c.leg(), cmp.Or(e.reason, relay.Revoked))
+}
+
+// finish closes what a Handler, or opaque, has left: err is what it returned.
+func (c *Conn) finish(err error) {
+	c.mu.Lock()
+	live, first := c.live, c.first
+	c.mu.Unlock()
+	if live != nil {
+		return // the relay ends it
+	}
+	e := ending{reason: relay.ClientClosed}
+	var denied *Denied
+	var failed *dialError
+	switch {
+	case err == nil:
+	case errors.As(err, &denied):
+		c.verdict(denied.Verdict)
+		e = ending{reason: relay.Revoked, words: "a unit of work was refused"}
+	case errors.As(err, &failed):
+		e = ending{reason: failed.reason(), words: failed.Error()}
+		c.verdict(api.Verdict{Code: api.VerdictUnavailable, DecisionID: first.id(), Words: "the Service does not answer; its administrator finds the reason in the log"})
+	case errors.Is(err, errClientGone):
+		e = ending{reason: relay.ClientReset, words: err.Error()}
+	default:
+		e = ending{reason: relay.ProtocolError, words: err.Error()}
+		c.verdict(api.Verdict{Code: api.VerdictUnavailable, DecisionID: first.id(), Words: "the Service cannot be reached now"})
+	}
+	if err == nil {
+		c.Conn.Close()
+	} else {
+		relay.Reset(c.leg(), e.reason)
+	}
+	c.end(e)
+}
+
+// end writes END, once, and forgets the connection.
+func (c *Conn) end(e ending) {
+	c.mu.Lock()
+	if c.ending.reason == "" {
+		c.ending = e
+	} else if c.ending.words == "" {
+		c.ending.words = e.words
+	}
+	e = c.ending
+	done, first := c.ended, c.first
+	c.ended = true
+	c.mu.Unlock()
+	if first != nil {
+		c.gate.registry.forget(c)
+	}
+	if done || first == nil {
+		return
+	}
+	d := c.gate.registry.decision(first)
+	if err := c.append(c.record(api.LogEnd, &d, &e)); err != nil {
+		c.gate.Log.Error("the end of a connection could not be recorded", "connection", c.ID, "error", err)
+	}
+}
+
+// bytes returns what has passed so far.
+func (c *Conn) bytes() (received, sent int64) {
+	c.mu.Lock()
+	live := c.live
+	c.mu.Unlock()
+	if live != nil {
+		return live.Bytes()
+	}
+	return c.received.Load(), c.sent.Load()
+}
+
+// leg is the client's side as a relay sees it: the bare conn, for a socket that
+// can be spliced, else one whose reset tells the client why.
+func (c *Conn) leg() net.Conn {
+	if r, ok := c.Conn.(resetter); ok {
+		return &leg{Conn: c.Conn, resetter: r, conn: c}
+	}
+	return c.Conn
+}
+
+type resetter interface {
+	CloseWrite() error
+	Reset(reason string) error
+}
+
+// A leg adds words for the client to a reset.
+type leg struct {
+	net.Conn
+	resetter
+	conn *Conn
+}
+
+// Reset implements relay.Resetter.
+func (l *leg) Reset(reason string) error {
+	l.conn.mu.Lock()
+	e := l.conn.ending
+	l.conn.mu.Unlock()
+	if e.reason == relay.Revoked && e.by != nil {
+		v := verdictOf(e.by)
+		if v.DecisionID != "" {
+			reason += " (decision " + v.DecisionID + ")"
+		}
+		if v.Words != "" {
+			reason += ": " + v.Words
+		}
+	}
+	return l.resetter.Reset(reason)
+}

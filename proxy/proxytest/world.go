@@ -1,0 +1,307 @@
+package proxytest
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"cardea/api"
+	"cardea/proxy"
+	"cardea/relay"
+	relaycopy "cardea/relay/copy"
+	"cardea/relay/relaytest"
+)
+
+// A Decider is scripted: it answers what it is told to, counts the questions,
+// and tells of changes when asked to.
+type Decider struct {
+	mu       sync.Mutex
+	users    map[string]bool // uid of the Session → may
+	err      error
+	asked    int
+	revision uint64
+	config   string
+	until    time.Time
+	bound    bool
+	deaf     bool // changes and heartbeats do not get through
+	changes  []api.Change
+	wake     chan struct{}
+	onDecide func() // called before an answer, without the lock
+}
+
+// Decide implements policy.Decider.
+func (d *Decider) Decide(_ context.Context, r api.Request) (api.Decision, error) {
+	d.mu.Lock()
+	hook := d.onDecide
+	d.mu.Unlock()
+	d.mu.Lock()
+	d.asked++
+	uid := r.Session
+	if uid == "" {
+		uid = string(r.Evidence.Data)
+	}
+	a := api.Decision{
+		ID: "decision-" + uid, Revision: api.Revision{Epoch: 1, Number: d.revision}, Lease: 30 * time.Second,
+		Effect: api.Deny, Reason: api.ReasonUnauthenticated, TimeBound: d.bound,
+		DependsOn: []api.Key{{Kind: api.KindSession, Name: uid}, {Kind: api.KindService, Name: r.Service}},
+		Subject:   api.Subject{Mode: d.mode(r.Service), Service: &api.Ref{Kind: api.KindService, Name: r.Service}},
+		Config:    &api.ServiceConfig{Name: d.config, Upstream: api.Upstream{URL: "tcp://upstream:1"}},
+	}
+	may, known := d.users[uid]
+	if known {
+		a.Subject.Session = &api.Ref{Kind: api.KindSession, Name: uid, UID: uid}
+		a.Subject.User = &api.Ref{Kind: api.KindUser, Name: "user-" + uid}
+		a.Reason = api.ReasonPolicyMatch
+		a.Message = "ask the owner"
+	}
+	if may {
+		a.Effect, a.Message = api.Allow, ""
+		a.Until = d.until
+		if !d.until.IsZero() && !r.Now.Before(d.until) {
+			a.Effect, a.Reason = api.Deny, api.ReasonSessionExpired
+		}
+	}
+	err := d.err
+	d.mu.Unlock()
+	if hook != nil {
+		hook()
+	}
+	return a, err // an error beside an ALLOW must not count as one
+}
+
+func (d *Decider) mode(service string) api.Mode {
+	if service == "other-mode.default" {
+		return "NOT-SERVED-HERE"
+	}
+	return api.ModeTCP
+}
+
+// Changes implements policy.Decider.
+func (d *Decider) Changes(ctx context.Context, from api.Revision) iter.Seq2[api.Change, error] {
+	return func(yield func(api.Change, error) bool) {
+		next := 0
+		beat := time.NewTicker(time.Second)
+		defer beat.Stop()
+		for {
+			d.mu.Lock()
+			wake, deaf := d.wake, d.deaf
+			todo := slices.Clone(d.changes[next:])
+			rev := api.Revision{Epoch: 1, Number: d.revision}
+			d.mu.Unlock()
+			if !deaf {
+				next += len(todo)
+				for _, c := range todo {
+					if c.Revision.Compare(from) > 0 && !yield(c, nil) {
+						return
+					}
+				}
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-wake:
+			case <-beat.C:
+				if !deaf && !yield(api.Change{Revision: rev}, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Set changes what the Decider knows, by f, and tells of keys.
+func (d *Decider) Set(f func(*Decider), keys ...api.Key) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f(d)
+	d.revision++
+	d.changes = append(d.changes, api.Change{Revision: api.Revision{Epoch: 1, Number: d.revision}, Keys: keys})
+	close(d.wake)
+	d.wake = make(chan struct{})
+}
+
+// Asked returns how often the Decider was asked.
+func (d *Decider) Asked() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.asked
+}
+
+// session is the key of what a Session of that uid hangs on here.
+func session(uid string) api.Key { return api.Key{Kind: api.KindSession, Name: uid} }
+
+// A Journal keeps records in memory, and can fail.
+type Journal struct {
+	mu      sync.Mutex
+	records []*api.AccessLog
+	err     error
+}
+
+// Append implements audit.Log.
+func (j *Journal) Append(_ context.Context, recs ...*api.AccessLog) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.err != nil {
+		return j.err
+	}
+	j.records = append(j.records, recs...)
+	return nil
+}
+
+// Fail makes every Append fail with err, or none if it is nil.
+func (j *Journal) Fail(err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.err = err
+}
+
+// Records returns what was appended.
+func (j *Journal) Records() []*api.AccessLog {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Clone(j.records)
+}
+
+// Connections returns the records of connections, without those of the units of
+// work in them.
+func (j *Journal) Connections() (recs []*api.AccessLog, types []api.LogType) {
+	for _, r := range j.Records() {
+		if tcp := r.Entry.Info.TCP; tcp != nil {
+			recs, types = append(recs, r), append(types, tcp.Type)
+		}
+	}
+	return recs, types
+}
+
+// A World is a Gate before an upstream that echoes, with Sessions "ann" who may
+// and "bob" who may not.
+type World struct {
+	Gate    *proxy.Gate
+	Decider *Decider
+	Journal *Journal
+	stop    context.CancelFunc
+	stopped chan struct{}
+
+	mu       sync.Mutex
+	dials    int
+	dialErr  error
+	dialGate chan struct{} // a dial waits for it, if it is there
+	upstream []*relaytest.PipeEnd
+	serving  sync.WaitGroup
+}
+
+// Start opens a World for a mode. It must be called in a synctest bubble.
+func Start(t *testing.T, m proxy.Mode, svc *api.Service) *World {
+	w := &World{
+		Decider: &Decider{users: map[string]bool{"ann": true, "bob": false}, config: api.DefaultConfig, wake: make(chan struct{})},
+		Journal: new(Journal), stopped: make(chan struct{}),
+	}
+	w.Gate = &proxy.Gate{
+		Decider: w.Decider, Dial: w.dial, Audit: w.Journal, Engine: relaycopy.New(),
+		Modes: []proxy.Mode{m}, Log: slog.New(slog.DiscardHandler),
+	}
+	if err := w.Gate.Set(svc); err != nil {
+		t.Fatal(err)
+	}
+	var ctx context.Context
+	ctx, w.stop = context.WithCancel(t.Context())
+	go func() {
+		defer close(w.stopped)
+		w.Gate.Run(ctx)
+	}()
+	t.Cleanup(w.Stop)
+	synctest.Wait() // it runs
+	return w
+}
+
+// Stop ends the Gate and waits for all it started.
+func (w *World) Stop() {
+	w.stop()
+	<-w.stopped
+	w.serving.Wait()
+}
+
+// dial is the upstream: it echoes, and half-closes when its peer does.
+func (w *World) dial(ctx context.Context, _ *api.ServiceConfig) (net.Conn, error) {
+	w.mu.Lock()
+	w.dials++
+	err, gate := w.dialErr, w.dialGate
+	w.mu.Unlock()
+	if gate != nil {
+		select {
+		case <-gate:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	near, far := relaytest.Pipe()
+	w.mu.Lock()
+	w.upstream = append(w.upstream, far)
+	w.mu.Unlock()
+	w.serving.Go(func() {
+		if _, err := io.Copy(far, far); err != nil {
+			far.Close()
+			return
+		}
+		far.CloseWrite()
+	})
+	return near, nil
+}
+
+// Dials returns how often the upstream was dialled.
+func (w *World) Dials() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.dials
+}
+
+// A Client is the far end of a connection that arrived.
+type Client struct {
+	*relaytest.PipeEnd
+	verdicts chan api.Verdict
+}
+
+// told is the near end: it keeps the verdict for the Client.
+type told struct {
+	*relaytest.PipeEnd
+	verdicts chan api.Verdict
+}
+
+// Verdict is what the Gate tells the client.
+func (t told) Verdict(v api.Verdict) error {
+	t.verdicts <- v
+	return nil
+}
+
+// Connect lets a connection of the Session of that uid arrive; "" is nobody.
+func (w *World) Connect(uid string) *Client { return w.ConnectTo(uid, "svc.default") }
+
+// ConnectTo is Connect to another Service.
+func (w *World) ConnectTo(uid, service string) *Client {
+	near, far := relaytest.Pipe()
+	c := &Client{far, make(chan api.Verdict, 1)}
+	a := api.Arrival{Conn: told{near, c.verdicts}, Service: service, Facts: api.Facts{IP: "192.0.2.1", Port: 4711, Tunnel: "memory"}}
+	if uid != "" {
+		a.Evidence = api.Evidence{Kind: api.EvidenceMemory, Data: []byte(uid)}
+	}
+	w.Gate.Arrive(a)
+	return c
+}
+
+// Verdict waits for what the client is told.
+func (c *Client) Verdict() api.Verdict { return <-c.verdicts }
+
+var errBroken = errors.New("the decider is down")
+
+var _ relay.Engine = (*relaycopy.Engine)(nil)

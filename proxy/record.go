@@ -1,0 +1,69 @@
+package proxy
+
+import (
+	"context"
+	"time"
+
+	"cardea/api"
+	"cardea/audit"
+	"cardea/relay"
+)
+
+// append writes a record. It must not be lost because the connection it is about
+// has just ended.
+func (c *Conn) append(rec *api.AccessLog) error {
+	return c.gate.Audit.Append(context.WithoutCancel(c.ctx), rec)
+}
+
+// record builds a record of the connection: START and DENIED are about decision
+// d; END is about how the connection, which d had opened, ended.
+func (c *Conn) record(t api.LogType, d *api.Decision, e *ending) *api.AccessLog {
+	now := time.Now().UTC()
+	c.mu.Lock()
+	started, upstream, first := c.startedAt.UTC(), c.upstream, c.first
+	c.mu.Unlock()
+	s := d.Subject
+	common := api.AccessLogCommon{
+		ConnectionID: c.ID, StartedAt: started,
+		IsAuthenticated: s.Session != nil, IsAuthorized: t != api.LogDenied, Status: api.StatusAllowed, Mode: s.Mode,
+		Reason:     &api.LogReason{Type: d.Reason, Rule: d.Rule, Words: clip(d.Words)},
+		DecisionID: d.ID, Revision: d.Revision, ConfigName: configName(d), Facts: c.facts, Upstream: upstream,
+		NamespaceRef: s.Namespace, RegionRef: s.Region, ServiceRef: s.Service, SessionRef: s.Session, UserRef: s.User,
+	}
+	info := &api.TCPInfo{Type: t}
+	switch t {
+	case api.LogDenied:
+		common.Status, common.EndedAt = api.StatusDenied, now
+		if first != nil {
+			common.Sequence = c.units.Load() + 1
+		}
+		if s.Service == nil {
+			// What was asked for, although it may not exist.
+			common.ServiceRef = &api.Ref{APIVersion: api.Version, Kind: api.KindService, Name: clip(c.arrival.Service)}
+		}
+	case api.LogEnd:
+		received, sent := c.bytes()
+		common.EndedAt = now
+		info.ReceivedBytes, info.SentBytes = &received, &sent
+		info.CloseReason, info.Error = string(e.reason), clip(e.words)
+		if e.reason == relay.Revoked && e.by != nil {
+			// The decision that cut it; START names the one that opened it.
+			common.Reason = &api.LogReason{Type: e.by.Reason, Rule: e.by.Rule, Words: clip(e.by.Words)}
+			common.DecisionID, common.Revision = e.by.ID, e.by.Revision
+		}
+	}
+	return &api.AccessLog{
+		APIVersion: api.Version, Kind: "AccessLog",
+		Metadata: api.AccessLogMetadata{ID: audit.NewID(), CreatedAt: now, ActorRef: s.Session, TargetRef: common.ServiceRef},
+		Entry:    api.AccessLogEntry{Common: common, Info: api.AccessLogInfo{TCP: info}},
+	}
+}
+
+// clip bounds words that may come from a peer.
+func clip(s string) string {
+	const most = 512
+	if len(s) > most {
+		return s[:most] + "…"
+	}
+	return s
+}

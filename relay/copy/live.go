@@ -1,0 +1,225 @@
+package copy
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"cardea/relay"
+)
+
+// lastWords bounds how long a stream that can no longer be written to is still
+// read: a peer that says why and hangs up should be heard.
+const lastWords = time.Second
+
+// live is one relay. Its two directions run on their own and meet here.
+type live struct {
+	engine           *Engine
+	limits           relay.Limits
+	done             func(relay.Result)
+	client, upstream leg
+	up, down         direction     // client to upstream, upstream to client
+	start            time.Duration // all times are on the engine's clock
+	active           atomic.Int64  // when a byte was last delivered; kept up only for limits.Idle
+
+	mu      sync.Mutex
+	running int           // directions that have not left
+	clean   int           // directions that have finished
+	first   relay.Reason  // which side finished first
+	half    time.Duration // when it did
+	reason  relay.Reason  // why the relay is being cut short, or empty
+	err     error         // detail of reason
+	over    bool          // both directions have ended: nothing is left to cut
+}
+
+// Bytes implements relay.Live.
+func (l *live) Bytes() (received, sent int64) {
+	return l.up.moved.Load(), l.down.moved.Load()
+}
+
+// Cut implements relay.Live.
+func (l *live) Cut(r relay.Reason) {
+	if l.fail(r, nil) {
+		l.reset()
+	}
+}
+
+// fail records why the relay is cut short, unless that is known already. It
+// reports whether there is still something to cut.
+func (l *live) fail(r relay.Reason, err error) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.over {
+		return false
+	}
+	if l.reason == "" {
+		l.reason, l.err = r, err
+	}
+	return true
+}
+
+// reset aborts both legs, which ends both directions. fail comes first.
+func (l *live) reset() {
+	l.mu.Lock()
+	reason := l.reason
+	l.mu.Unlock()
+	l.client.reset(reason)
+	l.upstream.reset(reason)
+}
+
+// finished is called by a direction that met its clean end. It reports whether
+// that end may be passed on: not when the relay is being cut short.
+func (l *live) finished(d *direction) bool {
+	l.mu.Lock()
+	if l.reason != "" {
+		l.mu.Unlock()
+		return false
+	}
+	l.clean++
+	half := l.clean == 1
+	if half {
+		l.first, l.half = d.from.closed, l.engine.now()
+	}
+	l.mu.Unlock()
+	if half && l.limits.HalfClose > 0 {
+		l.engine.expect(l.half + l.limits.HalfClose)
+	}
+	return true
+}
+
+// hangUp ends the relay because d has finished and its end can only be told by
+// closing: what d.from could still have been sent is lost, so it is reset.
+func (l *live) hangUp(d *direction) {
+	l.mu.Lock()
+	both, first := l.clean == 2, l.first
+	l.mu.Unlock()
+	if both || !l.fail(first, nil) {
+		return // the last direction to leave closes both legs
+	}
+	d.to.close()
+	l.reset()
+}
+
+// deaf is called by a direction that could not write to its end. What that end
+// had sent before it went may still wait to be read: the other direction is left
+// to deliver it, but not for long. Otherwise it would be a matter of luck whether
+// a client reads the answer of an upstream that did not want all it was sent.
+func (l *live) deaf(d *direction) {
+	l.mu.Lock()
+	alone := l.running == 1
+	l.mu.Unlock()
+	until := time.Now().Add(lastWords)
+	if alone || d.to.conn.SetReadDeadline(until) != nil || d.from.conn.SetWriteDeadline(until) != nil {
+		l.reset()
+	}
+}
+
+// leave is the last act of each direction. The second closes what is left and
+// reports.
+func (l *live) leave() {
+	l.mu.Lock()
+	l.running--
+	if l.running > 0 {
+		l.mu.Unlock()
+		return
+	}
+	l.over = true
+	result := relay.Result{Received: l.up.moved.Load(), Sent: l.down.moved.Load(), Reason: l.reason, Err: l.err}
+	l.mu.Unlock()
+
+	if result.Reason == "" {
+		result.Reason = l.first
+		l.client.close()
+		l.upstream.close()
+	} else {
+		l.reset()
+	}
+	l.engine.forget(l)
+	l.done(result)
+	l.engine.leave()
+}
+
+// due returns the earliest time at which a limit may have passed, as things
+// stand, and the reason if it has passed then.
+func (l *live) due() (at time.Duration, r relay.Reason) {
+	at, r = never, relay.IdleTimeout
+	if l.limits.Idle > 0 {
+		at = time.Duration(l.active.Load()) + l.limits.Idle
+	}
+	l.mu.Lock()
+	if l.limits.HalfClose > 0 && l.clean > 0 {
+		at = min(at, l.half+l.limits.HalfClose)
+	}
+	l.mu.Unlock()
+	if end := l.start + l.limits.Duration; l.limits.Duration > 0 && end < at {
+		at, r = end, relay.MaxDuration
+	}
+	return at, r
+}
+
+// leg is one of the two streams.
+type leg struct {
+	outer  net.Conn     // as given: what is closed and reset
+	conn   net.Conn     // what is read, written and half-closed: outer, or what is beneath a Transparent
+	tcp    *net.TCPConn // what is at the bottom, or nil
+	unread []byte       // read ahead by a Transparent
+
+	closed, lost relay.Reason // what to say when this side finishes first, or is reset
+	shut         atomic.Bool  // our sending direction was finished, or is about to be
+	end          sync.Once    // outer is closed or reset, once
+}
+
+func (g *leg) init(c net.Conn, closed, lost relay.Reason) {
+	g.outer, g.conn, g.closed, g.lost = c, c, closed, lost
+	for {
+		t, ok := g.conn.(relay.Transparent)
+		if !ok {
+			break
+		}
+		// What a lower layer has read ahead came after what this one has.
+		g.unread = append(g.unread, t.Unread()...)
+		g.conn = t.NetConn()
+	}
+	g.tcp = bottom(g.conn)
+	g.conn.SetDeadline(time.Time{}) // a closed stream says so when it is read
+}
+
+// bottom returns the TCP connection that carries c, or nil.
+func bottom(c net.Conn) *net.TCPConn {
+	for {
+		switch s := c.(type) {
+		case *net.TCPConn:
+			return s
+		case relay.Layered:
+			c = s.NetConn()
+		default:
+			return nil
+		}
+	}
+}
+
+// closeWrite passes on the end of the other direction. It fails with
+// errors.ErrUnsupported if the stream cannot be half-closed.
+func (g *leg) closeWrite() error {
+	c, ok := g.conn.(relay.CloseWriter)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	g.shut.Store(true)
+	return c.CloseWrite()
+}
+
+func (g *leg) close() { g.end.Do(func() { g.outer.Close() }) }
+
+// reset returns after the leg is reset, whoever does it.
+func (g *leg) reset(r relay.Reason) { g.end.Do(func() { relay.Reset(g.outer, r) }) }
+
+// wasReset tells, after an end of file, whether it was in truth a reset. A kernel
+// reports a reset once: if that was to a write, a read that follows says end of
+// file. A socket that has received a reset is closed, though, and one that has
+// received an end of file is not, unless we have sent ours.
+func (g *leg) wasReset() bool {
+	return g.tcp != nil && tcpClosed(g.tcp) && !g.shut.Load()
+}

@@ -1,0 +1,122 @@
+package copy
+
+import (
+	"math"
+	"time"
+
+	"cardea/relay"
+)
+
+// grain is the step in which limits are looked at, and so the longest delay of
+// one.
+const grain = 100 * time.Millisecond
+
+// never is later than any time on the engine's clock.
+const never = time.Duration(math.MaxInt64)
+
+// sweeper cuts relays whose limits have passed. Its goroutine runs while a relay
+// with limits is running. Engine.mu guards it.
+type sweeper struct {
+	watched map[*live]struct{}
+	running bool
+	wake    time.Duration // when it looks next
+	nudge   chan struct{} // wake was moved forward, or watched became empty
+}
+
+// watch has the limits of l kept.
+func (e *Engine) watch(l *live) {
+	at, _ := l.due()
+	e.mu.Lock()
+	if e.sweeper.watched == nil {
+		e.sweeper.watched = make(map[*live]struct{})
+	}
+	e.sweeper.watched[l] = struct{}{}
+	if !e.sweeper.running {
+		e.sweeper.running, e.sweeper.wake = true, never
+		e.running++
+		go e.sweep()
+	}
+	e.mu.Unlock()
+	e.expect(at)
+}
+
+// expect makes the sweeper look not later than one grain after at.
+func (e *Engine) expect(at time.Duration) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if at = roundUp(at); at < e.sweeper.wake {
+		e.sweeper.wake = at
+		e.sweeper.poke()
+	}
+}
+
+// forget undoes watch.
+func (e *Engine) forget(l *live) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.sweeper.watched, l)
+	if e.sweeper.running && len(e.sweeper.watched) == 0 {
+		e.sweeper.poke()
+	}
+}
+
+func (s *sweeper) poke() {
+	select {
+	case s.nudge <- struct{}{}:
+	default: // a nudge is waiting already
+	}
+}
+
+// sweep sleeps until a limit may have passed, cuts what is due, and so on until
+// no relay is watched.
+func (e *Engine) sweep() {
+	defer e.leave()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+			for l, reason := range e.overdue() {
+				l.Cut(reason)
+			}
+		case <-e.sweeper.nudge:
+		}
+		e.mu.Lock()
+		if len(e.sweeper.watched) == 0 {
+			e.sweeper.running = false
+			e.mu.Unlock()
+			return
+		}
+		timer.Reset(e.sweeper.wake - e.now())
+		e.mu.Unlock()
+	}
+}
+
+// overdue returns the relays that have outlived a limit, and sets when to look
+// again at the others.
+func (e *Engine) overdue() map[*live]relay.Reason {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var found map[*live]relay.Reason
+	next, now := never, e.now()
+	for l := range e.sweeper.watched {
+		switch at, reason := l.due(); {
+		case at > now:
+			next = min(next, at)
+		case found == nil:
+			found = map[*live]relay.Reason{l: reason}
+		default:
+			found[l] = reason
+		}
+	}
+	e.sweeper.wake = roundUp(next)
+	return found
+}
+
+// roundUp returns the first whole grain that is not before at.
+func roundUp(at time.Duration) time.Duration {
+	if at > never-grain {
+		return never
+	}
+	return (at + grain - 1) / grain * grain
+}

@@ -1,0 +1,161 @@
+// Package relay says what it is to carry bytes between two connected streams:
+// what a relay is given ([Pair], [Limits]), what it tells while it runs
+// ([Live]) and when it ends ([Result], [Reason]), and who does it ([Engine]).
+//
+// Two promises hold for every engine. A half-close is passed on and lasts as
+// long as the peers want, within the limits. A reset is passed on as a reset:
+// what was cut short never looks finished to either peer.
+//
+// Streams are net.Conn. What a plain net.Conn cannot say is said by small
+// optional interfaces: [CloseWriter], [Resetter], [Layered], [Transparent].
+package relay
+
+import (
+	"errors"
+	"net"
+	"syscall"
+	"time"
+)
+
+// Reason says who ended a connection, or why. The values are those of the
+// access log.
+type Reason string
+
+const (
+	ClientClosed   Reason = "CLIENT_CLOSED"   // both directions finished, the client's first
+	UpstreamClosed Reason = "UPSTREAM_CLOSED" // both directions finished, the upstream's first
+	ClientReset    Reason = "CLIENT_RESET"    // the client aborted, or was lost
+	UpstreamReset  Reason = "UPSTREAM_RESET"  // the upstream aborted, or was lost
+	DialFailed     Reason = "DIAL_FAILED"     // the upstream could not be reached
+	DialTimeout    Reason = "DIAL_TIMEOUT"    // the upstream did not answer in time
+	IdleTimeout    Reason = "IDLE_TIMEOUT"    // Limits.Idle or Limits.HalfClose passed
+	MaxDuration    Reason = "MAX_DURATION"    // Limits.Duration passed
+	Revoked        Reason = "REVOKED"         // the right to the connection was withdrawn
+	Limit          Reason = "LIMIT"           // a limit on connections or bytes was met
+	Unhealthy      Reason = "UNHEALTHY"       // no healthy endpoint, or it became unhealthy
+	UpstreamTLS    Reason = "UPSTREAM_TLS"    // the TLS handshake with the upstream failed
+	Drained        Reason = "DRAINED"         // this process is stopping
+	Crashed        Reason = "CRASHED"         // this process died while it relayed
+	ProtocolError  Reason = "PROTOCOL_ERROR"  // a peer broke the rules of its protocol
+)
+
+// Limits bound a relay in time. Zero is no bound. A limit never ends a relay
+// early, and at most a second late. A write to a stream that is not TCP may count
+// as delivered only when all of it is.
+type Limits struct {
+	Idle      time.Duration // since a byte was last delivered in either direction
+	HalfClose time.Duration // since the first of the two directions finished
+	Duration  time.Duration // since the start
+}
+
+// Pair is two connected streams and how long they may be joined.
+type Pair struct {
+	Client   net.Conn // who asked
+	Upstream net.Conn // whom they asked
+	Limits   Limits
+}
+
+// Result is how a relay ended.
+type Result struct {
+	Received int64 // bytes from the client that were written to the upstream
+	Sent     int64 // bytes from the upstream that were written to the client
+	Reason   Reason
+	Err      error // detail for the log; nil when both directions finished
+}
+
+// Live is a relay that was started. Its methods may be called at any time, also
+// after the end, from any goroutine.
+type Live interface {
+	// Bytes returns the two counters of [Result] as they stand.
+	Bytes() (received, sent int64)
+
+	// Cut resets both legs at once, whatever the relay is doing, and does not
+	// wait for a peer. The first reason that is given, be it by a peer, a
+	// limit or Cut, is that of the result. After the end Cut does nothing.
+	Cut(Reason)
+}
+
+// Engine carries pairs.
+type Engine interface {
+	// Start takes ownership of both streams, clears their deadlines, and
+	// returns at once. The engine calls done exactly once, from a goroutine of
+	// its own, after both streams are closed; that can be before Start has
+	// returned. done must not block for long and must not call Wait.
+	Start(p Pair, done func(Result)) Live
+
+	// Wait returns when no relay is running and each done has returned. It
+	// ends nothing: cut what shall not run on. After it the engine holds
+	// neither goroutine nor descriptor, and may be used again.
+	Wait()
+}
+
+// CloseWriter is a stream that can finish its sending direction and go on
+// receiving, as TCP does. The end of a stream that cannot be passed on this way
+// ends the relay.
+type CloseWriter interface {
+	CloseWrite() error
+}
+
+// Resetter is a stream that aborts itself: its peer sees a reset and never an
+// end of file, in whatever order it reads. Reset also closes the stream locally,
+// wakes blocked reads and writes, does not wait for the peer, and may be called
+// more than once. The reason is a [Reason]; a transport that can carry it should.
+type Resetter interface {
+	Reset(reason string) error
+}
+
+// Layered is a stream over another, as tls.Conn is. A reset must strike what is
+// beneath, because the upper layer's Close says goodbye first.
+type Layered interface {
+	NetConn() net.Conn
+}
+
+// Transparent is a Layered stream that changes no byte: it has only read ahead,
+// say to look for a server name. An engine takes Unread once, when it starts, as
+// the first bytes of the stream, then reads, writes and half-closes NetConn
+// directly, and closes the Transparent stream in the end.
+type Transparent interface {
+	Layered
+	// Unread returns, and gives up, what was read from NetConn and not yet
+	// returned by Read.
+	Unread() []byte
+}
+
+// Reset aborts a stream so that its peer sees a reset. It asks a [Resetter],
+// goes down through a [Layered] stream, and closes a TCP connection with a
+// linger time of zero. Any other stream is only closed: its peer may take that
+// for an end of file. (A Unix socket is such a stream: its kernel knows no
+// reset.)
+func Reset(c net.Conn, r Reason) error {
+	switch s := c.(type) {
+	case Resetter:
+		return s.Reset(string(r))
+	case *net.TCPConn:
+		return errors.Join(s.SetLinger(0), s.Close())
+	case Layered:
+		err := Reset(s.NetConn(), r)
+		c.Close() // for its own bookkeeping; its goodbye cannot be sent any more
+		return err
+	default:
+		return c.Close()
+	}
+}
+
+// ResetError is what a stream that is not a kernel socket returns from Read or
+// Write after a reset, its peer's or its own. It is a syscall.ECONNRESET to
+// errors.Is.
+type ResetError struct {
+	Reason string // as given to [Resetter]; from a peer: do not trust its content
+}
+
+// Error implements error.
+func (e *ResetError) Error() string { return "stream reset: " + e.Reason }
+
+// Unwrap returns syscall.ECONNRESET.
+func (e *ResetError) Unwrap() error { return syscall.ECONNRESET }
+
+// IsReset tells whether a Read or Write failed because the stream was aborted,
+// be it by the peer or by this side.
+func IsReset(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}

@@ -1,0 +1,193 @@
+package relaytest
+
+import (
+	"io"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"cardea/relay"
+)
+
+// tolerance is how late a limit may end a relay. It never ends one early.
+const tolerance = time.Second
+
+// RunLimits holds an engine to its limits, in the fake time of a synctest bubble
+// and over Pipe. It is for engines that carry any net.Conn and that wait for
+// nothing outside of the bubble.
+func RunLimits(t *testing.T, open Open) {
+	tests := []struct {
+		name   string
+		limits relay.Limits
+		test   func(*rig)
+	}{
+		{"no limits", relay.Limits{}, testNoLimits},
+		{"idle", relay.Limits{Idle: time.Minute}, testIdle},
+		{"idle while a peer does not read", relay.Limits{Idle: time.Minute}, testIdleStalled},
+		{"half-close", relay.Limits{HalfClose: time.Minute}, testHalfCloseLimit},
+		{"half-close before idle", relay.Limits{Idle: time.Hour, HalfClose: time.Minute}, testHalfCloseLimit},
+		{"duration", relay.Limits{Idle: time.Minute, Duration: time.Hour}, testDuration},
+		{"finished in time", relay.Limits{Idle: time.Minute, HalfClose: time.Minute, Duration: time.Hour}, testFinishedInTime},
+		{"buffers are bounded", relay.Limits{}, testBounded},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				engine := open(t)
+				r := &rig{t: t, results: make(chan relay.Result, 2)}
+				var client, upstream net.Conn
+				r.client, client = Pipe()
+				r.upstream, upstream = Pipe()
+				r.live = engine.Start(relay.Pair{Client: client, Upstream: upstream, Limits: tt.limits}, func(result relay.Result) {
+					r.calls.Add(1)
+					r.results <- result
+				})
+				tt.test(r)
+				engine.Wait()
+				if n := r.calls.Load(); n != 1 {
+					t.Errorf("done was called %d times, want once", n)
+				}
+			})
+		})
+	}
+	t.Run("each its own", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) { testEachItsOwn(t, open) })
+	})
+}
+
+// cutAt checks that both peers are reset, for the reason and at the time given.
+// The upstream's writes tell, because it may have read an end of file before.
+func (r *rig) cutAt(at time.Time, want relay.Reason) {
+	r.t.Helper()
+	r.seesReset(r.client)
+	r.ends(want)
+	if _, err := r.upstream.Write([]byte("x")); !relay.IsReset(err) {
+		r.t.Errorf("upstream writes with error %v, want a reset", err)
+	}
+	if late := time.Since(at); late < 0 || late > tolerance {
+		r.t.Errorf("%s came %v after its time, want 0 to %v", want, late, tolerance)
+	}
+}
+
+func testNoLimits(r *rig) {
+	r.passes(r.client, r.upstream, question)
+	time.Sleep(365 * 24 * time.Hour)
+	r.passes(r.client, r.upstream, question)
+	closeWrite(r.t, r.client)
+	time.Sleep(365 * 24 * time.Hour)
+	r.passes(r.upstream, r.client, answer)
+	closeWrite(r.t, r.upstream)
+	r.readsEnd(r.client)
+	r.ends(relay.ClientClosed)
+}
+
+// testIdle keeps a relay alive by a byte now and then, in either direction.
+func testIdle(r *rig) {
+	for range 5 {
+		time.Sleep(59 * time.Second)
+		r.passes(r.client, r.upstream, "c")
+		time.Sleep(59 * time.Second)
+		r.passes(r.upstream, r.client, "u")
+	}
+	r.cutAt(time.Now().Add(time.Minute), relay.IdleTimeout)
+}
+
+// testIdleStalled has bytes to carry all the time, which nobody takes.
+func testIdleStalled(r *rig) {
+	begin := time.Now()
+	written := make(chan error, 1)
+	go func() {
+		_, err := r.client.Write(make([]byte, 10*PipeBuffer))
+		written <- err
+	}()
+	if err := <-written; !relay.IsReset(err) {
+		r.t.Errorf("writer sees %v, want a reset", err)
+	}
+	r.cutAt(begin.Add(time.Minute), relay.IdleTimeout)
+}
+
+// testHalfCloseLimit has the upstream answer for longer than a client that has
+// finished may be kept.
+func testHalfCloseLimit(r *rig) {
+	time.Sleep(10 * time.Minute)
+	closeWrite(r.t, r.client)
+	r.readsEnd(r.upstream)
+	begin := time.Now()
+	for range 5 {
+		time.Sleep(11 * time.Second)
+		r.passes(r.upstream, r.client, answer)
+	}
+	r.cutAt(begin.Add(time.Minute), relay.IdleTimeout)
+}
+
+func testDuration(r *rig) {
+	begin := time.Now()
+	for time.Since(begin) < 59*time.Minute+30*time.Second {
+		time.Sleep(30 * time.Second)
+		r.passes(r.client, r.upstream, question)
+	}
+	r.cutAt(begin.Add(time.Hour), relay.MaxDuration)
+}
+
+func testFinishedInTime(r *rig) {
+	r.passes(r.client, r.upstream, question)
+	closeWrite(r.t, r.client)
+	time.Sleep(59 * time.Second)
+	closeWrite(r.t, r.upstream)
+	r.readsEnd(r.client)
+	r.readsEnd(r.upstream)
+	r.ends(relay.ClientClosed)
+}
+
+// testBounded sends to a peer that does not read until nothing moves any more.
+func testBounded(r *rig) {
+	const much = 100 * PipeBuffer
+	content := newStream(7)
+	sent := make(chan error, 1)
+	go func() {
+		_, err := content.sendTo(r.client, much)
+		closeWrite(r.t, r.client)
+		sent <- err
+	}()
+	synctest.Wait()
+	received, _ := r.live.Bytes()
+	if received > PipeBuffer {
+		r.t.Errorf("%d bytes were written to an upstream that does not read, want at most %d", received, PipeBuffer)
+	}
+	if err := content.checkAll(r.upstream, much); err != nil {
+		r.t.Error(err)
+	}
+	if err := <-sent; err != nil {
+		r.t.Error(err)
+	}
+	closeWrite(r.t, r.upstream)
+	r.readsEnd(r.client)
+	r.carried(r.ends(relay.ClientClosed), much, 0)
+}
+
+// testEachItsOwn runs relays of one engine with limits that are all different,
+// longest first.
+func testEachItsOwn(t *testing.T, open Open) {
+	engine := open(t)
+	const relays = 100
+	begin := time.Now()
+	ended := make([]time.Duration, relays)
+	for i := range relays {
+		client, clientGiven := Pipe()
+		upstream, upstreamGiven := Pipe()
+		limits := relay.Limits{Duration: time.Duration(relays-i) * 10 * time.Second}
+		engine.Start(relay.Pair{Client: clientGiven, Upstream: upstreamGiven, Limits: limits}, func(relay.Result) {
+			ended[i] = time.Since(begin)
+		})
+		go io.Copy(upstream, upstream)
+		go client.Read(make([]byte, 1))
+	}
+	engine.Wait()
+	for i, got := range ended {
+		want := time.Duration(relays-i) * 10 * time.Second
+		if got < want || got > want+tolerance {
+			t.Errorf("relay %d ended after %v, want %v to %v", i, got, want, want+tolerance)
+		}
+	}
+}

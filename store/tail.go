@@ -1,0 +1,66 @@
+package store
+
+import (
+	"slices"
+	"sync"
+
+	"cardea/api"
+)
+
+// tailStep is how many commits a watcher takes from a Tail at once.
+const tailStep = 64
+
+// A Tail holds the latest commits of a store without a gap, bounded, and wakes
+// those who wait for more. A watcher holds no place in it, so that a slow one
+// keeps nothing alive.
+type Tail struct {
+	limit int
+
+	mu      sync.Mutex
+	at      api.Revision // of the latest commit
+	commits []Commit     // numbered without a gap; the last is at
+	changes int          // in commits
+	grown   chan struct{}
+}
+
+// NewTail returns the Tail of a store whose latest commit is at. It holds the
+// latest commit and those before it, as long as they have together no more
+// than limit changes.
+func NewTail(at api.Revision, limit int) *Tail {
+	return &Tail{limit: limit, at: at, grown: make(chan struct{})}
+}
+
+// Append adds a commit and wakes those who wait. If it does not follow the one
+// before, because somebody else wrote to the same store, those before are
+// forgotten.
+func (t *Tail) Append(c Commit) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if (c.Revision != api.Revision{Epoch: t.at.Epoch, Number: t.at.Number + 1}) {
+		t.commits, t.changes = nil, 0
+	}
+	t.at = c.Revision
+	t.commits = append(t.commits, c)
+	t.changes += len(c.Changes)
+	for t.changes > t.limit && len(t.commits) > 1 {
+		t.changes -= len(t.commits[0].Changes)
+		t.commits[0] = Commit{} // for the collector
+		t.commits = t.commits[1:]
+	}
+	close(t.grown)
+	t.grown = make(chan struct{})
+}
+
+// After returns the first commits after from, none if from is the latest, and a
+// channel that is closed at the next Append. It is not ok if the Tail does not
+// reach back to from, or not forward to it.
+func (t *Tail) After(from api.Revision) (commits []Commit, grown <-chan struct{}, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	missing := t.at.Number - from.Number // wraps round if from is ahead
+	if from.Epoch != t.at.Epoch || missing > uint64(len(t.commits)) {
+		return nil, t.grown, false
+	}
+	commits = t.commits[len(t.commits)-int(missing):]
+	return slices.Clone(commits[:min(len(commits), tailStep)]), t.grown, true
+}

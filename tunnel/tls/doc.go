@@ -1,0 +1,20 @@
+// Package tls is the road over mutual TLS 1.3: a [Server] that sorts what comes
+// in on one port, and two clients, [Dialer] and [RawDialer].
+//
+// A client presents a certificate of its Session; the key was proved by the
+// handshake (or, if a TLS session is resumed, by the one that it resumes), and
+// the certificate is verified again each time. There are two forms:
+//
+//   - cardea/1: the ALPN protocol of that name at the server name
+//     gateway.DOMAIN, as package cardea/wire/frame specifies it. Streams follow
+//     one another on a connection, so that a new one costs no handshake, and the
+//     caller is told a verdict.
+//   - raw: the server name NAME.NAMESPACE.svc.DOMAIN (or NAME.svc.DOMAIN in
+//     Namespace default) names the Service, and its bytes follow. Any TLS client
+//     can do that, with the application's own ALPN protocol or none.
+//     close_notify (RFC 8446, section 6.1) is half-close; a TCP connection that
+//     ends without it is a reset.
+//
+// What has no server name, an IP address for one, or api.DOMAIN is a connection
+// to the API. Everything else is refused and learns nothing.
+package tls

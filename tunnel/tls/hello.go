@@ -1,0 +1,78 @@
+package tls
+
+import (
+	"crypto/tls"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Protocol is the ALPN protocol of framed streams, and what Facts.Tunnel says of
+// them; of raw streams it says [RawName].
+const (
+	Protocol = "cardea/1"
+	RawName  = "tls"
+)
+
+// GatewayName returns the server name at which framed streams are served.
+func GatewayName(domain string) string { return "gateway." + domain }
+
+// APIName returns the server name of the API.
+func APIName(domain string) string { return "api." + domain }
+
+// ServiceName returns the server name of a Service's raw stream. The name is
+// SERVICE or SERVICE.NAMESPACE.
+func ServiceName(service, domain string) string { return service + ".svc." + domain }
+
+// A form is what a client wants, as its hello says it.
+type form int
+
+const (
+	formNone form = iota // nothing that is served here
+	formAPI
+	formFramed
+	formRaw
+)
+
+// hello is what a ClientHello said.
+type hello struct {
+	seen    bool
+	form    form
+	service string // for formRaw, SERVICE or SERVICE.NAMESPACE
+	sni     string // lower case, at most 255 bytes
+	alpn    string // the first that was offered
+}
+
+// sort tells by its hello what a client wants.
+func sort(info *tls.ClientHelloInfo, domain string) hello {
+	h := hello{seen: true, sni: strings.ToLower(info.ServerName)}
+	h.sni = h.sni[:min(len(h.sni), 255)]
+	if len(info.SupportedProtos) > 0 {
+		h.alpn = info.SupportedProtos[0]
+	}
+	framed := slices.Contains(info.SupportedProtos, Protocol)
+	_, notAddress := netip.ParseAddr(h.sni)
+	service, inside := strings.CutSuffix(h.sni, ".svc."+domain)
+	switch {
+	case framed && h.sni == GatewayName(domain):
+		h.form = formFramed
+	case framed:
+	case h.sni == "" || h.sni == APIName(domain) || notAddress == nil:
+		h.form = formAPI
+	case inside && isServiceName(service):
+		h.form, h.service = formRaw, service
+	}
+	return h
+}
+
+// isServiceName tells whether s could be SERVICE or SERVICE.NAMESPACE. Whether
+// there is one is not for the road to say.
+func isServiceName(s string) bool {
+	parts := strings.Split(s, ".")
+	for _, p := range parts {
+		if p == "" || len(p) > 63 || strings.Trim(p, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+			return false
+		}
+	}
+	return len(parts) <= 2
+}

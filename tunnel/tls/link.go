@@ -1,0 +1,125 @@
+package tls
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"cardea/wire/frame"
+)
+
+// How long the end of a stream may take.
+const (
+	// writing is for a frame of ours that ends or answers something, beginning
+	// with the end of a write that may be blocked.
+	writing = time.Second
+	// acknowledging is for the peer's answer to the end of our direction.
+	acknowledging = 5 * time.Second
+	// lingering is for the peer to end its direction after we have closed the
+	// stream: the time that TCP gives it (tcp_fin_timeout of tcp(7)).
+	lingering = time.Minute
+)
+
+// past is a deadline that has passed.
+var past = time.Unix(1, 0)
+
+// link is a connection that speaks cardea/1, at either end. Between streams its
+// owner reads and writes it, and while a stream is open the users of the stream
+// do: one at a time each way, so it needs no lock for either.
+type link struct {
+	conn   *tls.Conn
+	socket *socket
+	frames *frame.Reader // of conn
+	broken error         // a write failed: nothing can be sent any more
+
+	mu       sync.Mutex
+	stopping bool // the owner shall not wait for the peer any more
+	waiting  bool // the owner waits for the peer
+}
+
+func newLink(conn *tls.Conn, sock *socket) *link {
+	return &link{conn: conn, socket: sock, frames: frame.NewReader(conn)}
+}
+
+// send writes frames.
+func (l *link) send(frames []byte) error {
+	if l.broken != nil {
+		return l.broken
+	}
+	_, err := l.conn.Write(frames)
+	l.broken = err
+	return err
+}
+
+// buffers lends the memory in which a DATA frame is put together.
+var buffers = sync.Pool{New: func() any { return new([frame.HeaderLen + frame.MaxData]byte) }}
+
+// sendData writes at most one DATA frame and returns how much of p it took.
+func (l *link) sendData(p []byte) (int, error) {
+	b := buffers.Get().(*[frame.HeaderLen + frame.MaxData]byte)
+	defer buffers.Put(b)
+	n := min(len(p), frame.MaxData)
+	if err := l.send(frame.AppendData(b[:0], p[:n])); err != nil {
+		return 0, err
+	}
+	return n, nil
+}
+
+// errStopped is what await returns after stop.
+var errStopped = errors.New("the connection was ended from this side")
+
+// await reads a frame for the owner, until that time or until stop.
+func (l *link) await(until time.Time) (frame.Frame, error) {
+	l.mu.Lock()
+	if l.stopping {
+		until = past
+	}
+	l.waiting = true
+	l.conn.SetReadDeadline(until)
+	l.mu.Unlock()
+
+	f, err := l.frames.Next()
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.waiting = false
+	if err != nil && l.stopping {
+		err = errStopped
+	}
+	return f, err
+}
+
+// stop makes the owner wait for the peer no more, now and later.
+func (l *link) stop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stopping = true
+	if l.waiting {
+		l.conn.SetReadDeadline(past)
+	}
+}
+
+// expect reads the frame of a type that must come now, for the owner and between
+// streams. Another one is answered by a RESET.
+func (l *link) expect(t frame.Type, limit time.Duration) (frame.Frame, error) {
+	f, err := l.await(time.Now().Add(limit))
+	if err == nil && f.Type != t {
+		err = unexpected(f.Type, t.String())
+	}
+	if errors.Is(err, frame.ErrProtocol) {
+		l.answer(frame.AppendReset(nil, err.Error()))
+	}
+	return f, err
+}
+
+// answer sends frames for the owner.
+func (l *link) answer(frames []byte) error {
+	l.conn.SetWriteDeadline(time.Now().Add(writing))
+	return l.send(frames)
+}
+
+func unexpected(t frame.Type, instead string) error {
+	return fmt.Errorf("%w: %v where %s was due", frame.ErrProtocol, t, instead)
+}

@@ -1,0 +1,122 @@
+package upstream
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+)
+
+// Addresses, beside the link-local ones, at which clouds tell a machine its
+// secrets.
+var (
+	metadataAWS     = netip.MustParseAddr("fd00:ec2::254")
+	metadataGoogle  = netip.MustParseAddr("fd20:ce::254")
+	metadataAlibaba = netip.MustParseAddr("100.100.100.200")
+	metadataAzure   = netip.MustParseAddr("168.63.129.16")
+)
+
+// The prefixes of IPv6 whose addresses contain one of IPv4: in their last four
+// bytes, but for 6to4. A host, a translator or a relay may take the traffic there.
+var (
+	compatible = netip.MustParsePrefix("::/96")           // IPv4-compatible (RFC 4291)
+	translated = netip.MustParsePrefix("::ffff:0:0:0/96") // IPv4-translated (RFC 2765)
+	nat64      = netip.MustParsePrefix("64:ff9b::/96")    // NAT64 (RFC 6052)
+	localNAT64 = netip.MustParsePrefix("64:ff9b:1::/48")  // local NAT64 (RFC 8215), in its /96 form
+	sixToFour  = netip.MustParsePrefix("2002::/16")       // 6to4 (RFC 3056)
+)
+
+var (
+	thisNetwork = netip.MustParsePrefix("0.0.0.0/8") // RFC 1122, section 3.2.1.3
+	broadcast   = netip.MustParseAddr("255.255.255.255")
+)
+
+// forms returns what an address stands for: itself, without zone and with IPv4 as
+// IPv4, and the IPv4 address that it contains, if any.
+func forms(a netip.Addr) []netip.Addr {
+	a = a.Unmap().WithZone("")
+	b := a.As16()
+	switch {
+	case a.IsLoopback(), a.IsUnspecified(): // ::1 contains no 0.0.0.1
+	case compatible.Contains(a), translated.Contains(a), nat64.Contains(a), localNAT64.Contains(a):
+		return []netip.Addr{a, netip.AddrFrom4([4]byte(b[12:]))}
+	case sixToFour.Contains(a):
+		return []netip.Addr{a, netip.AddrFrom4([4]byte(b[2:]))}
+	}
+	return []netip.Addr{a}
+}
+
+// A refusal says why an address is not dialled, and the way out.
+type refusal struct{ words, wayOut string }
+
+func (r *refusal) Error() string { return "refused: " + r.words }
+
+// check returns a *refusal if an upstream may not be at that address.
+func (d *Dialer) check(at netip.AddrPort) error {
+	for _, a := range forms(at.Addr()) {
+		if r := d.checkForm(netip.AddrPortFrom(a, at.Port())); r != nil {
+			return r
+		}
+	}
+	return nil
+}
+
+// checkForm does so for one of the forms of an address.
+func (d *Dialer) checkForm(at netip.AddrPort) *refusal {
+	a, allow := at.Addr(), d.Allow()
+	single := netip.PrefixFrom(a, a.BitLen())
+	var words string
+	switch {
+	case isUnspecified(a):
+		return &refusal{"it is not the address of a host", "name the upstream's own address"}
+	case slices.Contains(allow, single):
+		return nil
+	case d.isOwn(at):
+		words = "this cluster itself listens there"
+	case slices.ContainsFunc(allow, func(p netip.Prefix) bool { return p.Contains(a) }):
+		return nil
+	case a == metadataAWS, a == metadataGoogle, a == metadataAlibaba, a == metadataAzure:
+		words = "clouds keep the secrets of their machines there (metadata)"
+	case a.IsLinkLocalUnicast():
+		words = "it is a link-local address, as those of cloud metadata are"
+	case a.IsMulticast(), a == broadcast:
+		words = "it is an address of many hosts"
+	case a.IsLoopback() && !d.Loopback:
+		words = "it is a loopback address, and this cluster listens on others too"
+	default:
+		return nil
+	}
+	return &refusal{words, fmt.Sprintf("if it is meant, add %s to spec.upstream.allow of the ClusterConfig", single)}
+}
+
+func isUnspecified(a netip.Addr) bool { return a.IsUnspecified() || thisNetwork.Contains(a) }
+
+// isOwn tells whether the cluster listens at that address.
+func (d *Dialer) isOwn(at netip.AddrPort) bool {
+	for _, own := range d.Own() {
+		if own.Port() != at.Port() {
+			continue
+		}
+		a := own.Addr().Unmap().WithZone("")
+		if a == at.Addr() || a.IsUnspecified() && d.isLocal(at.Addr()) {
+			return true
+		}
+	}
+	return false
+}
+
+// isLocal tells whether a is an address of this machine, or that cannot be told.
+func (d *Dialer) isLocal(a netip.Addr) bool {
+	if a.IsLoopback() {
+		return true
+	}
+	locals := d.locals
+	if locals == nil {
+		locals = net.InterfaceAddrs
+	}
+	addrs, err := locals()
+	return err != nil || slices.ContainsFunc(addrs, func(l net.Addr) bool {
+		p, err := netip.ParsePrefix(l.String())
+		return err == nil && p.Addr().Unmap().WithZone("") == a
+	})
+}

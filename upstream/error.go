@@ -1,0 +1,77 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// The reasons of an Error: as the access log has them, and package relay.
+const (
+	DialFailed  = "DIAL_FAILED"  // the upstream could not be reached
+	DialTimeout = "DIAL_TIMEOUT" // the upstream did not answer in time
+)
+
+// An Error says why an upstream could not be had.
+type Error struct {
+	Reason string // DialFailed or DialTimeout
+	Words  string // for the log: which address, what happened, the way out
+	Err    error  // the cause
+}
+
+// Error returns the words. They name addresses, so they are not for callers.
+func (e *Error) Error() string { return "upstream: " + e.Words }
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// CloseReason returns the reason: what the log calls the end of the connection.
+func (e *Error) CloseReason() string { return e.Reason }
+
+// attempts are the failures of all addresses of one name.
+type attempts []error
+
+func (a attempts) Error() string {
+	words := make([]string, len(a))
+	for i, err := range a {
+		words[i] = err.Error()
+	}
+	return strings.Join(words, "; ")
+}
+
+func (a attempts) Unwrap() []error { return a }
+
+// explain makes an Error of what went wrong with a dial. caller is the context of
+// whoever asked, without the dial's own time limit; name is HOST:PORT.
+func explain(caller context.Context, name string, timeout time.Duration, err error) *Error {
+	fail := func(reason, wayOut string) *Error {
+		return &Error{Reason: reason, Words: fmt.Sprintf("%s: %v: %s", name, err, wayOut), Err: err}
+	}
+	dns, isDNS := errors.AsType[*net.DNSError](err)
+	refused, isRefused := errors.AsType[*refusal](err)
+	switch {
+	case errors.Is(caller.Err(), context.Canceled):
+		return &Error{Reason: DialFailed, Words: name + ": given up, because the connection that asked for it has ended", Err: caller.Err()}
+	case isDNS && (dns.IsTimeout || errors.Is(err, context.DeadlineExceeded)):
+		return fail(DialTimeout, "the resolver does not answer; see that it can be reached, or list the name in spec.dns.hosts of the ClusterConfig")
+	case isDNS:
+		return fail(DialFailed, "correct the upstream's url, or list the name in spec.dns.hosts of the ClusterConfig")
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
+		return fail(DialTimeout, fmt.Sprintf("no answer within %v; see that the host is up and that no firewall drops the connection", timeout))
+	case isRefused:
+		return fail(DialFailed, refused.wayOut)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fail(DialFailed, "nothing listens there; start the upstream, or correct its url")
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return fail(DialFailed, "this machine has no route to it")
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return fail(DialFailed, "no file descriptors are left; raise the limit (ulimit -n)")
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fail(DialFailed, "no local port is left towards this address, or this machine has no address of its family")
+	}
+	return &Error{Reason: DialFailed, Words: fmt.Sprintf("%s: %v", name, err), Err: err}
+}
