@@ -43,7 +43,8 @@ type ClusterDNS struct {
 type ClusterUpstream struct {
 	// Allow lists addresses (CIDR) that upstreams may have although they are
 	// refused by default: loopback where the cluster listens elsewhere,
-	// link-local and metadata addresses, multicast, the cluster's own listeners.
+	// link-local and metadata addresses, multicast, the cluster's own listeners
+	// (each only by its one address, /32 or /128).
 	Allow []string `json:"allow,omitempty"`
 }
 

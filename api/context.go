@@ -45,7 +45,8 @@ type ClientCertificate struct {
 
 // APIFacts is what ctx.request.api says of a call to Cardea's own API.
 type APIFacts struct {
-	// Verb is get, list, watch, create, update, delete, apply, why, conns, logs, …
+	// Verb is get, list, create, update, delete, renew, why, conns or logs; apply
+	// asks for create or update of each document.
 	Verb      string `json:"verb"`
 	Kind      string `json:"kind,omitempty"`
 	Name      string `json:"name,omitempty"`

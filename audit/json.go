@@ -6,18 +6,7 @@ import (
 	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
-
-	"cardea/api"
 )
-
-// AppendRecord appends rec to dst as [AppendJSON] does, with its times in UTC.
-func AppendRecord(dst []byte, rec *api.AccessLog) ([]byte, error) {
-	r := *rec // its times are written to
-	r.Metadata.CreatedAt = r.Metadata.CreatedAt.UTC()
-	r.Entry.Common.StartedAt = r.Entry.Common.StartedAt.UTC()
-	r.Entry.Common.EndedAt = r.Entry.Common.EndedAt.UTC()
-	return AppendJSON(dst, &r)
-}
 
 // AppendJSON appends v to dst as one line of JSON without the line's end. What
 // is in it may come from a stranger and will be seen on a terminal, so that
@@ -37,27 +26,51 @@ func AppendJSON(dst []byte, v any) ([]byte, error) {
 	for i, c := range out[start:] {
 		if c < ' ' || c > '~' {
 			at := start + i
-			return appendPrintable(out[:at:at], out[at:]), nil
+			return appendPrintable(out[:at:at], string(out[at:])), nil
 		}
 	}
 	return out, nil
 }
 
-// appendPrintable appends JSON text to dst, escaping what does not print. Such
-// characters are in strings only, where an escape may stand for them.
-func appendPrintable(dst, text []byte) []byte {
-	for len(text) > 0 {
-		r, n := utf8.DecodeRune(text)
+// appendText appends s as a string of JSON.
+func appendText(dst []byte, s string) []byte {
+	dst = append(dst, '"')
+	plain := 0
+	for plain < len(s) && s[plain] >= ' ' && s[plain] <= '~' && s[plain] != '"' && s[plain] != '\\' {
+		plain++
+	}
+	dst = append(dst, s[:plain]...)
+	for s = s[plain:]; len(s) > 0; {
+		if c := s[0]; c == '"' || c == '\\' {
+			dst = append(dst, '\\', c)
+			s = s[1:]
+			continue
+		}
+		n := 1
+		for n < len(s) && s[n] != '"' && s[n] != '\\' {
+			n++
+		}
+		dst = appendPrintable(dst, s[:n])
+		s = s[n:]
+	}
+	return append(dst, '"')
+}
+
+// appendPrintable appends the inside of a string of JSON, escaping what does not
+// print. In a whole document, such characters are in strings only.
+func appendPrintable(dst []byte, s string) []byte {
+	for len(s) > 0 {
+		r, n := utf8.DecodeRuneInString(s)
 		switch {
 		case unicode.IsPrint(r) && !(r == utf8.RuneError && n == 1):
-			dst = append(dst, text[:n]...)
+			dst = append(dst, s[:n]...)
 		case r > 0xffff:
 			hi, lo := utf16.EncodeRune(r)
 			dst = appendEscape(appendEscape(dst, hi), lo)
 		default:
 			dst = appendEscape(dst, r)
 		}
-		text = text[n:]
+		s = s[n:]
 	}
 	return dst
 }

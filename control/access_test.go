@@ -135,6 +135,39 @@ func TestAnsweredOnceDecided(t *testing.T) {
 	}
 }
 
+func TestStrangersDoNotFillTheLog(t *testing.T) {
+	w, root := newRoot(t)
+	bob := w.user(root, "bob")
+	var refused []api.Refusal
+	w.Refuse = func(r api.Refusal) { refused = append(refused, r) }
+	w.handler = w.Handler()
+	records := len(w.journal.all())
+	w.request(nil, "GET", "/api/core/v1/users", nil)
+	w.request(nil, "POST", "/api/login", api.LoginRequest{Token: "x", CSR: bob.csr(t)})
+	if len(refused) != 2 || len(w.journal.all()) != records {
+		t.Fatalf("refused are %+v", refused)
+	}
+	for _, r := range refused {
+		if r.Reason != api.ReasonUnauthenticated || r.Words == "" || r.Facts.IP == "" || r.Facts.API == nil {
+			t.Errorf("got %+v", r)
+		}
+	}
+	w.request(bob, "GET", "/api/core/v1/users", nil)
+	if len(refused) != 2 || len(w.journal.all()) != records+1 {
+		t.Error("a call of a known Session is not recorded by itself")
+	}
+
+	// What gets into the log is bounded.
+	for _, path := range []string{"/api/core/v1/users/", "/api/conns/"} {
+		if err := w.do(bob, "DELETE", path+strings.Repeat("x", 10_000), nil, nil); !api.HasCode(err, api.CodeNotFound) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if len(w.journal.all()) != records+1 {
+		t.Error("an endless name is in the log")
+	}
+}
+
 // broken is a Decider that has no answer.
 type broken struct{ allow bool }
 

@@ -285,7 +285,11 @@ func (c *call) newToken() (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := api.Key{Group: api.GroupCore, Kind: api.KindCredential, Name: c.r.PathValue("name")}
+	name, err := c.name("name")
+	if err != nil {
+		return nil, err
+	}
+	k := api.Key{Group: api.GroupCore, Kind: api.KindCredential, Name: name}
 	d, err := c.may(verbUpdate, k)
 	if err != nil {
 		return nil, err

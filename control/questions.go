@@ -20,6 +20,9 @@ func (c *call) why() (any, error) {
 	if in.Subject == "" || in.Service == "" {
 		return nil, api.Errorf(api.CodeInvalid, "subject and service are required")
 	}
+	if len(in.Subject) > maxName || len(in.Service) > maxName {
+		return nil, api.Errorf(api.CodeInvalid, "subject or service is longer than names are")
+	}
 	service := api.Key{Group: api.GroupCore, Kind: api.KindService, Name: api.ServiceName(in.Service)}
 	if _, err := c.may(verbWhy, service); err != nil {
 		return nil, err
@@ -75,7 +78,11 @@ func (c *call) conns() (any, error) {
 
 // kill answers DELETE /api/conns/{id}.
 func (c *call) kill() (any, error) {
-	k := api.Key{Kind: kindConnection, Name: c.r.PathValue("id")}
+	id, err := c.name("id")
+	if err != nil {
+		return nil, err
+	}
+	k := api.Key{Kind: kindConnection, Name: id}
 	d, err := c.may(verbDelete, k)
 	if err != nil {
 		return nil, err

@@ -63,8 +63,11 @@ type Server struct {
 	// Audit takes a record of every write before it is committed, so it must not
 	// wait for the Store.
 	Audit audit.Log
-	Log   *slog.Logger
-	Now   func() time.Time
+	// Refuse takes what is refused to callers of whom nothing is known, so that
+	// they cannot fill the log: see refusals.Recorder. If it is nil, Audit takes it.
+	Refuse func(api.Refusal)
+	Log    *slog.Logger
+	Now    func() time.Time
 }
 
 // A Keeper seals the values of Secrets: see secret.Keeper.
@@ -198,7 +201,24 @@ func (c *call) kind() (api.Kind, error) {
 // key returns the key of the Object that the path names.
 func (c *call) key() (api.Key, error) {
 	k, err := c.kind()
-	return api.Key{Group: api.GroupCore, Kind: k.Name, Name: api.CanonicalName(k.Name, c.r.PathValue("name"))}, err
+	if err != nil {
+		return api.Key{}, err
+	}
+	name, err := c.name("name")
+	return api.Key{Group: api.GroupCore, Kind: k.Name, Name: api.CanonicalName(k.Name, name)}, err
+}
+
+// maxName is the size in bytes of the longest name that is looked for: names get
+// into the log. Those that exist are shorter.
+const maxName = 128
+
+// name returns a wildcard of the path.
+func (c *call) name(wildcard string) (string, error) {
+	name := c.r.PathValue(wildcard)
+	if len(name) > maxName {
+		return "", api.Errorf(api.CodeNotFound, "the name in the path is longer than names are")
+	}
+	return name, nil
 }
 
 // query returns the query of the URL if it has no parameters but these, each at

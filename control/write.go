@@ -2,6 +2,7 @@ package control
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -82,7 +83,9 @@ func read(raw []json.RawMessage) *draft {
 			d.pending[k] = true
 			if s, ok := o.(*api.Secret); ok && s.Data == nil {
 				// Whether it needs a value depends on whether it has one already.
-				problems = slices.DeleteFunc(problems, func(p api.Problem) bool { return p.Pointer == "/data" })
+				problems = slices.DeleteFunc(problems, func(p api.Problem) bool {
+					return p.Pointer == "/data" && strings.HasPrefix(p.Rule, "is required")
+				})
 			}
 			problems = append(problems, p.List...)
 		}
@@ -199,31 +202,44 @@ func (c *call) transact(tx store.Tx, d *draft, problems []api.Problem, who api.R
 		problems = append(problems, p.List...)
 		conflicts = append(conflicts, conflict.List...)
 	}
+	missing := 0
 	for _, doc := range d.documents {
 		p := api.Problems{Document: doc.index}
 		if err := checkReferences(tx, doc.wanted, d.pending, &p); err != nil {
 			return err
 		}
-		if problems = append(problems, p.List...); len(problems) >= maxProblems {
+		problems = append(problems, p.List...)
+		if missing += len(p.List); missing >= maxProblems {
 			break // nobody reads more, and each costs a search
 		}
 	}
-	byDocument := func(a, b api.Problem) int { return a.Document - b.Document }
-	if err := (&api.Problems{List: problems}).Err(); err != nil {
+	slices.SortStableFunc(problems, byDocument)
+	if (&api.Problems{List: problems}).Err() != nil {
 		problems = append(problems, conflicts...)
-		slices.SortStableFunc(problems, byDocument)
-		if len(problems) > maxProblems {
-			problems = append(problems[:maxProblems:maxProblems], api.Problem{Document: problems[maxProblems].Document,
-				Rule: fmt.Sprintf("there are more problems than these %d", maxProblems)})
-		}
-		return &api.Error{Code: api.CodeInvalid, Message: "nothing was written: the input is invalid", Problems: problems}
+		return &api.Error{Code: api.CodeInvalid, Message: "nothing was written: the input is invalid", Problems: readable(problems)}
 	}
 	if len(conflicts) > 0 {
-		return &api.Error{Code: api.CodeConflict, Message: "nothing was written", Problems: conflicts}
+		return &api.Error{Code: api.CodeConflict, Message: "nothing was written", Problems: readable(conflicts)}
 	}
-	slices.SortStableFunc(problems, byDocument)
 	d.problems = problems // warnings
 	return nil
+}
+
+func byDocument(a, b api.Problem) int { return cmp.Compare(a.Document, b.Document) }
+
+// readable returns the problems in the order of the documents, and of more than
+// anybody reads the first errors.
+func readable(problems []api.Problem) []api.Problem {
+	slices.SortStableFunc(problems, byDocument)
+	if len(problems) <= maxProblems {
+		return problems
+	}
+	problems = slices.DeleteFunc(problems, func(p api.Problem) bool { return p.Warning })
+	if len(problems) <= maxProblems {
+		return problems
+	}
+	more := api.Problem{Document: problems[maxProblems].Document, Rule: fmt.Sprintf("there are more problems than these %d", maxProblems)}
+	return append(problems[:maxProblems:maxProblems], more)
 }
 
 // merge works out what a document makes of the Object that is stored: the user's

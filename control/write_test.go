@@ -200,6 +200,17 @@ func TestWarnings(t *testing.T) {
 	w.Check = func(p *api.Problems, o api.Object) { p.Warn("/spec", "is odd", "") }
 	w.handler = w.Handler()
 	out := w.mustApply(root, group1, `{'kind':'Group','metadata':{'name':'group-2'}}`)
+	// However many there are, they stand in front of no error.
+	w.Check = func(p *api.Problems, o api.Object) {
+		for range 3 * maxProblems {
+			p.Warn("/spec", "is odd", "")
+		}
+	}
+	w.handler = w.Handler()
+	_, err := w.apply(root, `{'kind':'Group','metadata':{'name':'group-3'}}`, strings.Replace(alice, "group-1", "nope", 1))
+	if got := problems(err); len(got) != 1 || !strings.Contains(got[0], "nope") {
+		t.Errorf("got %v", err)
+	}
 	if len(out.Warnings) != 2 || out.Warnings[1].Document != 1 || len(out.Results) != 2 {
 		t.Errorf("got %+v", out)
 	}
@@ -279,6 +290,12 @@ func TestSecret(t *testing.T) {
 	second := get[*api.Secret](w, api.KindSecret, "s1")
 	if out.Results[0].Action != api.ActionConfigured || string(second.Status.Sealed) != string(first.Status.Sealed) || second.Status.KeyID != first.Status.KeyID {
 		t.Errorf("%+v, %+v", out.Results, second.Status)
+	}
+	for _, data := range []string{`'hunter2'`, `{}`, `[]`, `{'value':'a','valueBytes':'AAAA'}`} {
+		_, err := w.apply(root, strings.Replace(doc, `{'value':'hunter2'}`, data, 1))
+		if !api.HasCode(err, api.CodeInvalid) || strings.Contains(err.Error(), "hunter") {
+			t.Errorf("the data %s: %v", data, err)
+		}
 	}
 	out = w.mustApply(root, strings.Replace(doc, "hunter2", "hunter3", 1))
 	if third := get[*api.Secret](w, api.KindSecret, "s1"); out.Results[0].Action != api.ActionConfigured || third.Status.SHA256 == first.Status.SHA256 {

@@ -52,11 +52,10 @@ func (c *Conn) record(t api.LogType, d *api.Decision, e *ending) *api.AccessLog 
 			common.DecisionID, common.Revision = e.by.ID, e.by.Revision
 		}
 	}
-	return &api.AccessLog{
-		APIVersion: api.Version, Kind: "AccessLog",
-		Metadata: api.AccessLogMetadata{ID: audit.NewID(), CreatedAt: now, ActorRef: s.Session, TargetRef: common.ServiceRef},
-		Entry:    api.AccessLogEntry{Common: common, Info: api.AccessLogInfo{TCP: info}},
-	}
+	rec := audit.New(now)
+	rec.Metadata.ActorRef, rec.Metadata.TargetRef = s.Session, common.ServiceRef
+	rec.Entry = api.AccessLogEntry{Common: common, Info: api.AccessLogInfo{TCP: info}}
+	return rec
 }
 
 // clip bounds words that may come from a peer.

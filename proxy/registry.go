@@ -241,11 +241,15 @@ func (g *Gate) List() []api.Connection {
 		d := g.registry.decision(c.first)
 		received, sent := c.bytes()
 		c.mu.Lock()
+		over := c.ending.reason != "" // its END is being written
 		x := api.Connection{
 			ID: c.ID, Service: d.Subject.Service.Name, Tunnel: c.facts.Tunnel, StartedAt: c.startedAt.UTC(),
 			Upstream: c.upstream, ReceivedBytes: received, SentBytes: sent, DecisionID: d.ID, Rule: d.Rule,
 		}
 		c.mu.Unlock()
+		if over {
+			continue
+		}
 		if c.facts.IP != "" {
 			x.Source = net.JoinHostPort(c.facts.IP, strconv.Itoa(c.facts.Port))
 		}

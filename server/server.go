@@ -125,7 +125,7 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 		return nil, err
 	}
 	sessions := &certificate.Verifier{Roots: h.authority.Pool}
-	h.refusals = refusals.New(refusals.Config{Audit: h.journal, Log: cfg.Log})
+	h.refusals = refusals.New(h.journal, time.Now, cfg.Log)
 	h.decider = &local.Decider{Store: h.store, Identity: identity.Any{api.EvidenceCertificate: sessions}, Log: cfg.Log}
 	h.settings = newSettings(h.store)
 	upstreams := &upstream.Dialer{
@@ -138,7 +138,7 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	h.control = &control.Server{
 		Domain: cfg.Domain, Store: h.store, Decider: h.decider, Explainer: h.decider, Await: h.await, Check: local.Check,
 		Keeper: keeper, Authority: h.authority, Verifier: sessions,
-		Conns: h.gate, Logs: h.journal, Audit: h.journal, Log: cfg.Log, Now: time.Now,
+		Conns: h.gate, Logs: h.journal, Audit: h.journal, Refuse: h.refusals.Refuse, Log: cfg.Log, Now: time.Now,
 	}
 	h.expirer = &control.Expirer{Store: h.store, Log: cfg.Log, Now: time.Now}
 	return h, nil
@@ -162,8 +162,8 @@ func (h *house) close() error {
 }
 
 // run serves until ctx is done. What is needed longest is stopped last: first
-// the doors, then the gate with what is live, then those that it asks, then the
-// log.
+// the door and the gate with what is live, then the API, then those that both
+// ask, then the log.
 func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	var floors []*floor
 	defer func() {
@@ -187,15 +187,15 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	if err != nil {
 		return err
 	}
-	start(h.gate.Run, h.expirer.Run)
 	web := newWeb(h.control.Handler(), h.cfg.Log)
-	start(web.run)
+	start(web.run, h.expirer.Run)
 	tunnels := &tls.Server{
 		Handler: arrivals{h.gate, h.refusals}, Domain: h.cfg.Domain, Certificate: h.authority.ServerCertificate,
 		ClientCAs: h.authority.Pool, API: web.take, Log: h.cfg.Log,
 	}
-	door := &ingress.Listener{Listener: h.socket, Handle: tunnels.Conn, Refused: h.refusals.Refused, Log: h.cfg.Log}
-	start(door.Serve)
+	door := &ingress.Listener{Listener: h.socket, Handle: tunnels.Conn, Refused: h.refusals.Refuse, Log: h.cfg.Log}
+	// Together: the door waits for its streams, and those are the gate's to end.
+	start(h.gate.Run, door.Serve)
 	ready(Ready{Address: h.socket.Addr().String(), Domain: h.cfg.Domain, CASHA256: h.authority.Fingerprint(), Token: token})
 
 	select {
@@ -225,8 +225,11 @@ func (h *house) listeners() []netip.AddrPort {
 // arrivals joins the roads to the gate.
 type arrivals struct {
 	*proxy.Gate
-	*refusals.Recorder
+	refusals *refusals.Recorder
 }
+
+// Refused implements tunnel.Handler.
+func (a arrivals) Refused(r api.Refusal) { a.refusals.Refuse(r) }
 
 // A floor is a set of rooms that run together and are stopped together.
 type floor struct {

@@ -17,13 +17,14 @@ import (
 type Pending struct {
 	base    Reader
 	entries map[api.Key]*pendingEntry
-	order   []*pendingEntry // as first written
+	written []*pendingEntry // in the order in which they first were
 }
 
 // A pendingEntry is one Object before and after; nil is absent.
 type pendingEntry struct {
 	key         api.Key
 	before, now *Record
+	written     bool
 }
 
 // NewPending returns a transaction over base, which must not change while it is
@@ -36,7 +37,7 @@ func NewPending(base Reader) *Pending {
 // commits it sets their Revision.
 func (p *Pending) Changes() []Change {
 	var cs []Change
-	for _, e := range p.order {
+	for _, e := range p.written {
 		same := e.before != nil && e.now != nil && e.before.UID == e.now.UID
 		if e.before != nil && !same {
 			cs = append(cs, Change{Record: *e.before, Deleted: true})
@@ -126,7 +127,7 @@ func (p *Pending) Put(r Record) error {
 		return api.Errorf(api.CodeConflict, "%s %q exists already", r.Key.Kind, r.Key.Name)
 	}
 	r.Revision = api.Revision{}
-	e.now = &r
+	p.write(e, &r)
 	return nil
 }
 
@@ -139,12 +140,19 @@ func (p *Pending) Delete(k api.Key) error {
 	if e.now == nil {
 		return api.NotFound(k)
 	}
-	e.now = nil
+	p.write(e, nil)
 	return nil
 }
 
-// entry returns the entry of k, made from the state below if k was not written
-// before.
+func (p *Pending) write(e *pendingEntry, now *Record) {
+	e.now = now
+	if !e.written {
+		e.written = true
+		p.written = append(p.written, e)
+	}
+}
+
+// entry returns the entry of k, made from the state below if there is none.
 func (p *Pending) entry(k api.Key) (*pendingEntry, error) {
 	if e, ok := p.entries[k]; ok {
 		return e, nil
@@ -158,7 +166,6 @@ func (p *Pending) entry(k api.Key) (*pendingEntry, error) {
 		return nil, err
 	}
 	p.entries[k] = e
-	p.order = append(p.order, e)
 	return e, nil
 }
 

@@ -241,12 +241,16 @@ func TestTornFirstLine(t *testing.T) {
 // the segment before.
 func TestTornOpenList(t *testing.T) {
 	r := newRig(t)
-	r.SegmentSize = 1 << 20
+	r.SegmentSize = 1 << 20 // the second begins with fewer open connections than the third
 	j, stop := r.start(t)
-	const n = openPerLine + 200
-	for range n {
-		start, _ := audittest.Connection(time.Now())
-		must(t, j.Append(t.Context(), start))
+	const n = openPerLine + 500
+	for range n / 100 {
+		var starts []*api.AccessLog
+		for range 100 {
+			start, _ := audittest.Connection(time.Now())
+			starts = append(starts, start)
+		}
+		must(t, j.Append(t.Context(), starts...))
 	}
 	must(t, stop())
 	ns, err := listSegments(r.Dir)

@@ -31,6 +31,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -94,6 +95,11 @@ type Journal struct {
 	closed  bool
 	trouble error // of tail
 }
+
+var (
+	_ audit.Log    = (*Journal)(nil)
+	_ audit.Reader = (*Journal)(nil)
+)
 
 // A batch is what is written at once.
 type batch struct {
@@ -186,6 +192,9 @@ func (j *Journal) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-j.wake:
+			// Let those who are about to append do so: fewer and greater writes
+			// take a quarter less of the processor.
+			runtime.Gosched()
 			j.commit(j.take(false))
 		case <-tick.C:
 			if j.tail.trouble != nil {

@@ -110,7 +110,7 @@ func (c *cursor) catchUp(ctx context.Context, give func(*api.AccessLog) bool) (<
 				continue // retention was here; read says whether that matters
 			}
 		}
-		if ctx.Err() != nil && c.q.Follow {
+		if c.q.Follow && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 			return nil, nil
 		}
 		return changed, err

@@ -61,9 +61,7 @@ func (j *Journal) recover(ctx context.Context) error {
 			return err
 		}
 		cut += e.cut
-		if missing = e.missing(mark); missing != nil {
-			j.log.Error("lines of the journal are missing", "from", missing.From, "to", missing.To, "why", missing.Words)
-		}
+		missing = e.missing(mark)
 		if e.damaged > 0 {
 			j.log.Error("lines of the journal cannot be read", "lines", e.damaged)
 		}
@@ -73,6 +71,9 @@ func (j *Journal) recover(ctx context.Context) error {
 		if mark == nil {
 			k.oldest = segments[0].Start
 		}
+	}
+	if missing != nil {
+		j.log.Error("lines of the journal are missing", "from", missing.From, "to", missing.To, "why", missing.Words)
 	}
 	if err := j.report(mark == nil && len(segments) > 0, cut, missing); err != nil {
 		return err
@@ -277,11 +278,16 @@ func (t *tail) resume(segments []segment, e *end) error {
 	if err != nil {
 		return err
 	}
+	info, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return err
+	}
 	last.size = e.size
 	for _, s := range segments {
 		t.index.start(s)
 	}
-	t.file, t.segment, t.size = f, last.Segment, e.size
+	t.file, t.info, t.segment, t.size = f, info, last.Segment, e.size
 	t.seq, t.prev, t.open, t.unsigned = e.seq, e.prev, e.open, e.unsigned
 	t.keeper.rotated(f, segments[0].Start)
 	t.keeper.wrote(t.seq)

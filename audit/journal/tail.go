@@ -79,6 +79,7 @@ type tail struct {
 	keeper      *keeper
 
 	file     file // nil before there is a segment
+	info     os.FileInfo
 	segment  int64
 	size     int64
 	fresh    bool // the segment has no more than its first lines
@@ -243,7 +244,7 @@ func (t *tail) ready(bytes int64) error {
 
 // mend brings the files to where the tail thinks that they are.
 func (t *tail) mend() error {
-	if err := t.linked(t.file, t.segment); err != nil {
+	if err := t.linked(t.info, t.segment); err != nil {
 		// What was in it is lost, which Verify finds. The directory is not made
 		// again: it may be the place of a volume that is not there now.
 		if _, derr := os.Stat(t.dir); derr != nil {
@@ -271,20 +272,20 @@ func (t *tail) rotate() error {
 	if err != nil {
 		return t.fail(err)
 	}
-	if err := t.put(f, d); err != nil {
+	info, err := f.Stat()
+	if err == nil {
+		err = t.put(f, info, d)
+	}
+	if err == nil && t.disk {
+		err = syncDir(t.dir)
+	}
+	if err != nil {
 		f.Close()
 		os.Remove(path)
 		return t.fail(err)
 	}
-	if t.disk {
-		if err := syncDir(t.dir); err != nil {
-			f.Close()
-			os.Remove(path)
-			return t.fail(err)
-		}
-	}
 	begun := segment{Start: Start{Segment: d.segment, Seq: t.seq + 1, Prev: t.prev}, at: d.at, size: int64(len(d.buf))}
-	t.file, t.segment = f, d.segment
+	t.file, t.info, t.segment = f, info, d.segment
 	t.index.start(begun)
 	t.keeper.rotated(f, begun.Start)
 	t.adopt(d)
@@ -294,7 +295,7 @@ func (t *tail) rotate() error {
 
 // commit writes a draft to the segment.
 func (t *tail) commit(d *draft) error {
-	if err := t.put(t.file, d); err != nil {
+	if err := t.put(t.file, t.info, d); err != nil {
 		// At best nothing is left of it; else mend tries again before anything
 		// is written.
 		t.file.Truncate(t.size)
@@ -311,12 +312,12 @@ func (t *tail) commit(d *draft) error {
 }
 
 // put writes a draft so that it is where a reader will look for it.
-func (t *tail) put(f file, d *draft) error {
+func (t *tail) put(f file, info os.FileInfo, d *draft) error {
 	t.buf = d.buf
 	if _, err := f.WriteAt(d.buf, d.base); err != nil {
 		return err
 	}
-	if err := t.linked(f, d.segment); err != nil {
+	if err := t.linked(info, d.segment); err != nil {
 		return err
 	}
 	if t.disk {
@@ -325,18 +326,14 @@ func (t *tail) put(f file, d *draft) error {
 	return nil
 }
 
-// linked reports that f is no longer the file of a segment: what is written to
-// it then is gone once this process is.
-func (t *tail) linked(f file, n int64) error {
-	have, err := f.Stat()
-	if err != nil {
-		return err
-	}
+// linked reports that the file that was opened is no longer the file of a
+// segment: what is written to it is gone once this process is.
+func (t *tail) linked(opened os.FileInfo, n int64) error {
 	is, err := os.Lstat(filepath.Join(t.dir, segmentName(n)))
 	if err != nil {
 		return err
 	}
-	if !os.SameFile(have, is) {
+	if !os.SameFile(opened, is) {
 		return fmt.Errorf("segment %s of the journal was replaced by another file", segmentName(n))
 	}
 	return nil

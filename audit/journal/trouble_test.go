@@ -135,6 +135,9 @@ func TestDirectoryRemoved(t *testing.T) {
 	// It comes back empty: new records are kept, and the old ones are missed.
 	must(t, os.RemoveAll(r.Dir))
 	must(t, os.Mkdir(r.Dir, 0o700))
+	if err := j.Append(t.Context(), audittest.Denied("lost")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("Append returned %v, want that the file is not there", err)
+	}
 	must(t, j.Append(t.Context(), end))
 	must(t, j.Healthy())
 	if _, err := os.Stat(filepath.Join(r.Dir, segmentName(2))); err != nil {

@@ -1,7 +1,6 @@
 package local
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -131,28 +130,4 @@ func BenchmarkNext(b *testing.B) {
 	for b.Loop() {
 		s = s.next(commit, c)
 	}
-}
-
-// running returns a Decider over a World, running until the test ends.
-func running(t testing.TB, w *policytest.World) *Decider {
-	t.Helper()
-	st := memory.New()
-	policytest.Put(t, st, w.Objects()...)
-	d := &Decider{Store: st, Identity: policytest.Verifier{}, Log: slog.New(slog.DiscardHandler)}
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- d.Run(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-		if err := st.Close(); err != nil {
-			t.Errorf("Close: %v", err)
-		}
-	})
-	if err := d.Ready(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	return d
 }

@@ -20,7 +20,8 @@ import (
 //
 // Functions change nothing in the database until they have succeeded (see
 // [store.Pending]), so one that fails leaves the batch as it was. A statement
-// that fails means trouble with the file: then the whole batch is lost.
+// that fails, even one that reads, means trouble with the file, after which
+// SQLite may have undone the transaction: then the whole batch is lost.
 type batch struct {
 	conn *conn
 	ctx  context.Context // of the first caller, without its end
@@ -111,7 +112,6 @@ func (s *Store) finish(b *batch) {
 		// itself, or the next BEGIN fails and says so.
 		_, _ = b.conn.rollback.ExecContext(b.ctx)
 	}
-	b.err = explain(s.path, b.err)
 	if b.err == nil {
 		for _, c := range b.commits {
 			s.tail.Append(c)
@@ -123,7 +123,8 @@ func (s *Store) finish(b *batch) {
 // exec runs a statement that writes. If it fails the batch is lost.
 func (b *batch) exec(stmt *sql.Stmt, args ...any) {
 	b.dirty = true
-	_, b.err = stmt.ExecContext(b.ctx, args...)
+	_, err := stmt.ExecContext(b.ctx, args...)
+	b.err = explain(b.conn.path, err)
 }
 
 // write makes a commit of changes.

@@ -126,6 +126,37 @@ func testBatchIsLostWhole(t *testing.T) {
 	}
 }
 
+// After trouble with the file the transaction may be no more, so that whoever
+// takes no notice must not write outside of one.
+func TestTroubleIsNotOverlooked(t *testing.T) {
+	s := openTest(t)
+	good := s.writer.get
+	bad, err := s.writer.PrepareContext(t.Context(), "SELECT 1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := bad.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.writer.get = bad
+	_, err = s.Update(t.Context(), "", func(tx store.Tx) error {
+		if _, err := tx.Get(object("a", 0).Key); err == nil {
+			t.Error("Get succeeded")
+		}
+		s.writer.get = good
+		return tx.Put(object("a", 1))
+	})
+	if err == nil {
+		t.Error("a transaction after trouble was committed")
+	}
+	if got := names(t, s); got != "" {
+		t.Errorf("there are %s", got)
+	}
+	if r, err := s.Update(t.Context(), "", func(tx store.Tx) error { return tx.Put(object("a", 1)) }); err != nil || r.Number != 1 {
+		t.Errorf("the next: %v, %v", r, err)
+	}
+}
+
 // names returns the names that there are.
 func names(t *testing.T, s *Store) string {
 	t.Helper()

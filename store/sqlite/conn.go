@@ -97,6 +97,16 @@ type snapshot struct {
 	conn      *conn
 	revision  api.Revision
 	compacted uint64 // see schema
+	err       error  // the last trouble with the file: the transaction may be no more
+}
+
+// trouble remembers and explains an error of SQLite.
+func (s *snapshot) trouble(err error) error {
+	if err != nil {
+		s.err = explain(s.conn.path, err)
+		return s.err
+	}
+	return nil
 }
 
 // read calls f with a snapshot of the latest state.
@@ -139,7 +149,7 @@ func (s *snapshot) Get(k api.Key) (store.Record, error) {
 	case errors.Is(err, sql.ErrNoRows):
 		return store.Record{}, api.NotFound(k)
 	case err != nil:
-		return store.Record{}, explain(s.conn.path, err)
+		return store.Record{}, s.trouble(err)
 	}
 	return r, nil
 }
@@ -174,21 +184,21 @@ func (s *snapshot) page(last api.Key, kind string) (page []store.Record, err err
 	}
 	rows, err := s.conn.list.QueryContext(context.WithoutCancel(s.ctx), last.Group, last.Kind, last.Namespace, last.Name, listPage)
 	if err != nil {
-		return nil, explain(s.conn.path, err)
+		return nil, s.trouble(err)
 	}
 	defer rows.Close()
 	for rows.Next() {
 		r := store.Record{Key: api.Key{Group: last.Group}, Revision: s.revision}
 		err := rows.Scan(&r.Key.Kind, &r.Key.Namespace, &r.Key.Name, &r.UID, &r.Revision.Number, (*[]byte)(&r.JSON))
 		if err != nil {
-			return nil, explain(s.conn.path, err)
+			return nil, s.trouble(err)
 		}
 		if kind != "" && r.Key.Kind != kind {
 			break
 		}
 		page = append(page, r)
 	}
-	return page, explain(s.conn.path, rows.Err())
+	return page, s.trouble(rows.Err())
 }
 
 // after returns the first commits after from, of at least so many changes if
@@ -202,7 +212,7 @@ func (s *snapshot) after(from api.Revision, changes int) (commits []store.Commit
 	}
 	rows, err := s.conn.after.QueryContext(context.WithoutCancel(s.ctx), from.Number)
 	if err != nil {
-		return nil, explain(s.conn.path, err)
+		return nil, s.trouble(err)
 	}
 	defer rows.Close()
 	for n := 0; rows.Next(); n++ {
@@ -212,7 +222,7 @@ func (s *snapshot) after(from api.Revision, changes int) (commits []store.Commit
 		err := rows.Scan(&k.Revision.Number, &at, &k.Actor, &c.Key.Group, &c.Key.Kind, &c.Key.Namespace, &c.Key.Name,
 			&c.UID, (*[]byte)(&c.JSON), &c.Deleted)
 		if err != nil {
-			return nil, explain(s.conn.path, err)
+			return nil, s.trouble(err)
 		}
 		if len(commits) == 0 || commits[len(commits)-1].Revision != k.Revision {
 			if n >= changes {
@@ -225,5 +235,5 @@ func (s *snapshot) after(from api.Revision, changes int) (commits []store.Commit
 		last := &commits[len(commits)-1]
 		last.Changes = append(last.Changes, c)
 	}
-	return commits, explain(s.conn.path, rows.Err())
+	return commits, s.trouble(rows.Err())
 }

@@ -229,11 +229,17 @@ func (s *Store) read(ctx context.Context, f func(*snapshot) error) error {
 func (s *Store) Update(ctx context.Context, actor string, f func(store.Tx) error) (api.Revision, error) {
 	var revision api.Revision
 	err := s.do(ctx, func(b *batch) error {
-		tx := store.NewPending(&snapshot{ctx: ctx, conn: b.conn, revision: b.revision})
+		base := &snapshot{ctx: ctx, conn: b.conn, revision: b.revision}
+		defer func() { // also when f panics, or takes no notice
+			if base.err != nil {
+				b.err = base.err
+			}
+		}()
+		tx := store.NewPending(base)
 		if err := f(tx); err != nil {
 			return err
 		}
-		if changes := tx.Changes(); len(changes) > 0 {
+		if changes := tx.Changes(); len(changes) > 0 && base.err == nil {
 			b.write(actor, changes)
 		}
 		revision = b.revision
@@ -325,20 +331,21 @@ func (s *Store) Prune(ctx context.Context, now time.Time) error {
 		err := s.do(ctx, func(b *batch) error {
 			rows, err := b.conn.prune.QueryContext(b.ctx, keep, keepSessions, api.GroupCore, api.KindSession, pruneStep)
 			if err != nil {
-				b.err = err
+				b.err = explain(s.path, err)
 				return nil
 			}
 			defer rows.Close()
 			for rows.Next() {
 				var revision uint64
-				if b.err = rows.Scan(&revision); b.err != nil {
+				if err := rows.Scan(&revision); err != nil {
+					b.err = explain(s.path, err)
 					return nil
 				}
 				b.compacted = max(b.compacted, revision)
 				n++
 			}
 			b.dirty = b.dirty || n > 0
-			b.err = rows.Err()
+			b.err = explain(s.path, rows.Err())
 			return nil
 		})
 		if err != nil || n < pruneStep {

@@ -97,8 +97,10 @@ func (m *model) transact(rt *rapid.T, s store.Store) {
 				if err := tx.Delete(k); exists && err != nil || !exists && !api.HasCode(err, api.CodeNotFound) {
 					rt.Fatalf("Delete of %s (it exists: %v): %v", k, exists, err)
 				}
-				delete(next, k)
-				written = append(written, k)
+				if exists {
+					delete(next, k)
+					written = append(written, k)
+				}
 			case "get":
 				got, err := tx.Get(k)
 				if exists && (err != nil || got.UID != old.UID || string(got.JSON) != string(old.JSON)) ||

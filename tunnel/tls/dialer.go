@@ -86,7 +86,7 @@ func (d *Dialer) DialRaw(ctx context.Context, service, alpn string) (net.Conn, e
 		return nil, err
 	}
 	config = config.Clone()
-	config.ClientSessionCache = nil // no tickets, see Server.init
+	config.ClientSessionCache = nil // there are no tickets, see the package comment
 	conn, sock, err := d.connect(ctx, config, ServiceName(api.ServiceName(service), d.Domain), alpn)
 	if err != nil {
 		return nil, err
@@ -120,6 +120,9 @@ func (d *Dialer) configure(ctx context.Context) (*tls.Config, error) {
 	cert, err := d.Certificate(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if cert == nil || len(cert.Certificate) == 0 {
+		return nil, unauthenticated("there is no certificate of a Session")
 	}
 	if d.Roots == nil { // crypto/tls would take the system's
 		return nil, errors.New("tunnel: no root certificates to know the gateway by")
@@ -240,13 +243,15 @@ func failure(service string, err error, first bool) error {
 	_, refused := err.(refusedError)
 	switch {
 	case errors.As(err, &remote) && remote.Op == "remote error":
-		e := api.Errorf(api.CodeUnauthenticated, "the gateway does not accept the certificate of this Session (%v)", remote.Err)
-		e.Hint = "log in again"
-		return e
+		return unauthenticated("the gateway does not accept the certificate of this Session (" + remote.Err.Error() + ")")
 	case !first && !refused && !errors.Is(err, frame.ErrProtocol):
 		return staleError{err}
 	}
 	return tunnel.Lost(service, lossWords(err))
+}
+
+func unauthenticated(words string) error {
+	return &api.Error{Code: api.CodeUnauthenticated, Message: words, Hint: "log in again"}
 }
 
 // take returns an idle connection, or nil.

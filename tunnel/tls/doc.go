@@ -1,5 +1,5 @@
 // Package tls is the road over mutual TLS 1.3: a [Server] that sorts what comes
-// in on one port, and two clients, [Dialer] and [RawDialer].
+// in on one port, and a [Dialer].
 //
 // A client presents a certificate of its Session; the key was proved by the
 // handshake (or, if a TLS session is resumed, by the one that it resumes), and
@@ -14,6 +14,10 @@
 //     can do that, with the application's own ALPN protocol or none.
 //     close_notify (RFC 8446, section 6.1) is half-close; a TCP connection that
 //     ends without it is a reset.
+//
+// In the raw form the server hands out no session tickets, so each connection is
+// a full handshake: a client that only writes would not read them, and TCP resets
+// a connection that is closed with bytes unread, which can lose what was sent last.
 //
 // What has no server name, an IP address for one, or api.DOMAIN is a connection
 // to the API. Everything else is refused and learns nothing.

@@ -9,7 +9,7 @@ import (
 )
 
 // frames serves a connection that speaks cardea/1. a is what all its Arrivals
-// have in common.
+// have in common, which they share.
 func (s *Server) frames(ctx context.Context, l *link, a api.Arrival) {
 	stop := context.AfterFunc(ctx, l.stop)
 	defer stop()
@@ -48,15 +48,15 @@ func (s *Server) greet(l *link) error {
 		return err
 	}
 	if f.Hello.Version < frame.Version {
-		l.answer(frame.AppendReset(nil, "this version of the protocol is not spoken"))
+		l.answer(frame.AppendReset(nil, "this version of the protocol is not spoken"), writing)
 		return unexpected(f.Type, "one of version 1 or later")
 	}
-	return l.answer(frame.AppendHello(nil, frame.Hello{Version: frame.Version}))
+	return l.answer(frame.AppendHello(nil, frame.Hello{Version: frame.Version}), writing)
 }
 
 // carry gives a stream to the Handler and brings it to its end.
 func (s *Server) carry(l *link, open frame.Open, a api.Arrival) error {
-	if s.Log != nil && open.TraceID != "" {
+	if open.TraceID != "" {
 		s.Log.Debug("stream", "service", open.Service, "trace", open.TraceID, "from", l.conn.RemoteAddr())
 	}
 	over := make(chan struct{})

@@ -2,7 +2,7 @@ package tls
 
 import (
 	"crypto/tls"
-	"net/netip"
+	"net"
 	"slices"
 	"strings"
 )
@@ -51,13 +51,12 @@ func sort(info *tls.ClientHelloInfo, domain string) hello {
 		h.alpn = info.SupportedProtos[0]
 	}
 	framed := slices.Contains(info.SupportedProtos, Protocol)
-	_, notAddress := netip.ParseAddr(h.sni)
 	service, inside := strings.CutSuffix(h.sni, ".svc."+domain)
 	switch {
 	case framed && h.sni == GatewayName(domain):
 		h.form = formFramed
 	case framed:
-	case h.sni == "" || h.sni == APIName(domain) || notAddress == nil:
+	case h.sni == "" || h.sni == APIName(domain) || net.ParseIP(h.sni) != nil:
 		h.form = formAPI
 	case inside && isServiceName(service):
 		h.form, h.service = formRaw, service

@@ -12,13 +12,16 @@ import (
 
 // How long the end of a stream may take.
 const (
-	// writing is for a frame of ours that ends or answers something, beginning
-	// with the end of a write that may be blocked.
+	// interrupting is for a write that is under way when its stream ends, and for
+	// a RESET: a peer that does not read shall not delay it.
+	interrupting = 100 * time.Millisecond
+	// writing is for any other frame by which the owner answers.
 	writing = time.Second
-	// acknowledging is for the peer's answer to the end of our direction.
+	// acknowledging is for the peer's answer to a RESET or refusal, and for what
+	// is to be sent when the owner shall stop.
 	acknowledging = 5 * time.Second
-	// lingering is for the peer to end its direction after we have closed the
-	// stream: the time that TCP gives it (tcp_fin_timeout of tcp(7)).
+	// lingering is for the peer to take what was written before Close, and to end
+	// its direction: the time that TCP gives it (tcp_fin_timeout of tcp(7)).
 	lingering = time.Minute
 )
 
@@ -91,6 +94,25 @@ func (l *link) await(until time.Time) (frame.Frame, error) {
 	return f, err
 }
 
+// flush sends frames for the owner behind bytes that the peer may be slow to take.
+func (l *link) flush(frames []byte) error {
+	l.mu.Lock()
+	limit := lingering
+	if l.stopping {
+		limit = acknowledging
+	}
+	l.waiting = true
+	l.conn.SetWriteDeadline(time.Now().Add(limit))
+	l.mu.Unlock()
+
+	err := l.send(frames)
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.waiting = false
+	return err
+}
+
 // stop makes the owner wait for the peer no more, now and later.
 func (l *link) stop() {
 	l.mu.Lock()
@@ -98,6 +120,7 @@ func (l *link) stop() {
 	l.stopping = true
 	if l.waiting {
 		l.conn.SetReadDeadline(past)
+		l.conn.SetWriteDeadline(time.Now().Add(acknowledging))
 	}
 }
 
@@ -109,14 +132,14 @@ func (l *link) expect(t frame.Type, limit time.Duration) (frame.Frame, error) {
 		err = unexpected(f.Type, t.String())
 	}
 	if errors.Is(err, frame.ErrProtocol) {
-		l.answer(frame.AppendReset(nil, err.Error()))
+		l.answer(frame.AppendReset(nil, err.Error()), writing)
 	}
 	return f, err
 }
 
-// answer sends frames for the owner.
-func (l *link) answer(frames []byte) error {
-	l.conn.SetWriteDeadline(time.Now().Add(writing))
+// answer sends frames for the owner, within that time.
+func (l *link) answer(frames []byte, limit time.Duration) error {
+	l.conn.SetWriteDeadline(time.Now().Add(limit))
 	return l.send(frames)
 }
 

@@ -95,11 +95,8 @@ func (s *Server) init() {
 		NextProtos:                  []string{Protocol},
 		DynamicRecordSizingDisabled: true, // one write, one record: latency is the application's choice
 	}
-	// A client that only writes never reads a session ticket, and a TCP
-	// connection that is closed with bytes unread is reset: what the client has
-	// sent last could be lost.
 	s.raw = s.framed.Clone()
-	s.raw.NextProtos, s.raw.SessionTicketsDisabled = nil, true
+	s.raw.NextProtos, s.raw.SessionTicketsDisabled = nil, true // see the package comment
 	s.sorting = &tls.Config{MinVersion: tls.VersionTLS13, GetConfigForClient: s.configFor}
 }
 
@@ -110,7 +107,10 @@ var errNotServed = errors.New("nothing is served under this server name and prot
 func (s *Server) configFor(info *tls.ClientHelloInfo) (*tls.Config, error) {
 	sock := info.Conn.(*socket)
 	sock.hello = sort(info, s.Domain)
-	if sock.hello.form == formNone {
+	switch {
+	case len(info.SupportedVersions) == 0: // SSLv3 or older
+		return nil, errors.New("no version of TLS is offered")
+	case sock.hello.form == formNone:
 		return nil, errNotServed
 	}
 	sock.mute = false

@@ -115,7 +115,7 @@ func (s *stream) take(f frame.Frame) error {
 		}
 		if !s.left {
 			// A writer that is blocked must learn it too.
-			s.link.conn.SetWriteDeadline(time.Now().Add(writing))
+			s.link.conn.SetWriteDeadline(time.Now().Add(interrupting))
 		}
 		return s.err
 	}
@@ -216,8 +216,8 @@ func (s *stream) Close() error {
 	return nil
 }
 
-// Reset implements [tunnel.Conn]. A write that is blocked is given a second; if
-// it does not get out, the peer sees the TCP connection reset, and no reason.
+// Reset implements [tunnel.Conn]. If a write that is blocked does not get out at
+// once, the peer sees the TCP connection reset, and no reason.
 func (s *stream) Reset(reason string) error {
 	s.leave(&tunnel.ResetError{Reason: reason}, true)
 	return nil
@@ -235,7 +235,7 @@ func (s *stream) leave(why error, cut bool) bool {
 		s.err = why
 	}
 	s.link.conn.SetReadDeadline(past)
-	s.link.conn.SetWriteDeadline(time.Now().Add(writing))
+	s.link.conn.SetWriteDeadline(time.Now().Add(interrupting))
 	s.mu.Unlock()
 	s.over()
 	return true
@@ -257,39 +257,34 @@ func (s *stream) windUp() error {
 	if s.lost {
 		return s.err
 	}
-	s.link.conn.SetWriteDeadline(time.Now().Add(writing))
 	if err := s.lastWords(); err != nil {
 		return err
 	}
 	until := s.patience()
 	for !s.gotEnd {
 		f, err := s.link.await(until)
-		switch late := errors.Is(err, os.ErrDeadlineExceeded); {
-		case late && s.finished():
-			// The peer may still be reading what we have sent: it must not be reset.
+		if errors.Is(err, os.ErrDeadlineExceeded) && !s.cut {
+			// The peer may still be taking what we have sent. Closing the
+			// connection leaves that to it, as closing a TCP connection does.
 			return errStopped
-		case late && !s.sentEnd:
-			err = s.sendEnd(frame.AppendReset(nil, "closed, and the other direction was not"))
-			until = s.patience()
-		case err == nil:
-			ended := s.sentEnd
-			if err = s.wind(f); s.sentEnd != ended {
-				until = s.patience()
-			}
 		}
 		if err != nil {
 			return err
+		}
+		ended := s.sentEnd
+		if err := s.wind(f); err != nil {
+			return err
+		}
+		if s.sentEnd != ended {
+			until = s.patience()
 		}
 	}
 	return s.link.conn.SetDeadline(time.Time{})
 }
 
-// finished tells whether all that both sides had to say was said.
-func (s *stream) finished() bool { return s.sentEOF && s.gotEOF }
-
 // patience returns until when to wait for the peer.
 func (s *stream) patience() time.Time {
-	if s.sentEnd && !s.finished() {
+	if s.sentEnd && !(s.sentEOF && s.gotEOF) { // by a RESET or a refusal
 		return time.Now().Add(acknowledging)
 	}
 	return time.Now().Add(lingering)
@@ -301,29 +296,29 @@ func (s *stream) lastWords() error {
 	case s.sentEnd:
 		return nil
 	case s.gotEnd:
-		return s.sendEnd(frame.AppendDone(nil))
+		return s.sendDone()
 	case s.cut:
-		return s.sendEnd(frame.AppendReset(nil, s.err.(*tunnel.ResetError).Reason))
+		return s.sendReset(s.err.(*tunnel.ResetError).Reason)
 	case s.silent != nil:
-		return s.sendEnd(frame.AppendReset(nil, "closed without a verdict"))
+		return s.sendReset("closed without a verdict")
 	case s.link.frames.Left() > 0:
-		return s.sendEnd(frame.AppendReset(nil, unread))
+		return s.sendReset(unread)
 	}
 	if !s.sentEOF {
 		s.sentEOF = true
-		if err := s.link.send(frame.AppendEOF(nil)); err != nil {
+		if err := s.link.flush(frame.AppendEOF(nil)); err != nil {
 			return err
 		}
 	}
 	if s.gotEOF {
-		return s.sendEnd(frame.AppendDone(nil))
+		return s.sendDone()
 	}
 	return nil
 }
 
-// enough is how many bytes settle discards: more than what may be under way when
-// the peer stops is a peer that does not.
-const enough = 1 << 20
+// enough is how many bytes settle discards. Who sends more than the buffers on the
+// way hold has not stopped.
+const enough = 8 << 20
 
 const unread = "closed before all was read"
 
@@ -343,19 +338,24 @@ func (s *stream) wind(f frame.Frame) error {
 		if s.sentEnd {
 			return nil
 		}
-		return s.sendEnd(frame.AppendReset(nil, unread))
+		return s.sendReset(unread)
 	default:
 		return unexpected(f.Type, "the end of the stream")
 	}
 	if s.sentEnd {
 		return nil
 	}
-	return s.sendEnd(frame.AppendDone(nil))
+	return s.sendDone()
 }
 
-func (s *stream) sendEnd(frames []byte) error {
+func (s *stream) sendReset(reason string) error {
 	s.sentEnd = true
-	return s.link.answer(frames)
+	return s.link.answer(frame.AppendReset(nil, reason), interrupting)
+}
+
+func (s *stream) sendDone() error {
+	s.sentEnd = true
+	return s.link.flush(frame.AppendDone(nil))
 }
 
 // LocalAddr implements net.Conn.

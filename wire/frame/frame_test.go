@@ -91,9 +91,11 @@ func TestRefusesMalformed(t *testing.T) {
 		"DONE with payload":          "\x07\x00\x01x",
 	} {
 		t.Run(name, func(t *testing.T) {
-			f, err := NewReader(strings.NewReader(in)).Next()
-			if !errors.Is(err, ErrProtocol) {
-				t.Fatalf("read %+v, %v; want a protocol error", f, err)
+			r := NewReader(strings.NewReader(in + "\x05\x00\x00"))
+			for range 2 { // nothing is read after it
+				if f, err := r.Next(); !errors.Is(err, ErrProtocol) {
+					t.Fatalf("read %+v, %v; want a protocol error", f, err)
+				}
 			}
 		})
 	}

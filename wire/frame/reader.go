@@ -13,6 +13,7 @@ type Reader struct {
 	body   []byte // payload of a frame other than DATA
 	got    int    // bytes of body that were read
 	left   int    // bytes of a DATA payload that were not read
+	wrong  error  // what the peer did wrong; nothing is read after it
 }
 
 // NewReader returns a Reader of src.
@@ -23,6 +24,9 @@ func NewReader(src io.Reader) *Reader { return &Reader{src: src} }
 // is the peer's. At the end of the stream it returns io.EOF between frames and
 // io.ErrUnexpectedEOF within one.
 func (r *Reader) Next() (Frame, error) {
+	if r.wrong != nil {
+		return Frame{}, r.wrong
+	}
 	if err := r.discard(); err != nil {
 		return Frame{}, err
 	}
@@ -31,6 +35,7 @@ func (r *Reader) Next() (Frame, error) {
 	}
 	t, length, err := parseHeader(r.header)
 	if err != nil {
+		r.wrong = err
 		return Frame{}, err
 	}
 	if t == TypeData {
@@ -44,7 +49,7 @@ func (r *Reader) Next() (Frame, error) {
 		return Frame{}, unexpected(err)
 	}
 	f, err := parse(t, r.body)
-	r.have, r.body, r.got = 0, nil, 0
+	r.have, r.body, r.got, r.wrong = 0, nil, 0, err
 	return f, err
 }
 

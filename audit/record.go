@@ -1,0 +1,261 @@
+package audit
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	"cardea/api"
+)
+
+// AppendRecord appends rec to dst as [AppendJSON] does, with its times in UTC.
+//
+// Each connection costs two records, so this is written out by hand: it takes a
+// third of the time of encoding/json, and no memory. A test holds it to the same
+// result for every field that a record has.
+func AppendRecord(dst []byte, rec *api.AccessLog) ([]byte, error) {
+	w := writer{b: dst}
+	w.open("")
+	w.text("apiVersion", rec.APIVersion)
+	w.text("kind", rec.Kind)
+	w.open("metadata")
+	w.text("id", rec.Metadata.ID)
+	w.time("createdAt", rec.Metadata.CreatedAt)
+	w.ref("actorRef", rec.Metadata.ActorRef)
+	w.ref("targetRef", rec.Metadata.TargetRef)
+	w.close()
+	w.open("entry")
+	w.common(&rec.Entry.Common)
+	w.open("info")
+	w.tcp(rec.Entry.Info.TCP)
+	if i := rec.Entry.Info.API; i != nil {
+		w.any("api", i)
+	}
+	w.close()
+	w.close()
+	w.close()
+	if w.err != nil {
+		return dst, w.err
+	}
+	return w.b, nil
+}
+
+// A writer appends JSON to b.
+type writer struct {
+	b   []byte
+	err error // the first
+}
+
+// open begins an object. The name is our own and needs no escapes; so do all.
+func (w *writer) open(name string) {
+	if name != "" {
+		w.name(name)
+	}
+	w.b = append(w.b, '{')
+}
+
+func (w *writer) close() { w.b = append(w.b, '}') }
+
+func (w *writer) name(s string) {
+	if w.b[len(w.b)-1] != '{' {
+		w.b = append(w.b, ',')
+	}
+	w.b = append(w.b, '"')
+	w.b = append(w.b, s...)
+	w.b = append(w.b, '"', ':')
+}
+
+// text writes a string, also an empty one.
+func (w *writer) text(name, s string) {
+	w.name(name)
+	w.b = appendText(w.b, s)
+}
+
+// some writes a string that is not empty.
+func (w *writer) some(name, s string) {
+	if s != "" {
+		w.text(name, s)
+	}
+}
+
+func (w *writer) bool(name string, v bool) {
+	w.name(name)
+	w.b = strconv.AppendBool(w.b, v)
+}
+
+func (w *writer) int(name string, v int64) {
+	w.name(name)
+	w.b = strconv.AppendInt(w.b, v, 10)
+}
+
+// someInt writes a number that is not 0.
+func (w *writer) someInt(name string, v int64) {
+	if v != 0 {
+		w.int(name, v)
+	}
+}
+
+// counter writes a number as a string, as the log does with those of 64 bits.
+func (w *writer) counter(name string, v *int64) {
+	if v == nil {
+		return
+	}
+	w.name(name)
+	w.b = append(w.b, '"')
+	w.b = strconv.AppendInt(w.b, *v, 10)
+	w.b = append(w.b, '"')
+}
+
+// time writes a time in UTC (RFC 3339, with up to nine digits of the second).
+func (w *writer) time(name string, t time.Time) {
+	t = t.UTC()
+	if y := t.Year(); (y < 0 || y > 9999) && w.err == nil {
+		w.err = fmt.Errorf("%s: the year %d cannot be written", name, y)
+	}
+	w.name(name)
+	w.b = append(w.b, '"')
+	w.b = t.AppendFormat(w.b, time.RFC3339Nano)
+	w.b = append(w.b, '"')
+}
+
+// someTime writes a time that is not zero.
+func (w *writer) someTime(name string, t time.Time) {
+	if !t.IsZero() {
+		w.time(name, t)
+	}
+}
+
+// any writes what is too rare to be written out.
+func (w *writer) any(name string, v any) {
+	w.name(name)
+	b, err := AppendJSON(w.b, v)
+	w.b = b
+	if err != nil && w.err == nil {
+		w.err = fmt.Errorf("%s: %w", name, err)
+	}
+}
+
+func (w *writer) ref(name string, r *api.Ref) {
+	if r == nil {
+		return
+	}
+	w.open(name)
+	w.some("apiVersion", r.APIVersion)
+	w.some("kind", r.Kind)
+	w.some("name", r.Name)
+	w.some("uid", r.UID)
+	w.some("resourceVersion", r.ResourceVersion)
+	w.close()
+}
+
+func (w *writer) common(c *api.AccessLogCommon) {
+	w.open("common")
+	w.some("connectionID", c.ConnectionID)
+	w.someInt("sequence", c.Sequence)
+	w.someTime("startedAt", c.StartedAt)
+	w.someTime("endedAt", c.EndedAt)
+	w.bool("isAuthenticated", c.IsAuthenticated)
+	w.bool("isAuthorized", c.IsAuthorized)
+	w.text("status", string(c.Status))
+	w.some("mode", string(c.Mode))
+	w.reason(c.Reason)
+	w.some("decisionID", c.DecisionID)
+	if c.Revision != (api.Revision{}) {
+		w.text("revision", c.Revision.String())
+	}
+	w.some("configName", c.ConfigName)
+	w.facts(c.Facts)
+	w.some("upstream", c.Upstream)
+	w.ref("namespaceRef", c.NamespaceRef)
+	w.ref("regionRef", c.RegionRef)
+	w.ref("serviceRef", c.ServiceRef)
+	w.ref("sessionRef", c.SessionRef)
+	w.ref("userRef", c.UserRef)
+	w.close()
+}
+
+func (w *writer) reason(r *api.LogReason) {
+	if r == nil {
+		return
+	}
+	w.open("reason")
+	w.text("type", string(r.Type))
+	if u := r.Rule; u != nil {
+		w.open("rule")
+		w.some("policy", u.Policy)
+		if u.Owner != nil {
+			w.any("owner", u.Owner)
+		}
+		w.someInt("inline", int64(u.Inline))
+		w.int("index", int64(u.Index))
+		w.some("name", u.Name)
+		w.text("effect", string(u.Effect))
+		w.someInt("priority", int64(u.Priority))
+		w.close()
+	}
+	w.some("words", r.Words)
+	w.someInt("count", r.Count)
+	w.close()
+}
+
+func (w *writer) facts(f *api.Facts) {
+	if f == nil {
+		return
+	}
+	w.open("facts")
+	w.some("ip", f.IP)
+	w.someInt("port", int64(f.Port))
+	w.some("listener", f.Listener)
+	w.some("proxiedBy", f.ProxiedBy)
+	w.some("tunnel", f.Tunnel)
+	if t := f.TLS; t != nil {
+		w.open("tls")
+		w.some("sni", t.SNI)
+		w.some("alpn", t.ALPN)
+		w.some("version", t.Version)
+		if c := t.ClientCertificate; c != nil {
+			w.open("clientCertificate")
+			w.some("subject", c.Subject)
+			w.some("issuer", c.Issuer)
+			w.some("serial", c.Serial)
+			w.some("sha256", c.SHA256)
+			w.list("uris", c.URIs)
+			w.list("dns", c.DNS)
+			w.close()
+		}
+		w.close()
+	}
+	if f.API != nil {
+		w.any("api", f.API)
+	}
+	w.close()
+}
+
+// list writes strings, if there are any.
+func (w *writer) list(name string, l []string) {
+	if len(l) == 0 {
+		return
+	}
+	w.name(name)
+	w.b = append(w.b, '[')
+	for i, s := range l {
+		if i > 0 {
+			w.b = append(w.b, ',')
+		}
+		w.b = appendText(w.b, s)
+	}
+	w.b = append(w.b, ']')
+}
+
+func (w *writer) tcp(i *api.TCPInfo) {
+	if i == nil {
+		return
+	}
+	w.open("tcp")
+	w.text("type", string(i.Type))
+	w.counter("receivedBytes", i.ReceivedBytes)
+	w.counter("sentBytes", i.SentBytes)
+	w.some("closeReason", i.CloseReason)
+	w.some("error", i.Error)
+	w.close()
+}

@@ -1,0 +1,214 @@
+// Package refusals makes access log records of attempts that were refused before
+// anybody knew who it was: each by itself as long as they are few, and one
+// record with a count once they are many. A stranger can so neither fill the
+// log nor keep out of it.
+package refusals
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"cardea/api"
+	"cardea/audit"
+)
+
+// Limits of what is kept.
+const (
+	perSecond   = 10   // records of one source network, each for one refusal
+	maxNetworks = 4096 // in one second; all further ones are counted as one
+	maxWaiting  = 1024 // records that wait to be written
+	together    = 64   // records in one call of Append
+)
+
+// A Recorder takes refusals and appends records of them to a log.
+//
+// Of each source network (/24 of IPv4, /64 of IPv6) the first ten refusals in a
+// second become a record each. What is more, and what the log could not take, is
+// counted, and the count is recorded at the end of the second, in one record
+// that tells of the last one in full. A count that cannot be recorded stays for
+// the next second.
+type Recorder struct {
+	log  audit.Log
+	now  func() time.Time
+	slog *slog.Logger
+	wake chan struct{}
+
+	mu       sync.Mutex
+	waiting  []entry
+	networks map[netip.Prefix]*network
+}
+
+// A network is what came from one source network in this second.
+type network struct {
+	recorded int         // each by itself
+	counted  int64       // beyond that
+	last     api.Refusal // of counted
+}
+
+// An entry is a record that is to be written, and what it is of.
+type entry struct {
+	rec  *api.AccessLog
+	last api.Refusal
+}
+
+// New returns a Recorder that appends to log. It starts nothing; what went wrong
+// with log is told to l. now is time.Now if it is nil.
+func New(log audit.Log, now func() time.Time, l *slog.Logger) *Recorder {
+	if now == nil {
+		now = time.Now
+	}
+	return &Recorder{log: log, now: now, slog: l, wake: make(chan struct{}, 1), networks: map[netip.Prefix]*network{}}
+}
+
+// Refuse takes a refusal. It never waits for the log.
+func (r *Recorder) Refuse(f api.Refusal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.network(f)
+	if n.recorded >= perSecond || len(r.waiting) >= maxWaiting {
+		n.count(f, 1)
+		return
+	}
+	n.recorded++
+	r.waiting = append(r.waiting, entry{r.record(f), f})
+	select {
+	case r.wake <- struct{}{}:
+	default: // Run knows
+	}
+}
+
+// network returns the row that a refusal belongs to. The zero Prefix is the row
+// of those that have none of their own.
+func (r *Recorder) network(f api.Refusal) *network {
+	p := networkOf(f.Facts.IP)
+	if r.networks[p] == nil && len(r.networks) >= maxNetworks {
+		p = netip.Prefix{}
+	}
+	n := r.networks[p]
+	if n == nil {
+		n = new(network)
+		r.networks[p] = n
+	}
+	return n
+}
+
+// networkOf returns the source network of an address.
+func networkOf(ip string) netip.Prefix {
+	a, err := netip.ParseAddr(ip)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	a = a.Unmap().WithZone("")
+	bits := 64
+	if a.Is4() {
+		bits = 24
+	}
+	return netip.PrefixFrom(a, bits).Masked()
+}
+
+func (n *network) count(f api.Refusal, by int64) {
+	n.counted += by
+	n.last = f
+}
+
+// record makes the record of one refusal.
+func (r *Recorder) record(f api.Refusal) *api.AccessLog {
+	rec := audit.New(r.now())
+	rec.Entry.Common = api.AccessLogCommon{
+		Status: api.StatusDenied,
+		Reason: &api.LogReason{Type: cmp.Or(f.Reason, api.ReasonHandshake), Words: f.Words},
+		Facts:  &f.Facts,
+	}
+	rec.Entry.Info.TCP = &api.TCPInfo{Type: api.LogDenied}
+	return rec
+}
+
+// Run appends records until ctx is done, and then what is left. The error says
+// that the log did not take it.
+func (r *Recorder) Run(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	failed := false
+	for ctx.Err() == nil {
+		var err error
+		select {
+		case <-ctx.Done():
+		case <-r.wake:
+			err = r.append(ctx, r.take())
+		case <-tick.C:
+			err = r.append(ctx, r.endSecond())
+		}
+		if err != nil && !failed && ctx.Err() == nil {
+			r.slog.Warn("refusals are counted until the access log takes records again", "err", err)
+		}
+		failed = err != nil
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := r.append(last, r.take()); err != nil {
+		return err
+	}
+	return r.append(last, r.endSecond())
+}
+
+// take takes the records that wait.
+func (r *Recorder) take() []entry {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	es := r.waiting
+	r.waiting = nil
+	return es
+}
+
+// endSecond takes the counts as records, and forgets the networks.
+func (r *Recorder) endSecond() []entry {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var es []entry
+	for p, n := range r.networks {
+		if n.counted == 0 {
+			continue
+		}
+		rec := r.record(n.last)
+		from := "sources that are too many to tell apart"
+		if p.IsValid() {
+			from = p.String()
+		}
+		rec.Entry.Common.Reason.Count = n.counted
+		rec.Entry.Common.Reason.Words = fmt.Sprintf("%d refusals from %s; the last: %s", n.counted, from, n.last.Words)
+		es = append(es, entry{rec, n.last})
+	}
+	clear(r.networks)
+	return es
+}
+
+// append appends records, and counts those that the log does not take.
+func (r *Recorder) append(ctx context.Context, es []entry) error {
+	for len(es) > 0 {
+		some := es[:min(len(es), together)]
+		recs := make([]*api.AccessLog, len(some))
+		for i := range some {
+			recs[i] = some[i].rec
+		}
+		if err := r.log.Append(ctx, recs...); err != nil {
+			r.giveBack(es)
+			return err
+		}
+		es = es[len(some):]
+	}
+	return nil
+}
+
+// giveBack counts what the log did not take.
+func (r *Recorder) giveBack(es []entry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range es {
+		r.network(e.last).count(e.last, max(e.rec.Entry.Common.Reason.Count, 1))
+	}
+}

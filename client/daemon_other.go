@@ -1,0 +1,8 @@
+//go:build !unix
+
+package client
+
+import "syscall"
+
+// ownSession is not known here.
+func ownSession() *syscall.SysProcAttr { return nil }

@@ -1,0 +1,82 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"cardea/api"
+)
+
+// A Port is a local address at which a Service is published.
+type Port struct {
+	Service string `json:"service"`         // SERVICE.NAMESPACE
+	Network string `json:"network"`         // "tcp" or "unix"
+	Address string `json:"address"`         // HOST:PORT, or the path of a socket
+	Share   bool   `json:"share,omitempty"` // serve everyone who can connect, not only the own User of this machine
+}
+
+// ParsePort reads SERVICE:PORT, SERVICE:HOST:PORT, SERVICE:[IPv6]:PORT,
+// SERVICE:/PATH or SERVICE:unix:PATH. Without a host it is 127.0.0.1; port 0 is
+// any that is free.
+func ParsePort(s string) (Port, error) {
+	service, at, ok := strings.Cut(s, ":")
+	if !ok || service == "" || at == "" {
+		return Port{}, fmt.Errorf("%.200q is not a published port: want SERVICE:[HOST:]PORT or SERVICE:/PATH", s)
+	}
+	p := Port{Service: api.ServiceName(service), Network: "tcp"}
+	if path, ok := strings.CutPrefix(at, "unix:"); ok || strings.HasPrefix(at, "/") {
+		if path == "" && ok {
+			return Port{}, fmt.Errorf("%.200q names no socket: want SERVICE:unix:PATH", s)
+		}
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			return Port{}, err
+		}
+		p.Network, p.Address = "unix", abs
+		return p, nil
+	}
+	host, port, err := net.SplitHostPort(at)
+	if err != nil {
+		host, port = "127.0.0.1", at
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return Port{}, fmt.Errorf("%.200q is not a published port: %.40q is no port number from 0 to 65535", s, port)
+	} else {
+		port = strconv.FormatUint(n, 10)
+	}
+	if host == "" {
+		return Port{}, fmt.Errorf("%.200q names no host: want SERVICE:PORT for this machine alone, or 0.0.0.0 or [::] for all addresses", s)
+	}
+	p.Address = net.JoinHostPort(host, port)
+	return p, nil
+}
+
+// String returns the Port as ParsePort reads it.
+func (p Port) String() string {
+	if p.Network == "unix" {
+		return p.Service + ":unix:" + p.Address
+	}
+	return p.Service + ":" + p.Address
+}
+
+// listenWords says why a Port cannot be listened on, and the way out.
+func (p Port) listenWords(err error) error {
+	e := api.Errorf(api.CodeUnavailable, "cannot publish %s at %s: %v", p.Service, p.Address, rootCause(err))
+	e.Hint = "choose another address with -p " + p.Service + ":[HOST:]PORT"
+	return e
+}
+
+// rootCause returns what is at the bottom of an error of net.
+func rootCause(err error) error {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err
+		}
+		err = inner
+	}
+}

@@ -1,0 +1,202 @@
+// Package cluster runs a real cluster of real processes for tests and
+// measurements: the program as it is built, its data in a directory of the
+// test's, its ports on loopback.
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// A Cluster is one `cardea up` and the people who use it.
+type Cluster struct {
+	Bin    string    // the program
+	Dir    string    // everything is below it
+	Listen string    // HOST:PORT
+	Log    io.Writer // what the server says; nil is nowhere
+
+	up   *exec.Cmd
+	done chan error // gives what Wait returned, once
+	mu   sync.Mutex
+	ca   string
+}
+
+// Build builds the program into dir, or takes the one that CARDEA_BIN names.
+func Build(ctx context.Context, dir string) (string, error) {
+	if b := os.Getenv("CARDEA_BIN"); b != "" {
+		return b, nil
+	}
+	bin := filepath.Join(dir, "cardea")
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", bin, "cardea/cmd/cardea")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return bin, nil
+}
+
+// FreePort returns a port of loopback that nobody listens to now.
+func FreePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// Start starts the server and waits until it serves. The first time it logs
+// root in, in the home "root".
+func (c *Cluster) Start(ctx context.Context) error {
+	ready := filepath.Join(c.Dir, "ready.json")
+	os.Remove(ready)
+	c.up = exec.Command(c.Bin, "up", "--data-dir", filepath.Join(c.Dir, "data"), "--listen", c.Listen, "--ready-file", ready)
+	var stderr bytes.Buffer
+	c.up.Stderr = &stderr
+	if c.Log != nil {
+		c.up.Stderr = io.MultiWriter(&stderr, c.Log)
+	}
+	if err := c.up.Start(); err != nil {
+		return err
+	}
+	c.done = make(chan error, 1)
+	go func(cmd *exec.Cmd, done chan error) { done <- cmd.Wait() }(c.up, c.done)
+	var r struct{ Address, CASHA256, Token string }
+	for {
+		b, err := os.ReadFile(ready)
+		if err == nil && json.Unmarshal(b, &r) == nil && r.Address != "" {
+			break
+		}
+		select {
+		case err := <-c.done:
+			return fmt.Errorf("the server ended: %v\n%s", err, stderr.Bytes())
+		case <-ctx.Done():
+			c.up.Process.Kill()
+			return fmt.Errorf("the server is not ready: %w\n%s", ctx.Err(), stderr.Bytes())
+		case <-time.After(time.Millisecond):
+		}
+	}
+	c.mu.Lock()
+	c.ca = r.CASHA256
+	c.mu.Unlock()
+	if r.Token == "" {
+		return nil
+	}
+	_, err := c.Run(ctx, "root", nil, "login", c.Listen, "--token", r.Token, "--ca-sha256", r.CASHA256)
+	return err
+}
+
+// Signal sends a signal to the server and waits until it is gone.
+func (c *Cluster) Signal(s os.Signal) error {
+	if err := c.up.Process.Signal(s); err != nil {
+		return err
+	}
+	err := <-c.done
+	var exit *exec.ExitError
+	if s == syscall.SIGKILL && errors.As(err, &exit) {
+		return nil
+	}
+	return err
+}
+
+// PID is the server's.
+func (c *Cluster) PID() int { return c.up.Process.Pid }
+
+// Home is where a person's Session is kept.
+func (c *Cluster) Home(who string) string { return filepath.Join(c.Dir, "home-"+who) }
+
+// Run runs the program as somebody, and returns its standard output.
+func (c *Cluster) Run(ctx context.Context, who string, stdin io.Reader, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, c.Bin, args...)
+	cmd.Env = append(os.Environ(), "CARDEA_HOME="+c.Home(who))
+	cmd.Stdin = stdin
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("cardea %v: %w\n%s", args, err, stderr.Bytes())
+	}
+	return out.String(), nil
+}
+
+// Apply applies documents as root.
+func (c *Cluster) Apply(ctx context.Context, yaml string) error {
+	_, err := c.Run(ctx, "root", bytes.NewBufferString(yaml), "apply", "-f", "-")
+	return err
+}
+
+// Login makes a Credential for a User who exists, and logs him in.
+func (c *Cluster) Login(ctx context.Context, user string) error {
+	out, err := c.Run(ctx, "root", nil, "create", "credential", user, "--user", user, "--type", "auth-token", "-o", "json")
+	if err != nil {
+		return err
+	}
+	var t struct{ Token string }
+	if err := json.Unmarshal([]byte(out), &t); err != nil {
+		return err
+	}
+	_, err = c.Run(ctx, user, nil, "login", c.Listen, "--token", t.Token, "--ca-sha256", c.ca)
+	return err
+}
+
+// Publish connects a User's local port, which it returns, to a Service.
+func (c *Cluster) Publish(ctx context.Context, user, service string) (int, error) {
+	port, err := FreePort()
+	if err != nil {
+		return 0, err
+	}
+	_, err = c.Run(ctx, user, nil, "connect", "-p", fmt.Sprintf("%s:%d", service, port), "--detach")
+	return port, err
+}
+
+// Stop ends what Publish started, and the server.
+func (c *Cluster) Stop(ctx context.Context, users ...string) error {
+	var errs []error
+	for _, u := range users {
+		_, err := c.Run(ctx, u, nil, "disconnect")
+		errs = append(errs, err)
+	}
+	return errors.Join(append(errs, c.Signal(os.Interrupt))...)
+}
+
+// ServiceYAML is a Service of TCP mode whose members of group-1 may reach an
+// address.
+func ServiceYAML(name, address string) string {
+	return fmt.Sprintf(`---
+kind: Service
+metadata:
+  name: %s
+spec:
+  mode: TCP
+  config:
+    upstream:
+      url: tcp://%s
+  authorization:
+    inlinePolicies:
+      - spec:
+          rules:
+            - effect: ALLOW
+              condition:
+                match: '"group-1" in ctx.user.spec.groups'
+`, name, address)
+}
+
+// UserYAML is a User in groups.
+func UserYAML(name string, groups ...string) string {
+	b, _ := json.Marshal(groups)
+	return fmt.Sprintf("---\nkind: User\nmetadata:\n  name: %s\nspec:\n  type: HUMAN\n  groups: %s\n", name, b)
+}
+
+// GroupYAML is a Group.
+func GroupYAML(name string) string {
+	return fmt.Sprintf("---\nkind: Group\nmetadata:\n  name: %s\nspec: {}\n", name)
+}

@@ -1,0 +1,280 @@
+// Package real_test reaches real servers with their own, unmodified clients
+// through `cardea connect`: PostgreSQL with psql, OpenSSH with ssh and scp, and
+// a client that half-closes and waits for its answer.
+package real_test
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"cardea/test/cluster"
+)
+
+// reach starts a cluster whose User alice has published a Service before the
+// upstream, and returns the local port.
+func reach(t *testing.T, upstream string) (host, port string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	dir := t.TempDir()
+	bin, err := cluster.Build(ctx, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listen, err := cluster.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cluster.Cluster{Bin: bin, Dir: dir, Listen: fmt.Sprintf("127.0.0.1:%d", listen)}
+	if err := c.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		// t.Context is over by now.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+		defer cancel()
+		if err := c.Stop(ctx, "alice"); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := c.Apply(ctx, cluster.GroupYAML("group-1")+cluster.UserYAML("alice", "group-1")+cluster.ServiceYAML("real", upstream)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Login(ctx, "alice"); err != nil {
+		t.Fatal(err)
+	}
+	local, err := c.Publish(ctx, "alice", "real")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return "127.0.0.1", strconv.Itoa(local)
+}
+
+// need returns the path of a program, or skips.
+func need(t *testing.T, names ...string) string {
+	t.Helper()
+	for _, n := range names {
+		if found, _ := filepath.Glob(n); len(found) > 0 {
+			return found[len(found)-1]
+		}
+		if p, err := exec.LookPath(n); err == nil {
+			return p
+		}
+	}
+	t.Skipf("skipped: %s is not installed; test/setup installs it on Debian as root", names[0])
+	return ""
+}
+
+// run runs a program to its end.
+func run(t *testing.T, cmd *exec.Cmd) string {
+	t.Helper()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
+	}
+	return string(out)
+}
+
+// start runs a server until the test is over, and waits until it accepts.
+func start(t *testing.T, address string, cmd *exec.Cmd) {
+	t.Helper()
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Signal(os.Interrupt)
+		cmd.Wait()
+		log.Close()
+	})
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		c, err := net.Dial("tcp", address)
+		if err == nil {
+			c.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			b, _ := os.ReadFile(log.Name())
+			t.Fatalf("%v does not accept at %s:\n%s", cmd.Args, address, b)
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	p, err := cluster.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strconv.Itoa(p)
+}
+
+func TestPostgreSQL(t *testing.T) {
+	postgres := need(t, "/usr/lib/postgresql/*/bin/postgres")
+	psql := need(t, "psql")
+	// PostgreSQL refuses to run as root.
+	as := func(name string, args ...string) *exec.Cmd { return exec.Command(name, args...) }
+	dir, err := os.MkdirTemp("", "pg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if os.Getuid() == 0 {
+		runuser := need(t, "runuser")
+		as = func(name string, args ...string) *exec.Cmd {
+			return exec.Command(runuser, append([]string{"-u", "postgres", "--", name}, args...)...)
+		}
+		u, err := user.Lookup("postgres")
+		if err != nil {
+			t.Fatal(err)
+		}
+		uid, _ := strconv.Atoi(u.Uid)
+		gid, _ := strconv.Atoi(u.Gid)
+		if err := os.Chown(dir, uid, gid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	data := filepath.Join(dir, "data")
+	run(t, as(filepath.Join(filepath.Dir(postgres), "initdb"), "-D", data, "-A", "trust", "-U", "app"))
+	port := freePort(t)
+	start(t, "127.0.0.1:"+port, as(postgres, "-D", data, "-p", port, "-h", "127.0.0.1", "-k", dir))
+
+	host, local := reach(t, "127.0.0.1:"+port)
+	got := run(t, exec.Command(psql, "-h", host, "-p", local, "-U", "app", "-At", "postgres",
+		"-c", "create table t as select generate_series(1, 100000) as n",
+		"-c", "select count(*), sum(n) from t",
+		"-c", "copy (select repeat('x', 1000) from t limit 20000) to stdout"))
+	if !strings.Contains(got, "100000|5000050000\n") || strings.Count(got, strings.Repeat("x", 1000)) != 20000 {
+		t.Errorf("psql printed %d bytes: %.200s", len(got), got)
+	}
+}
+
+func TestOpenSSH(t *testing.T) {
+	sshd := need(t, "/usr/sbin/sshd")
+	ssh, scp, keygen := need(t, "ssh"), need(t, "scp"), need(t, "ssh-keygen")
+	if os.Getuid() == 0 {
+		if err := os.MkdirAll("/run/sshd", 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := t.TempDir()
+	run(t, exec.Command(keygen, "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, "host")))
+	run(t, exec.Command(keygen, "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, "user")))
+	pub, err := os.ReadFile(filepath.Join(dir, "user.pub"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "authorized"), pub, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	port := freePort(t)
+	start(t, "127.0.0.1:"+port, exec.Command(sshd, "-D", "-e", "-f", "/dev/null", "-p", port,
+		"-o", "ListenAddress=127.0.0.1", "-h", filepath.Join(dir, "host"), "-o", "AuthorizedKeysFile="+filepath.Join(dir, "authorized"),
+		"-o", "StrictModes=no", "-o", "UsePAM=no", "-o", "PidFile=none", "-o", "Subsystem=sftp internal-sftp"))
+
+	host, local := reach(t, "127.0.0.1:"+port)
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := []string{"-i", filepath.Join(dir, "user"), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes"}
+	if got := run(t, exec.Command(ssh, append(options, "-p", local, me.Username+"@"+host, "echo", "over", "ssh")...)); got != "over ssh\n" {
+		t.Errorf("ssh printed %q", got)
+	}
+
+	size := int64(1 << 30)
+	if testing.Short() {
+		size = 64 << 20
+	}
+	big := filepath.Join(dir, "big")
+	want := randomFile(t, big, size)
+	run(t, exec.Command(scp, append(options, "-P", local, big, me.Username+"@"+host+":"+filepath.Join(dir, "there"))...))
+	run(t, exec.Command(scp, append(options, "-P", local, me.Username+"@"+host+":"+filepath.Join(dir, "there"), filepath.Join(dir, "back"))...))
+	if got := sum(t, filepath.Join(dir, "there")); got != want {
+		t.Error("scp up changed the file")
+	}
+	if got := sum(t, filepath.Join(dir, "back")); got != want {
+		t.Error("scp down changed the file")
+	}
+}
+
+func randomFile(t *testing.T, name string, size int64) string {
+	t.Helper()
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := sha256.New()
+	if _, err := io.CopyN(io.MultiWriter(f, h), rand.Reader, size); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return string(h.Sum(nil))
+}
+
+func sum(t *testing.T, name string) string {
+	t.Helper()
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		t.Fatal(err)
+	}
+	return string(h.Sum(nil))
+}
+
+// A client says all it has to say, closes its half, and gets its answer two
+// seconds later.
+func TestHalfClose(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		question, _ := io.ReadAll(c)
+		<-time.After(2 * time.Second) // the point of the test, and no synchronisation
+		fmt.Fprintf(c, "the answer to %s", question)
+	}()
+	host, local := reach(t, l.Addr().String())
+	c, err := net.Dial("tcp", net.JoinHostPort(host, local))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	io.WriteString(c, "the question")
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	c.SetReadDeadline(time.Now().Add(30 * time.Second))
+	if got, err := io.ReadAll(c); err != nil || string(got) != "the answer to the question" {
+		t.Errorf("read %q, %v", got, err)
+	}
+}

@@ -1,0 +1,11 @@
+package tls
+
+// Settling returns how many streams were closed and have not come to their end.
+func (d *Dialer) Settling() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.settling)
+}
+
+// Idle returns how many framed connections wait for their next stream.
+func (s *Server) Idle() int64 { return s.idle.Load() }
