@@ -56,6 +56,7 @@ type Program struct {
 // status.
 func (p *Program) Run(ctx context.Context, args []string) int {
 	r := &run{Program: p}
+	defer r.close()
 	root := r.root()
 	root.SetArgs(args)
 	root.SetIn(p.In)
@@ -75,7 +76,7 @@ func (p *Program) Run(ctx context.Context, args []string) int {
 			return verb(c, args)
 		}
 	})
-	err := root.ExecuteContext(ctx)
+	c, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return ExitDone
 	}
@@ -85,10 +86,14 @@ func (p *Program) Run(ctx context.Context, args []string) int {
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = errors.New("interrupted")
 	}
-	tell(p.Err, err)
-	if _, ok := errors.AsType[usageError](err); ok {
+	if u, ok := errors.AsType[usageError](err); ok {
+		if u.hint == "" {
+			u.hint = "usage: " + c.UseLine()
+		}
+		tell(p.Err, u)
 		return ExitUsage
 	}
+	tell(p.Err, err)
 	return ExitFailed
 }
 
@@ -103,7 +108,29 @@ func each(c *cobra.Command, f func(*cobra.Command)) {
 // A run is one call of the program.
 type run struct {
 	*Program
-	home string // as given
+	home   string // as given
+	opened []*client.Client
+}
+
+// close gives up the connections of this call.
+func (r *run) close() {
+	for _, c := range r.opened {
+		c.Close() // never fails
+	}
+}
+
+// open returns a client of the home.
+func (r *run) open(ctx context.Context) (*client.Client, error) {
+	home, err := r.homeDir()
+	if err != nil {
+		return nil, err
+	}
+	c, err := client.Open(ctx, home)
+	if err != nil {
+		return nil, err
+	}
+	r.opened = append(r.opened, c)
+	return c, nil
 }
 
 // root returns the tree of verbs.
@@ -126,8 +153,7 @@ func (r *run) root() *cobra.Command {
 		},
 	}
 	c.SetVersionTemplate("cardea {{.Version}}\n")
-	c.PersistentFlags().StringVar(&r.home, "home", "", "directory of this person's Session; two homes are two people")
-	fromEnvironment(c.PersistentFlags().Lookup("home"), "CARDEA_HOME")
+	c.PersistentFlags().StringVar(&r.home, "home", "", "directory of this person's Session; two homes are two people (or CARDEA_HOME)")
 	c.AddGroup(&cobra.Group{ID: "use", Title: "To reach Services:"}, &cobra.Group{ID: "rule", Title: "To write and read resources:"},
 		&cobra.Group{ID: "see", Title: "To see what happens:"}, &cobra.Group{ID: "run", Title: "To run a cluster:"})
 	add := func(group string, verbs ...*cobra.Command) {
@@ -157,6 +183,7 @@ func (r *run) version() *cobra.Command {
 // unknownVerb says that there is no such verb below c.
 func unknownVerb(c *cobra.Command, name string) error {
 	err := usagef("there is no verb %q in %q", name, c.CommandPath())
+	c.SuggestionsMinimumDistance = 2
 	if near := c.SuggestionsFor(name); len(near) > 0 {
 		err.hint = "did you mean " + strings.Join(near, " or ") + "?"
 	} else {
@@ -179,11 +206,7 @@ func (r *run) homeDir() (string, error) {
 
 // api returns a client of the API that acts for the Session of the home.
 func (r *run) api(ctx context.Context) (*rpc.Client, error) {
-	home, err := r.homeDir()
-	if err != nil {
-		return nil, err
-	}
-	c, err := client.Open(ctx, home)
+	c, err := r.open(ctx)
 	if err != nil {
 		return nil, err
 	}

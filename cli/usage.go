@@ -6,19 +6,21 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"cardea/api"
 )
 
-// A usageError says that the program was not understood: exit status 2.
+// A usageError says that the program was not understood: exit status 2. Without a
+// hint of its own it is told with how the verb is used.
 type usageError struct{ hint, words string }
 
 func (e usageError) Error() string { return e.words }
 
 func usagef(format string, args ...any) usageError {
-	return usageError{words: fmt.Sprintf(format, args...), hint: "see --help"}
+	return usageError{words: fmt.Sprintf(format, args...)}
 }
 
 // asUsage makes an error of cobra's a usageError.
@@ -26,12 +28,8 @@ func asUsage(err error) error {
 	if _, ok := errors.AsType[usageError](err); ok {
 		return err
 	}
-	words, more, _ := strings.Cut(err.Error(), "\n")
-	u := usagef("%s", words)
-	if more = strings.Join(strings.Fields(more), " "); more != "" { // cobra's "Did you mean this?"
-		u.hint = more
-	}
-	return u
+	words, _, _ := strings.Cut(err.Error(), "\n")
+	return usagef("%s", words)
 }
 
 // A hintedError is an error with what to do next.
@@ -44,8 +42,14 @@ func (e hintedError) Unwrap() error { return e.error }
 
 func hinted(err error, hint string) error { return hintedError{err, hint} }
 
-// tell prints an error and its hint.
+// tell prints an error, each of those that are joined in it, with its hint.
 func tell(w io.Writer, err error) {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range joined.Unwrap() {
+			tell(w, e)
+		}
+		return
+	}
 	words, hint := err.Error(), ""
 	if e, ok := errors.AsType[*api.Error](err); ok {
 		if err == error(e) {
@@ -62,35 +66,32 @@ func tell(w io.Writer, err error) {
 	if e, ok := errors.AsType[usageError](err); ok {
 		hint = e.hint
 	}
+	if hint == "" && errors.Is(err, syscall.ECONNREFUSED) {
+		hint = "is the cluster running, and is that its address?"
+	}
 	fmt.Fprintln(w, "error:", plain(words))
 	if hint != "" {
 		fmt.Fprintln(w, "hint:", plain(hint))
 	}
 }
 
-// fromEnvironment lets a variable set a flag that was not given.
-func fromEnvironment(f flag, variable string) {
-	f.Usage += " (or " + variable + ")"
-	if f.Annotations == nil {
-		f.Annotations = map[string][]string{}
+// environment sets the flags of c that were not given and have a variable.
+func (r *run) environment(c *cobra.Command) error {
+	for _, name := range []string{"home", "token", "ca-sha256", "data-dir", "domain", "listen"} {
+		f, variable := c.Flags().Lookup(name), variable(name)
+		if f == nil || f.Changed || r.Getenv(variable) == "" {
+			continue
+		}
+		if err := c.Flags().Set(name, r.Getenv(variable)); err != nil {
+			return usagef("%s: %v", variable, err)
+		}
 	}
-	f.Annotations[environmentKey] = []string{variable}
+	return nil
 }
 
-const environmentKey = "cardea/environment"
-
-// environment sets the flags that were not given and have a variable.
-func (r *run) environment(c *cobra.Command) (err error) {
-	c.Flags().VisitAll(func(f flag) {
-		v := f.Annotations[environmentKey]
-		if f.Changed || len(v) == 0 || r.Getenv(v[0]) == "" || err != nil {
-			return
-		}
-		if e := c.Flags().Set(f.Name, r.Getenv(v[0])); e != nil {
-			err = usagef("%s: %v", v[0], e)
-		}
-	})
-	return err
+// variable returns the variable of a flag.
+func variable(flag string) string {
+	return "CARDEA_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
 // A choice is the value of a flag that is one of a few words.

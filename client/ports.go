@@ -14,6 +14,7 @@ import (
 
 	"cardea/api"
 	"cardea/relay"
+	relaycopy "cardea/relay/copy"
 	"cardea/tunnel"
 )
 
@@ -27,9 +28,10 @@ import (
 // nothing to reconnect: the next connection tries again.
 type Ports struct {
 	Dialer tunnel.Dialer
-	Engine relay.Engine // carries the bytes; nobody else's connections
 	Log    *slog.Logger
 
+	once    sync.Once
+	engine  *relaycopy.Engine
 	mu      sync.Mutex
 	open    []*port
 	down    bool // the cluster could not be reached when it was last tried
@@ -50,6 +52,7 @@ const dialTimeout = 45 * time.Second
 // done; what is open then is cut. It returns the ports with their addresses as
 // they came to be. A Port that is published already is left as it is.
 func (p *Ports) Publish(ctx context.Context, ports ...Port) ([]Port, error) {
+	p.init()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var fresh []*port
@@ -77,6 +80,8 @@ func (p *Ports) Publish(ctx context.Context, ports ...Port) ([]Port, error) {
 	return out, nil
 }
 
+func (p *Ports) init() { p.once.Do(func() { p.engine = relaycopy.New() }) }
+
 // List returns what is published.
 func (p *Ports) List() []Port {
 	p.mu.Lock()
@@ -91,8 +96,9 @@ func (p *Ports) List() []Port {
 // Wait returns when no port is served and no connection is open: some time after
 // the contexts of all calls of Publish are done.
 func (p *Ports) Wait() {
+	p.init()
 	p.serving.Wait()
-	p.Engine.Wait()
+	p.engine.Wait()
 }
 
 // listen opens the socket of a Port. A Unix socket that nobody listens at any
@@ -185,7 +191,7 @@ func (p *Ports) carry(ctx context.Context, o Port, local net.Conn) {
 // relay gives a pair to the engine, and cuts it when ctx is done.
 func (p *Ports) relay(ctx context.Context, o Port, local, stream net.Conn) {
 	started := make(chan (func() bool), 1)
-	live := p.Engine.Start(relay.Pair{Client: local, Upstream: stream}, func(r relay.Result) {
+	live := p.engine.Start(relay.Pair{Client: local, Upstream: stream}, func(r relay.Result) {
 		stop := <-started
 		stop()
 		if reset, ok := errors.AsType[*tunnel.ResetError](r.Err); ok && r.Reason == relay.UpstreamReset {

@@ -145,7 +145,7 @@ func near(r store.Reader, k api.Key) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		best = append(best, candidate{rec.Key.Name, distance(k.Name, rec.Key.Name)})
+		best = append(best, candidate{rec.Key.Name, api.Distance(k.Name, rec.Key.Name)})
 		if len(best) > maxNear {
 			slices.SortStableFunc(best, func(a, b candidate) int { return cmp.Compare(a.distance, b.distance) })
 			best = best[:maxNear]
@@ -157,27 +157,6 @@ func near(r store.Reader, k api.Key) ([]string, error) {
 		names = append(names, c.name)
 	}
 	return names, nil
-}
-
-// distance returns how many insertions, deletions and substitutions make b of a
-// (Levenshtein's distance).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1) // row[j]: from the part of a that has been read to b[:j]
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost = 1 + min(diagonal, row[j], row[j+1])
-			}
-			diagonal, row[j+1] = row[j+1], cost
-		}
-	}
-	return row[len(b)]
 }
 
 // referrers returns the Objects that name k: those that are deleted with it, and

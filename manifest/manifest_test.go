@@ -240,7 +240,7 @@ func TestNearest(t *testing.T) {
 		"is-disabled": "isDisabled", "prot": "port", "uri": "url", "fo": "of",
 		"": "", "x": "", "host": "", "downstream": "", strings.Repeat("a", 1000): "",
 	} {
-		if got := nearest(s, names); got != want {
+		if got := api.Nearest(s, names); got != want {
 			t.Errorf("%.20s: got %q, want %q", s, got, want)
 		}
 	}

@@ -211,7 +211,7 @@ func (w *walker) unknown(key *yaml.Node, at string, all []field) {
 	}
 	p := w.add(key, w.under(at, key), "unknown field", key.Value)
 	p.Allowed, p.Hint = names, didYouMean(key.Value, names)
-	if name := nearest(key.Value, names); name != "" {
+	if name := api.Nearest(key.Value, names); name != "" {
 		w.meant = append(w.meant, at+"/"+name)
 	}
 }

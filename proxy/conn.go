@@ -325,9 +325,7 @@ func (c *Conn) end(e ending) {
 		return
 	}
 	d := c.gate.registry.decision(first)
-	if err := c.append(c.record(api.LogEnd, &d, &e)); err != nil {
-		c.gate.Log.Error("the end of a connection could not be recorded", "connection", c.ID, "error", err)
-	}
+	c.gate.owe(c.ctx, c.record(api.LogEnd, &d, &e))
 }
 
 // bytes returns what has passed so far.

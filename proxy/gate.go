@@ -74,7 +74,8 @@ type Gate struct {
 	life     context.Context // of Run; nil before it and after it
 	handlers map[string]Handler
 	registry registry
-	arriving sync.WaitGroup // goroutines of Arrive
+	owed     []*api.AccessLog // what the log could not take when it happened
+	arriving sync.WaitGroup   // goroutines of Arrive
 }
 
 // Set makes the Gate serve svc as it now is, from the next connection on. Live
@@ -131,6 +132,7 @@ func (g *Gate) Run(ctx context.Context) error {
 	g.arriving.Wait()
 	g.drain() // what got its relay meanwhile
 	g.Engine.Wait()
+	g.settle(ctx)
 	return err
 }
 

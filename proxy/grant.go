@@ -101,9 +101,7 @@ func (g *Grant) End(info api.AccessLogInfo) {
 	rec := g.conn.record(api.LogEnd, &d, &ending{})
 	rec.Entry.Info = info
 	rec.Entry.Common.Sequence, rec.Entry.Common.StartedAt = g.unit, g.since.UTC()
-	if err := g.conn.append(rec); err != nil {
-		g.conn.gate.Log.Error("a unit of work could not be recorded", "connection", g.conn.ID, "error", err)
-	}
+	g.conn.gate.owe(g.conn.ctx, rec)
 }
 
 func (g *Grant) close() { g.once.Do(func() { close(g.done) }) }

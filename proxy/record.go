@@ -15,6 +15,34 @@ func (c *Conn) append(rec *api.AccessLog) error {
 	return c.gate.Audit.Append(context.WithoutCancel(c.ctx), rec)
 }
 
+// owe writes a record of something that has happened, and so cannot be refused
+// any more. If the log cannot take it now, it is kept and tried again each
+// second: meanwhile nobody new gets in, so that no more is owed than was live.
+func (g *Gate) owe(ctx context.Context, rec *api.AccessLog) {
+	if err := g.Audit.Append(context.WithoutCancel(ctx), rec); err != nil {
+		g.Log.Error("the access log cannot be written; its records are kept until it can", "error", err)
+		g.mu.Lock()
+		g.owed = append(g.owed, rec)
+		g.mu.Unlock()
+	}
+}
+
+// settle writes what is owed to the log.
+func (g *Gate) settle(ctx context.Context) {
+	g.mu.Lock()
+	owed := g.owed
+	g.owed = nil
+	g.mu.Unlock()
+	for i, rec := range owed {
+		if err := g.Audit.Append(context.WithoutCancel(ctx), rec); err != nil {
+			g.mu.Lock()
+			g.owed = append(owed[i:], g.owed...)
+			g.mu.Unlock()
+			return
+		}
+	}
+}
+
 // record builds a record of the connection: START and DENIED are about decision
 // d; END is about how the connection, which d had opened, ended.
 func (c *Conn) record(t api.LogType, d *api.Decision, e *ending) *api.AccessLog {

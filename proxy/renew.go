@@ -175,6 +175,7 @@ func (g *Gate) watchClock(ctx context.Context) {
 		if now.Sub(last) >= tick || wall < 0 {
 			last = now
 			g.leases(ctx, now)
+			g.settle(ctx)
 		}
 		g.expire(ctx, now)
 		t.Reset(g.nextLook(now, last))

@@ -241,18 +241,19 @@ func TestTornFirstLine(t *testing.T) {
 // the segment before.
 func TestTornOpenList(t *testing.T) {
 	r := newRig(t)
-	r.SegmentSize = 1 << 20 // the second begins with fewer open connections than the third
-	j, stop := r.start(t)
-	const n = openPerLine + 500
-	for range n / 100 {
-		var starts []*api.AccessLog
-		for range 100 {
+	j, err := open(t.Context(), r.Config, r.disk.create)
+	must(t, err)
+	for range 12 {
+		e := new(entry)
+		for range openPerLine / 10 {
 			start, _ := audittest.Connection(time.Now())
-			starts = append(starts, start)
+			must(t, e.add(start))
 		}
-		must(t, j.Append(t.Context(), starts...))
+		must(t, j.tail.write([]*entry{e}))
 	}
-	must(t, stop())
+	must(t, j.tail.head())
+	must(t, j.tail.rotate())
+	release(t, j)
 	ns, err := listSegments(r.Dir)
 	must(t, err)
 	last := ns[len(ns)-1]

@@ -58,7 +58,7 @@ type openSet struct {
 const format = 1
 
 // openPerLine bounds the length of an open line.
-const openPerLine = 1000
+const openPerLine = 250
 
 // An openConn is a connection and where its START is.
 type openConn struct {
@@ -208,7 +208,12 @@ type lineReader struct {
 	long []byte // a line that was longer than the buffer of r
 }
 
-func newLineReader(r io.Reader) *lineReader { return &lineReader{r: bufio.NewReaderSize(r, 64<<10)} }
+func newLineReader(r io.Reader) *lineReader { return newLineReaderSize(r, 64<<10) }
+
+// newLineReaderSize is newLineReader for who reads about so many bytes.
+func newLineReaderSize(r io.Reader, size int) *lineReader {
+	return &lineReader{r: bufio.NewReaderSize(r, size)}
+}
 
 // A rawLine is a line as it stands in a segment.
 type rawLine struct {

@@ -373,7 +373,7 @@ func readRecord(path string, offset int64) (*api.AccessLog, error) {
 	if _, err := f.Seek(offset, io.SeekStart); err != nil {
 		return nil, err
 	}
-	raw, err := newLineReader(f).next()
+	raw, err := newLineReaderSize(f, 4<<10).next()
 	if err != nil {
 		return nil, err
 	}

@@ -57,7 +57,7 @@ func readSegment(dir string, n int64) (segment, error) {
 		return s, err
 	}
 	s.size, s.at = info.Size(), info.ModTime()
-	raw, err := newLineReader(f).next()
+	raw, err := newLineReaderSize(f, 4<<10).next()
 	if err != nil {
 		return s, nil
 	}

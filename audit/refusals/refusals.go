@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -134,15 +135,18 @@ func (r *Recorder) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	failed := false
-	for ctx.Err() == nil {
-		var err error
+	for {
+		take := r.take
 		select {
 		case <-ctx.Done():
 		case <-r.wake:
-			err = r.append(ctx, r.take())
 		case <-tick.C:
-			err = r.append(ctx, r.endSecond())
+			take = r.endSecond
 		}
+		if ctx.Err() != nil {
+			break
+		}
+		err := r.append(ctx, take())
 		if err != nil && !failed && ctx.Err() == nil {
 			r.slog.Warn("refusals are counted until the access log takes records again", "err", err)
 		}
@@ -196,7 +200,7 @@ func (r *Recorder) append(ctx context.Context, es []entry) error {
 			recs[i] = some[i].rec
 		}
 		if err := r.log.Append(ctx, recs...); err != nil {
-			r.giveBack(es)
+			r.giveBack(es, ctx.Err() != nil)
 			return err
 		}
 		es = es[len(some):]
@@ -204,10 +208,15 @@ func (r *Recorder) append(ctx context.Context, es []entry) error {
 	return nil
 }
 
-// giveBack counts what the log did not take.
-func (r *Recorder) giveBack(es []entry) {
+// giveBack counts what the log did not take. If it was not asked in earnest,
+// because Run is told to stop, all waits for the last try.
+func (r *Recorder) giveBack(es []entry, stopping bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if stopping {
+		r.waiting = slices.Concat(es, r.waiting)
+		return
+	}
 	for _, e := range es {
 		r.network(e.last).count(e.last, max(e.rec.Entry.Common.Reason.Count, 1))
 	}

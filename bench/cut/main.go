@@ -30,7 +30,6 @@ import (
 
 	"cardea/api"
 	"cardea/client"
-	relaycopy "cardea/relay/copy"
 	"cardea/test/cluster"
 )
 
@@ -155,7 +154,7 @@ func run(ctx context.Context, live string, rounds int) (err error) {
 
 // publish makes the Service a port of loopback.
 func publish(ctx context.Context, home string) (string, error) {
-	p := &client.Ports{Dialer: &client.Client{Home: home}, Engine: relaycopy.New(), Log: slog.New(slog.DiscardHandler)}
+	p := &client.Ports{Dialer: &client.Client{Home: home}, Log: slog.New(slog.DiscardHandler)}
 	want, err := client.ParsePort("echo:0")
 	if err != nil {
 		return "", err

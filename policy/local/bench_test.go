@@ -56,6 +56,26 @@ func BenchmarkDecide(b *testing.B) {
 	}
 }
 
+// BenchmarkRules is the part of it that BenchmarkBareCEL is to be compared with.
+func BenchmarkRules(b *testing.B) {
+	w := benchmarkWorld()
+	d := running(b, w)
+	r := w.Request
+	r.Session = w.Session.Metadata.UID
+	j, err := d.open(r)
+	if err != nil || !j.identify(d.Identity) || !j.admitSession() || !j.admitService() {
+		b.Fatal(err)
+	}
+	j.makePlan()
+	j.ctx.Groups = j.plan.groups
+	b.ReportAllocs()
+	for b.Loop() {
+		if j.try(); j.decision.Effect != api.Allow {
+			b.Fatal(j.decision)
+		}
+	}
+}
+
 // BenchmarkDecideParallel is the same on all cores: what is shared shows.
 func BenchmarkDecideParallel(b *testing.B) {
 	w := benchmarkWorld()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common"
@@ -19,7 +20,7 @@ import (
 // names, types, a result that is no boolean, values that an enum does not have.
 // It warns of what may be absent and is read without has().
 func Check(p *api.Problems, o api.Object) {
-	c := checker{p, standard()}
+	c := checker{p, sync.OnceValue(newEnvironment)} // most Objects have no condition
 	switch o := o.(type) {
 	case *api.Policy:
 		c.policy(&o.Spec, "/spec")
@@ -42,7 +43,7 @@ func Check(p *api.Problems, o api.Object) {
 // A checker reports to problems.
 type checker struct {
 	problems *api.Problems
-	env      environment
+	env      func() environment
 }
 
 func (c checker) authorization(a *api.Authorization) {
@@ -70,7 +71,7 @@ func (c checker) condition(cond *api.Condition, attrs api.Attrs, at string) {
 		if text == "" {
 			return
 		}
-		checked, faults := c.env.check(text)
+		_, checked, faults := c.env().compile(text)
 		for _, f := range faults {
 			f.report(c.problems, at)
 		}
@@ -99,7 +100,7 @@ func (c checker) condition(cond *api.Condition, attrs api.Attrs, at string) {
 		guards = append(guards, guardsOf(e.AST)...)
 	}
 	for _, e := range good {
-		for _, f := range c.env.unguarded(e.AST, guards) {
+		for _, f := range c.env().unguarded(e.AST, guards) {
 			f.warning = true
 			f.report(c.problems, e.at)
 		}
@@ -134,7 +135,7 @@ func (f fault) String() string {
 
 // didYouMean sets the hint to the nearest of the names, if one is near.
 func (f fault) didYouMean(prefix, name string, names []string) fault {
-	if n := nearest(name, names); n != "" {
+	if n := api.Nearest(name, names); n != "" {
 		f.hint = "did you mean " + prefix + n + "?"
 	}
 	return f
@@ -161,7 +162,7 @@ func (e environment) check(text string) (*ast.AST, []fault) {
 		return nil, faults
 	}
 	a := checked.NativeRep()
-	faults := append(e.functionFaults(a), e.enumFaults(a)...)
+	faults := append(functionFaults(a), e.enumFaults(a)...)
 	if t := checked.OutputType(); !t.IsExactType(types.BoolType) && !t.IsExactType(types.DynType) {
 		f := fault{line: 1, column: 1, rule: "the result must be a boolean"}
 		f.found, f.hint = cel.FormatCELType(t), "compare it with something"
@@ -308,10 +309,14 @@ func (u *universe) walk(e ast.Expr, s scope, f func(ast.Expr, scope)) {
 	}
 }
 
-// functionFaults reports calls of functions that conditions may not call.
-func (e environment) functionFaults(a *ast.AST) (faults []fault) {
+// functionFaults reports what conditions may not do although CEL can: call some
+// functions, make objects.
+func functionFaults(a *ast.AST) (faults []fault) {
 	allowed := allowedFunctions()
 	each(a, func(x ast.Expr) {
+		if x.Kind() == ast.StructKind {
+			faults = append(faults, at(a.SourceInfo().GetStartLocation(x.ID()), "a condition cannot make an object"))
+		}
 		if x.Kind() != ast.CallKind {
 			return
 		}
@@ -461,39 +466,4 @@ func chain(x ast.Expr) string {
 // as possible.
 func each(a *ast.AST, f func(ast.Expr)) {
 	ast.PreOrderVisit(a.Expr(), ast.NewExprVisitor(f))
-}
-
-// nearest returns the name that was probably meant by s, or "" if none is near.
-func nearest(s string, names []string) string {
-	best, least := "", max(1, len(s)/3)+1
-	for _, n := range names {
-		if d := distance(strings.ToLower(s), strings.ToLower(n)); d < least {
-			best, least = n, d
-		}
-	}
-	return best
-}
-
-// distance returns how many insertions, deletions and substitutions of bytes
-// make b of a (V. I. Levenshtein, 1966).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			above := row[j+1]
-			row[j+1] = min(above+1, row[j]+1)
-			if a[i] == b[j] {
-				row[j+1] = min(row[j+1], diagonal)
-			} else {
-				row[j+1] = min(row[j+1], diagonal+1)
-			}
-			diagonal = above
-		}
-	}
-	return row[len(b)]
 }

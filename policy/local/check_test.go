@@ -50,6 +50,9 @@ func TestCheckMessages(t *testing.T) {
 		`ctx.request.port == "80"`,
 		`ctx.user == ctx.session`,
 		`"a".replace("a", "b") == "b"`,
+		`ctx.user.metadata.name.matches("(")`,
+		`now() > timestamp("yesterday")`,
+		`cardea.User{} == ctx.user`,
 		// Enums.
 		`ctx.user.spec.type == "HUMEN"`,
 		`"ROBOT" != ctx.user.spec.type`,

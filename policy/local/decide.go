@@ -22,16 +22,34 @@ type judgment struct {
 
 	// Who asks for what, as far as it was found. session is nil for a User who has
 	// none, and service if there is no such Service.
-	session *entry[*api.Session]
+	session *sessionEntry
 	user    *entry[*api.User]
 	service *serviceEntry
 
-	dependsOn []api.Key
-	applying  []applying
-	ranks     uint32 // of the rules that apply, as in ruleSet
-	memberOf  []*api.Group
+	dependsOn []api.Key // what was read so far; replaced by that of the plan
+	plan      *plan     // nil if something decided before rules were looked for
 
 	steps *[]api.Step // what was considered is added here, if it is not nil
+}
+
+// A plan is what a decision is made from once it is known who asks for what: the
+// rules that apply. It holds as long as its basis does, so the latest of a
+// Session is kept, and its decisions share what they depend on.
+type plan struct {
+	basis     basis
+	applying  []applying
+	ranks     uint32 // of the rules that apply, as in ruleSet
+	groups    []*api.Group
+	dependsOn []api.Key
+	err       error // some of the rules cannot be read
+}
+
+// A basis is what a plan is made from, beside the Session.
+type basis struct {
+	rules   rules
+	groups  tree[*entry[*api.Group]]
+	user    *entry[*api.User]
+	service *serviceEntry
 }
 
 // applying is a set of rules that applies to the request, and why it does.
@@ -57,15 +75,17 @@ func (p *judgments) get(s *snapshot, r api.Request) *judgment {
 
 func (p *judgments) put(j *judgment) {
 	clear(j.dependsOn)
-	clear(j.applying)
-	clear(j.memberOf)
-	*j = judgment{dependsOn: j.dependsOn[:0], applying: j.applying[:0], memberOf: j.memberOf[:0]}
+	*j = judgment{dependsOn: j.dependsOn[:0]}
 	p.Put(j)
 }
 
 // finish returns the decision, which is then the caller's.
 func (j *judgment) finish() api.Decision {
-	j.decision.DependsOn = slices.Clone(j.dependsOn)
+	if j.plan != nil {
+		j.decision.DependsOn = j.plan.dependsOn
+	} else {
+		j.decision.DependsOn = slices.Clone(j.dependsOn)
+	}
 	j.decision.TimeBound = j.timeBound
 	return j.decision
 }
@@ -91,9 +111,12 @@ func (j *judgment) depends(kind, name string) bool {
 
 // judge makes the decision for a User, with a Session or without, and a Service.
 func (j *judgment) judge() {
-	if !j.collect() {
+	j.makePlan()
+	if j.plan.err != nil {
+		j.deny(api.ReasonError, j.plan.err.Error())
 		return
 	}
+	j.ctx.Groups = j.plan.groups
 	if j.try(); j.decision.Effect == api.Allow {
 		j.chooseConfig()
 	}
@@ -185,10 +208,27 @@ func (j *judgment) admitService() bool {
 	return true
 }
 
-// collect gathers the rules that apply, in a fixed order. It reports false if the
-// decision is made, because some of them cannot be read.
-func (j *judgment) collect() bool {
-	ok := j.attach(&j.service.attachee)
+// makePlan finds the rules that apply, or takes them from the Session's latest
+// decision.
+func (j *judgment) makePlan() {
+	b := basis{j.snapshot.rules, j.snapshot.groups, j.user, j.service}
+	if j.session != nil {
+		if p := j.session.plan.Load(); p != nil && p.basis == b {
+			j.plan = p
+			return
+		}
+	}
+	j.plan = &plan{basis: b}
+	j.collect()
+	j.plan.dependsOn = slices.Clone(j.dependsOn)
+	if j.session != nil {
+		j.session.plan.Store(j.plan)
+	}
+}
+
+// collect gathers the rules that apply, in a fixed order.
+func (j *judgment) collect() {
+	j.attach(&j.service.attachee)
 	for name, seen := api.NamespaceOf(j.service.key.Name), 0; name != ""; seen++ {
 		if !j.depends(api.KindNamespace, name) && seen > 0 {
 			break // a cycle
@@ -197,39 +237,36 @@ func (j *judgment) collect() bool {
 		if !found {
 			break
 		}
-		ok = j.attach(&n.attachee) && ok
+		j.attach(&n.attachee)
 		name = n.object.Spec.Parent
 	}
-	ok = j.attach(&j.user.attachee) && ok
+	j.attach(&j.user.attachee)
 	for _, name := range j.user.object.Spec.Groups {
 		if !j.depends(api.KindGroup, name) {
 			continue
 		}
 		if g, found := j.groups.get(name); found {
-			j.memberOf = append(j.memberOf, g.object)
-			ok = j.attach(&g.attachee) && ok
+			j.plan.groups = append(j.plan.groups, g.object)
+			j.attach(&g.attachee)
 		}
 	}
-	j.ctx.Groups = j.memberOf
 	if j.session != nil {
-		ok = j.attach(&j.session.attachee) && ok
+		j.attach(&j.session.attachee)
 	}
 	if j.cluster != nil {
-		ok = j.attach(&j.cluster.attachee) && ok
+		j.attach(&j.cluster.attachee)
 	}
-	return ok
 }
 
 // attach gathers the rules of what is attached to an Object, of each Policy once.
-func (j *judgment) attach(a *attachee) bool {
+func (j *judgment) attach(a *attachee) {
 	if a.err != nil {
-		return j.deny(api.ReasonError, a.err.Error())
+		j.plan.err = a.err
 	}
-	ok := true
 	for i := range a.attached {
 		at := &a.attached[i]
 		if at.rules != nil {
-			j.add(at.rules, at.source)
+			j.plan.add(at.rules, at.source)
 			continue
 		}
 		if !j.depends(api.KindPolicy, at.policy) {
@@ -238,18 +275,17 @@ func (j *judgment) attach(a *attachee) bool {
 		switch p, found := j.policies.get(at.policy); {
 		case !found:
 		case p.err != nil:
-			ok = j.deny(api.ReasonError, p.err.Error())
+			j.plan.err = p.err
 		case p.rules != nil:
-			j.add(p.rules, at.source)
+			j.plan.add(p.rules, at.source)
 		}
 	}
-	return ok
 }
 
-func (j *judgment) add(s *ruleSet, from source) {
+func (p *plan) add(s *ruleSet, from source) {
 	if s.ranks != 0 {
-		j.applying = append(j.applying, applying{s, from})
-		j.ranks |= s.ranks
+		p.applying = append(p.applying, applying{s, from})
+		p.ranks |= s.ranks
 	}
 }
 
@@ -257,12 +293,13 @@ func (j *judgment) add(s *ruleSet, from source) {
 // decides.
 func (j *judgment) try() {
 	decided := false
-	for left := j.ranks; left != 0; left &= left - 1 {
+	for left := j.plan.ranks; left != 0; left &= left - 1 {
 		k := rank(bits.TrailingZeros32(left))
-		for i := range j.applying {
-			a := &j.applying[i]
-			for n := range a.at(k) {
-				r := &a.at(k)[n]
+		for i := range j.plan.applying {
+			a := &j.plan.applying[i]
+			rules := a.at(k)
+			for n := range rules {
+				r := &rules[n]
 				switch {
 				case decided:
 					j.note(a, r, api.OutcomeSkipped)
@@ -276,7 +313,7 @@ func (j *judgment) try() {
 	}
 	switch {
 	case decided:
-	case len(j.applying) == 0:
+	case len(j.plan.applying) == 0:
 		j.deny(api.ReasonNoPolicyMatch, "no policy applies")
 	default:
 		j.deny(api.ReasonNoPolicyMatch, "no rule matches")

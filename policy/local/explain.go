@@ -85,18 +85,19 @@ func (j *judgment) hints(steps []api.Step) []string {
 		}
 		add("looked at: %s", strings.Join(j.lookedAt(), "; "))
 	}
-	for _, k := range j.dependsOn {
-		if p, ok := j.policies.get(k.Name); k.Kind != api.KindPolicy || ok && (p.rules != nil || p.err != nil) {
-			continue
-		} else if ok {
-			add("Policy %s is disabled", k.Name)
-		} else {
-			add("Policy %s is named and does not exist%s", k.Name, j.similar(j.policies.names(), api.KindPolicy))
-		}
-	}
-	for _, k := range j.dependsOn {
-		if _, ok := j.groups.get(k.Name); k.Kind == api.KindGroup && !ok {
-			add("Group %s does not exist%s", k.Name, j.similar(j.groups.names(), api.KindGroup))
+	for _, k := range j.decision.DependsOn {
+		switch k.Kind {
+		case api.KindPolicy:
+			p, ok := j.policies.get(k.Name)
+			if !ok {
+				add("Policy %s is named and does not exist%s", k.Name, j.similar(j.policies.names(), k.Kind))
+			} else if p.rules == nil && p.err == nil {
+				add("Policy %s is disabled", k.Name)
+			}
+		case api.KindGroup:
+			if _, ok := j.groups.get(k.Name); !ok {
+				add("Group %s does not exist%s", k.Name, j.similar(j.groups.names(), k.Kind))
+			}
 		}
 	}
 	for _, s := range steps {
@@ -111,9 +112,9 @@ func (j *judgment) hints(steps []api.Step) []string {
 // similar names the name that was probably meant by that of kind which was not
 // found.
 func (j *judgment) similar(names []string, kind string) string {
-	for _, k := range j.dependsOn {
+	for _, k := range j.decision.DependsOn {
 		if k.Kind == kind && !slices.Contains(names, k.Name) {
-			if n := nearest(k.Name, names); n != "" {
+			if n := api.Nearest(k.Name, names); n != "" {
 				return ", or did you mean " + n + "?"
 			}
 		}
@@ -139,7 +140,7 @@ func (j *judgment) lookedAt() []string {
 		}
 		list = append(list, fmt.Sprintf("%s (%s)", what, words))
 	}
-	for _, k := range j.dependsOn {
+	for _, k := range j.decision.DependsOn {
 		switch k.Kind {
 		case api.KindService:
 			add(&j.service.attachee, "Service "+k.Name)

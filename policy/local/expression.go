@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"sync"
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/ast"
@@ -28,8 +27,8 @@ const (
 // cost is bounded by the length of the expression and the size of what it reads.
 const costLimit = 1_000_000
 
-// functions are those that a condition may call beside operators and macros.
-// Not among them is what makes a string that is longer than all its arguments
+// allowedFunctions returns those that a condition may call beside operators and
+// macros. Not among them is what makes a string that is longer than all its arguments
 // (replace, join, format, strings.quote): chained, they would exhaust the memory
 // before any limit is looked at.
 func allowedFunctions() []string {
@@ -48,26 +47,15 @@ const (
 	fnIPInRange = "net.isIPInRange"
 )
 
-// An environment is what expressions are compiled in; it does not change.
+// An environment is what expressions are compiled in; it does not change. To make
+// one takes about as long as to compile a few expressions.
 type environment struct {
 	*cel.Env
 	universe *universe
 }
 
-// standard returns the one environment; to make it takes about a millisecond.
-var standard = sync.OnceValue(func() environment {
-	e, err := newEnvironment()
-	if err != nil {
-		panic("policy: the CEL environment is inconsistent: " + err.Error())
-	}
-	return e
-})
-
-func newEnvironment() (environment, error) {
-	u, err := newUniverse()
-	if err != nil {
-		return environment{}, err
-	}
+func newEnvironment() environment {
+	u := newUniverse()
 	env, err := cel.NewEnv(
 		cel.CustomTypeProvider(u),
 		cel.CustomTypeAdapter(u),
@@ -82,7 +70,10 @@ func newEnvironment() (environment, error) {
 		cel.Function(fnIPInRange, cel.Overload("net_is_ip_in_range_string_string",
 			[]*cel.Type{cel.StringType, cel.StringType}, cel.BoolType, cel.BinaryBinding(isIPInRange))),
 	)
-	return environment{env, u}, err
+	if err != nil {
+		panic("policy: the environment of expressions is inconsistent: " + err.Error())
+	}
+	return environment{env, u}
 }
 
 // isIPInRange tells whether an address is in a CIDR; one that is no address, or
@@ -108,18 +99,19 @@ type program struct {
 	err       error // it does not compile: its value is unknown
 }
 
-// compile returns the program of a checked expression.
-func (e environment) compile(text string) *program {
+// compile returns the program of an expression and its checked form, or what is
+// wrong with it.
+func (e environment) compile(text string) (*program, *ast.AST, []fault) {
 	checked, faults := e.check(text)
 	if len(faults) > 0 {
-		return &program{err: errors.New(faults[0].String())}
+		return nil, nil, faults
 	}
 	var (
 		p     program
 		loops bool
 		has   []int64
 	)
-	ast.PostOrderVisit(checked.Expr(), ast.NewExprVisitor(func(x ast.Expr) {
+	each(checked, func(x ast.Expr) {
 		switch x.Kind() {
 		case ast.ComprehensionKind:
 			loops = true
@@ -130,13 +122,16 @@ func (e environment) compile(text string) *program {
 				has = append(has, x.ID())
 			}
 		}
-	}))
+	})
 	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize), cel.CustomDecoratorV2(witnesses(has))}
 	if loops {
 		options = append(options, cel.CostLimit(costLimit))
 	}
-	p.cel, p.err = e.PlanProgram(checked, options...)
-	return &p
+	var err error
+	if p.cel, err = e.PlanProgram(checked, options...); err != nil { // a constant that cannot be converted
+		return nil, nil, []fault{{line: 1, column: 1, rule: err.Error()}}
+	}
+	return &p, checked, nil
 }
 
 // witnesses returns a decorator that puts a witness around every step that may

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"weak"
@@ -18,7 +19,7 @@ type compiler struct {
 }
 
 func newCompiler(log *slog.Logger) *compiler {
-	return &compiler{env: standard(), log: log, programs: map[string]weak.Pointer[program]{}}
+	return &compiler{env: newEnvironment(), log: log, programs: map[string]weak.Pointer[program]{}}
 }
 
 // program returns the program of an expression. One that does not compile has
@@ -27,7 +28,7 @@ func (c *compiler) program(text string) *program {
 	if p := c.programs[text].Value(); p != nil {
 		return p
 	}
-	if len(c.programs) > 2*c.live+1000 {
+	if len(c.programs) > 2*c.live+100 {
 		for t, p := range c.programs {
 			if p.Value() == nil {
 				delete(c.programs, t)
@@ -35,8 +36,9 @@ func (c *compiler) program(text string) *program {
 		}
 		c.live = len(c.programs)
 	}
-	p := c.env.compile(text)
-	if p.err != nil {
+	p, _, faults := c.env.compile(text)
+	if len(faults) > 0 {
+		p = &program{err: errors.New(faults[0].String())}
 		c.log.Warn("policy: an expression does not compile; its value is unknown", "expression", text, "error", p.err)
 	}
 	c.programs[text] = weak.Make(p)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"sync/atomic"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 
@@ -31,8 +32,8 @@ type rules struct {
 type subjects struct {
 	users    tree[*entry[*api.User]]
 	groups   tree[*entry[*api.Group]]
-	sessions tree[*entry[*api.Session]] // by name
-	byUID    tree[*entry[*api.Session]]
+	sessions tree[*sessionEntry] // by name
+	byUID    tree[*sessionEntry]
 }
 
 // A tree is a persistent map from names: a change copies a path.
@@ -92,6 +93,11 @@ type entry[T api.Object] struct {
 type serviceEntry struct {
 	entry[*api.Service]
 	configRules []configRule
+}
+
+type sessionEntry struct {
+	entry[*api.Session]
+	plan atomic.Pointer[plan] // of its latest decision
 }
 
 type clusterEntry struct {
@@ -181,7 +187,7 @@ func (s *snapshot) apply(change store.Change, c *compiler) {
 		if old, ok := s.sessions.get(name); ok {
 			s.byUID.remove(old.ref.UID)
 		}
-		set(&s.sessions, c, change, newEntry[*api.Session])
+		set(&s.sessions, c, change, newSessionEntry)
 		if e, ok := s.sessions.get(name); ok {
 			s.byUID.put(e.ref.UID, e)
 		}
@@ -224,6 +230,10 @@ func newEntry[T api.Object](c *compiler, change store.Change) *entry[T] {
 func newServiceEntry(c *compiler, change store.Change) *serviceEntry {
 	e := newEntry[*api.Service](c, change)
 	return &serviceEntry{entry: *e, configRules: c.configRules(e.object.Spec.DynamicConfig)}
+}
+
+func newSessionEntry(c *compiler, change store.Change) *sessionEntry {
+	return &sessionEntry{entry: *newEntry[*api.Session](c, change)}
 }
 
 func newClusterEntry(c *compiler, change store.Change) *clusterEntry {

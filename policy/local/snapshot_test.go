@@ -1,7 +1,9 @@
 package local
 
 import (
+	"fmt"
 	"log/slog"
+	"runtime"
 	"testing"
 
 	"cardea/api"
@@ -71,6 +73,24 @@ func TestCommitCompilesWhatItChanges(t *testing.T) {
 	}
 }
 
+// Programs that no policy uses any more are forgotten.
+func TestProgramsAreForgotten(t *testing.T) {
+	c := newCompiler(slog.New(slog.DiscardHandler))
+	kept := c.program(`ctx.request.port == -1`)
+	for i := range 500 {
+		c.program(fmt.Sprintf(`ctx.request.port == %d`, i))
+		if i%50 == 0 {
+			runtime.GC()
+		}
+	}
+	if got := len(c.programs); got > 300 {
+		t.Errorf("%d programs are kept, and one is in use", got)
+	}
+	if c.program(`ctx.request.port == -1`) != kept {
+		t.Error("one that is in use was compiled again")
+	}
+}
+
 // What cannot be read denies: its rules are not known.
 func TestUnreadableObjectDenies(t *testing.T) {
 	for _, kind := range []string{api.KindService, api.KindNamespace, api.KindUser, api.KindGroup, api.KindSession, api.KindClusterConfig, api.KindPolicy} {
@@ -88,14 +108,14 @@ func TestUnreadableObjectDenies(t *testing.T) {
 				t.Fatal(err)
 			}
 			d := &Decider{Identity: policytest.Verifier{}, Log: c.log}
-			decide := func() api.Decision {
+			allowed := func() bool {
 				got, err := d.Decide(t.Context(), w.Request)
 				if err != nil {
 					t.Fatal(err)
 				}
-				return got
+				return got.Allowed()
 			}
-			if d.current.Store(s); !decideAllowed(decide()) {
+			if d.current.Store(s); !allowed() {
 				t.Fatal("not allowed to begin with")
 			}
 			for _, o := range w.Objects() {
@@ -105,12 +125,10 @@ func TestUnreadableObjectDenies(t *testing.T) {
 				commit := commitOf(t, o)
 				commit.Changes[0].JSON = []byte(`{"spec": 7}`)
 				d.current.Store(s.next(commit, c))
-				if decideAllowed(decide()) {
+				if allowed() {
 					t.Error("allowed, although it cannot be read")
 				}
 			}
 		})
 	}
 }
-
-func decideAllowed(d api.Decision) bool { return d.Allowed() }

@@ -65,14 +65,14 @@ func (a absent) Error() string {
 	return name + " is absent"
 }
 
-func newUniverse() (*universe, error) {
+func newUniverse() *universe {
 	r, err := types.NewRegistry()
 	if err != nil {
-		return nil, err
+		panic("policy: CEL's own types are inconsistent: " + err.Error())
 	}
 	u := &universe{Provider: r, base: r, byName: map[string]*structType{}, byGo: map[reflect.Type]*structType{}}
 	u.add(reflect.TypeFor[api.Context](), "ctx")
-	return u, nil
+	return u
 }
 
 // add returns the type of the Go struct t, after entering it and what it
@@ -126,7 +126,8 @@ func (u *universe) field(s *structType, name string, f reflect.StructField) *fie
 	return c
 }
 
-// of returns the address of the field in a pointer to the struct.
+// of returns the address of the field in a pointer to the struct. It reports
+// false if target is anything else: the offset is good for that type only.
 func (f *field) of(target any) (unsafe.Pointer, bool) {
 	if reflect.TypeOf(target) != f.in.pointer {
 		return nil, false

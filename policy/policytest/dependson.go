@@ -14,6 +14,7 @@ import (
 
 // dependsOn checks that DependsOn is complete: in a random small world, a random
 // write that touches nothing that a decision names does not change the decision.
+// And it checks that no decision is made of what was true before a write.
 func (s suite) dependsOn(t *testing.T) {
 	st := s.store(t)
 	d := s.open(t, st, Verifier{})
@@ -74,6 +75,15 @@ func (s suite) dependsOn(t *testing.T) {
 				rt.Fatalf("a write to %v changed a decision that does not depend on it:\nbefore %+v\nafter  %+v", o.Header().Key(), before[i], after)
 			}
 		}
+		// What was reached commit by commit is what one who begins now finds.
+		t.Run("anew", func(t *testing.T) {
+			fresh := s.open(t, st, Verifier{})
+			for i, want := range decideAll(t, fresh, requests) {
+				if got := decide(t, d, requests[i]); !same(got, want) {
+					rt.Errorf("after some writes the decision is\n%+v\nand anew it is\n%+v", got, want)
+				}
+			}
+		})
 		for _, k := range keys {
 			write(&bare{Head: api.Head{Kind: k.Kind, Metadata: api.Metadata{Name: k.Name}}}, true)
 		}

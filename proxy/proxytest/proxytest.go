@@ -143,6 +143,16 @@ func Run(t *testing.T, s Subject) {
 			t.Errorf("dials %d, live %v", w.Dials(), w.Gate.List())
 		}
 	})
+	in("an END that the log could not take is written when it can", func(t *testing.T, w *World) {
+		c, _ := open(t, w)
+		w.Journal.Fail(errors.New("disk full"))
+		c.Reset("done")
+		time.Sleep(10 * time.Second)
+		wantLog(t, w, api.LogStart)
+		w.Journal.Fail(nil)
+		time.Sleep(2 * time.Second)
+		wantLog(t, w, api.LogStart, api.LogEnd)
+	})
 	in("an upstream that cannot be reached is told and logged", func(t *testing.T, w *World) {
 		w.mu.Lock()
 		w.dialErr = errors.New("connection refused")

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -129,18 +130,13 @@ func freePort(t *testing.T) string {
 func TestPostgreSQL(t *testing.T) {
 	postgres := need(t, "/usr/lib/postgresql/*/bin/postgres")
 	psql := need(t, "psql")
-	// PostgreSQL refuses to run as root.
-	as := func(name string, args ...string) *exec.Cmd { return exec.Command(name, args...) }
-	dir, err := os.MkdirTemp("", "pg")
+	dir, err := os.MkdirTemp("", "pg") // not in t.TempDir, which others may not enter
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	if os.Getuid() == 0 {
-		runuser := need(t, "runuser")
-		as = func(name string, args ...string) *exec.Cmd {
-			return exec.Command(runuser, append([]string{"-u", "postgres", "--", name}, args...)...)
-		}
+	var as *syscall.SysProcAttr
+	if os.Getuid() == 0 { // as which PostgreSQL refuses to run
 		u, err := user.Lookup("postgres")
 		if err != nil {
 			t.Fatal(err)
@@ -150,11 +146,17 @@ func TestPostgreSQL(t *testing.T) {
 		if err := os.Chown(dir, uid, gid); err != nil {
 			t.Fatal(err)
 		}
+		as = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
+	}
+	own := func(name string, args ...string) *exec.Cmd {
+		cmd := exec.Command(name, args...)
+		cmd.SysProcAttr, cmd.Dir = as, dir
+		return cmd
 	}
 	data := filepath.Join(dir, "data")
-	run(t, as(filepath.Join(filepath.Dir(postgres), "initdb"), "-D", data, "-A", "trust", "-U", "app"))
+	run(t, own(filepath.Join(filepath.Dir(postgres), "initdb"), "-D", data, "-A", "trust", "-U", "app"))
 	port := freePort(t)
-	start(t, "127.0.0.1:"+port, as(postgres, "-D", data, "-p", port, "-h", "127.0.0.1", "-k", dir))
+	start(t, "127.0.0.1:"+port, own(postgres, "-D", data, "-p", port, "-h", "127.0.0.1", "-k", dir))
 
 	host, local := reach(t, "127.0.0.1:"+port)
 	got := run(t, exec.Command(psql, "-h", host, "-p", local, "-U", "app", "-At", "postgres",

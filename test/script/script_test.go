@@ -5,6 +5,7 @@ package script_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,13 +27,21 @@ import (
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"cardea":        func() { os.Exit(cli.Main()) },
+		"cardea":        cardea,
 		"echo-upstream": echoUpstream,
 		"talk":          talk,
 		"hold":          hold,
 		"freeport":      freePort,
 		"await-file":    awaitFile,
 	})
+}
+
+// cardea is cmd/cardea.
+func cardea() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	p := cli.Program{Version: "test", In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv}
+	os.Exit(p.Run(ctx, os.Args[1:]))
 }
 
 func TestScripts(t *testing.T) {
@@ -228,7 +237,9 @@ func hold() {
 
 func connect(address string) net.Conn {
 	c, err := net.DialTimeout("tcp", address, 10*time.Second)
-	check(err)
+	if err != nil {
+		ended(err) // a refusal can be quicker than the dial
+	}
 	check(c.SetDeadline(time.Now().Add(time.Minute)))
 	return c
 }

@@ -1,0 +1,269 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"cardea/api"
+	"cardea/manifest"
+)
+
+func (r *run) create() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "create KIND NAME",
+		Short:   "Create one resource by flags",
+		Long:    "Creates one resource; it must not exist. What flags cannot say, apply can.",
+		Example: "  cardea create group ops\n  cardea create user alice --type HUMAN --group ops",
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usagef("create needs a kind: namespace, group, user, service, secret, credential")
+			}
+			k, err := findKind(args[0])
+			if err != nil {
+				return err
+			}
+			u := usagef("a %s is not created by flags", k.Name)
+			u.hint = "write it as a document and use cardea apply"
+			return u
+		},
+	}
+	c.AddCommand(r.createNamespace(), r.createGroup(), r.createUser(), r.createService(), r.createSecret(), r.createCredential())
+	return c
+}
+
+// creator returns the verb that creates a kind. object makes the Object from the
+// flags.
+func (r *run) creator(k api.Kind, short, example string, object func(name string) (api.Object, error)) *cobra.Command {
+	c := &cobra.Command{
+		Use: strings.ToLower(k.Name) + " NAME", Aliases: append([]string{k.Plural}, k.Short...),
+		Short: short, Example: "  cardea create " + example, Args: cobra.ExactArgs(1),
+	}
+	out := output(c, formatTable, formatJSON, formatYAML, formatName)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		o, err := object(args[0])
+		if err != nil {
+			return err
+		}
+		o.Header().Kind, o.Header().Metadata.Name = k.Name, args[0]
+		done, err := r.writeObject(c, o)
+		if err != nil {
+			return err
+		}
+		if out.value == formatTable {
+			r.printResult(done.Result, false)
+			return nil
+		}
+		return printObjects(r.Out, out.value, []json.RawMessage{done.Object}, true, false)
+	}
+	return c
+}
+
+func kindOf(name string) api.Kind {
+	k, ok := api.KindOf(name)
+	if !ok {
+		panic("cli: no kind " + name)
+	}
+	return k
+}
+
+func policyFlag(c *cobra.Command, policies *[]string) {
+	c.Flags().StringArrayVar(policies, "policy", nil, "a Policy to attach; may be repeated")
+}
+
+func (r *run) createNamespace() *cobra.Command {
+	var policies []string
+	var parent string
+	c := r.creator(kindOf(api.KindNamespace), "Create a Namespace for Services", "namespace prod --policy ops-only", func(string) (api.Object, error) {
+		return &api.Namespace{Spec: api.NamespaceSpec{Parent: parent, Authorization: api.Authorization{Policies: policies}}}, nil
+	})
+	policyFlag(c, &policies)
+	c.Flags().StringVar(&parent, "parent", "", "the Namespace that it is in")
+	return c
+}
+
+func (r *run) createGroup() *cobra.Command {
+	var policies []string
+	c := r.creator(kindOf(api.KindGroup), "Create a Group of Users", "group group-1", func(string) (api.Object, error) {
+		return &api.Group{Spec: api.GroupSpec{Authorization: api.Authorization{Policies: policies}}}, nil
+	})
+	policyFlag(c, &policies)
+	return c
+}
+
+func (r *run) createUser() *cobra.Command {
+	var policies, groups []string
+	var email, typ string
+	c := r.creator(kindOf(api.KindUser), "Create a User, a person or a program", "user alice --type HUMAN --group group-1", func(string) (api.Object, error) {
+		return &api.User{Spec: api.UserSpec{
+			Type: api.UserType(strings.ToUpper(typ)), Groups: groups, Email: email, Authorization: api.Authorization{Policies: policies},
+		}}, nil
+	})
+	c.Flags().StringVarP(&typ, "type", "t", string(api.UserHuman), "HUMAN or WORKLOAD")
+	c.Flags().StringArrayVar(&groups, "group", nil, "a Group to be in; may be repeated")
+	c.Flags().StringVar(&email, "email", "", "the address of the person")
+	policyFlag(c, &policies)
+	return c
+}
+
+func (r *run) createService() *cobra.Command {
+	var policies []string
+	var mode, upstream string
+	var port int
+	c := r.creator(kindOf(api.KindService), "Create a Service in front of an upstream", "service nats --upstream tcp://nats-server:4222", func(string) (api.Object, error) {
+		return &api.Service{Spec: api.ServiceSpec{
+			Mode: api.Mode(strings.ToUpper(mode)), Port: port, Authorization: api.Authorization{Policies: policies},
+			Config: &api.ServiceConfig{Upstream: api.Upstream{URL: upstream}},
+		}}, nil
+	})
+	c.Flags().StringVar(&mode, "mode", string(api.ModeTCP), "the protocol that it speaks")
+	c.Flags().StringVar(&upstream, "upstream", "", "where its traffic goes: tcp://HOST:PORT")
+	c.Flags().IntVar(&port, "port", 0, "its own port; the upstream's if left out")
+	policyFlag(c, &policies)
+	return c
+}
+
+func (r *run) createSecret() *cobra.Command {
+	var value, file string
+	c := r.creator(kindOf(api.KindSecret), "Create a Secret, whose value nobody can read back", "secret db-password --file password.txt", func(string) (api.Object, error) {
+		if (value == "") == (file == "") {
+			return nil, usagef("a Secret needs one of --value and --file")
+		}
+		b := []byte(value)
+		if value == "-" {
+			file = "-"
+		}
+		if file != "" {
+			var err error
+			if _, b, err = r.read(file); err != nil {
+				return nil, err
+			}
+		}
+		s := &api.Secret{Data: new(api.SecretData)}
+		if utf8.Valid(b) {
+			s.Data.Value = string(b)
+		} else {
+			s.Data.ValueBytes = b
+		}
+		return s, nil
+	})
+	c.Flags().StringVar(&value, "value", "", "the value; - reads it from standard input")
+	c.Flags().StringVarP(&file, "file", "f", "", "the file that holds the value, byte for byte")
+	return c
+}
+
+// A tokenAnswer is what create credential -o json prints.
+type tokenAnswer struct {
+	Token string `json:"token"`
+	Name  string `json:"name"`
+	User  string `json:"user"`
+}
+
+func (r *run) createCredential() *cobra.Command {
+	var user, typ, expireIn string
+	var policies []string
+	var maxAuthn int
+	var once, rotate bool
+	k := kindOf(api.KindCredential)
+	c := &cobra.Command{
+		Use: "credential NAME --user USER", Aliases: append([]string{k.Plural}, k.Short...),
+		Short: "Create a Credential and print its token, once",
+		Long:  "Creates a Credential of a User and prints the token by which that User logs in.\nThe token is not kept anywhere: it is shown this once.",
+		Example: "  cardea create credential alice --user alice --type auth-token --expire-in 2h\n" +
+			"  cardea create credential alice --user alice --rotate      # a new token, the old one is void",
+		Args: cobra.ExactArgs(1),
+	}
+	c.Flags().StringVar(&user, "user", "", "the User who logs in by it")
+	c.Flags().StringVar(&typ, "type", "auth-token", "auth-token")
+	c.Flags().StringVar(&expireIn, "expire-in", "", "how long its token can be used: 30m, 2h, 7d; for ever if left out")
+	c.Flags().IntVar(&maxAuthn, "max-authn", 0, "how often its token can be used; 0 is any number")
+	c.Flags().BoolVar(&once, "one-time", false, "its token can be used once")
+	c.Flags().BoolVar(&rotate, "rotate", false, "make a new token for a Credential that exists")
+	policyFlag(c, &policies)
+	out := output(c, formatTable, formatJSON, formatYAML)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		o := &api.Credential{Spec: api.CredentialSpec{
+			Type: api.CredentialType(strings.ToUpper(strings.ReplaceAll(typ, "-", "_"))), User: user,
+			MaxAuthentications: maxAuthn, Authorization: api.Authorization{Policies: policies},
+		}}
+		o.Kind, o.Metadata.Name = k.Name, args[0]
+		if user == "" && !rotate {
+			return usagef("a Credential needs --user")
+		}
+		if once {
+			if maxAuthn > 1 {
+				return usagef("--one-time is --max-authn 1, not %d", maxAuthn)
+			}
+			o.Spec.MaxAuthentications = 1
+		}
+		if expireIn != "" {
+			d, err := parseDuration(expireIn)
+			if err != nil {
+				return usagef("--expire-in: %v", err)
+			}
+			o.Spec.ExpiresAt = time.Now().Add(d).UTC().Truncate(time.Second)
+		}
+		if !rotate {
+			if _, err := r.writeObject(c, o); err != nil {
+				return err
+			}
+		}
+		call, err := r.api(c.Context())
+		if err != nil {
+			return err
+		}
+		var token api.TokenResponse
+		if err := call.Do(c.Context(), http.MethodPost, objectPath(k, o.Metadata.Name)+"/token", nil, &token); err != nil {
+			if !rotate {
+				return hinted(fmt.Errorf("the Credential %s was created, but not its token: %w", o.Metadata.Name, err),
+					fmt.Sprintf("cardea create credential %s --rotate", o.Metadata.Name))
+			}
+			return err
+		}
+		return r.printToken(out.value, tokenAnswer{token.Token, o.Metadata.Name, user})
+	}
+	return c
+}
+
+func (r *run) printToken(format string, t tokenAnswer) error {
+	switch format {
+	case formatJSON:
+		return printJSON(r.Out, t)
+	case formatYAML:
+		return manifest.Encode(r.Out, t)
+	}
+	fmt.Fprintf(r.Out, "%s\n", t.Token)
+	fmt.Fprintf(r.Err, "credential/%s created; this is its token, which is not shown again\n", t.Name)
+	return nil
+}
+
+// parseDuration reads 90s, 30m, 2h, 7d, 2w and the same with the unit as a word:
+// 2hours.
+func parseDuration(s string) (time.Duration, error) {
+	digits := strings.TrimRight(s, "abcdefghijklmnopqrstuvwxyz")
+	n, err := strconv.ParseUint(strings.TrimSpace(digits), 10, 16)
+	unit := strings.TrimSuffix(s[len(digits):], "s")
+	if s[len(digits):] == "s" {
+		unit = "s"
+	}
+	units := map[string]time.Duration{
+		"s": time.Second, "sec": time.Second, "second": time.Second,
+		"m": time.Minute, "min": time.Minute, "minute": time.Minute,
+		"h": time.Hour, "hour": time.Hour,
+		"d": 24 * time.Hour, "day": 24 * time.Hour,
+		"w": 7 * 24 * time.Hour, "week": 7 * 24 * time.Hour,
+	}
+	if d, ok := units[unit]; ok && err == nil && n > 0 {
+		return time.Duration(n) * d, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil && d > 0 { // 1h30m
+		return d, nil
+	}
+	return 0, fmt.Errorf("%.40q is not a duration such as 30m, 2h or 7d", s)
+}

@@ -1,0 +1,203 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"cardea/api"
+	"cardea/client"
+)
+
+// defaultPort is the port of a cluster whose address says none.
+const defaultPort = "8443"
+
+func (r *run) login() *cobra.Command {
+	var token, ca string
+	c := &cobra.Command{
+		Use:   "login ADDRESS --token TOKEN --ca-sha256 FINGERPRINT",
+		Short: "Get a Session on this machine",
+		Long: "Proves a token to the cluster at ADDRESS, which has to prove to be the one whose CA\n" +
+			"certificate has that fingerprint, and keeps the Session in this person's home.",
+		Example: "  cardea login 127.0.0.1:8443 --token TOKEN --ca-sha256 FINGERPRINT\n" +
+			"  cardea login gate.example.com --token - --ca-sha256 FINGERPRINT < token-file",
+		Args: cobra.ExactArgs(1),
+	}
+	c.Flags().StringVar(&token, "token", "", "the token of a Credential; - reads it from standard input (or CARDEA_TOKEN)")
+	c.Flags().StringVar(&ca, "ca-sha256", "", "SHA-256 of the cluster's CA certificate, in hex (or CARDEA_CA_SHA256)")
+	out := output(c, formatTable, formatJSON)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if token == "" || ca == "" {
+			return usagef("login needs --token and --ca-sha256")
+		}
+		if token == "-" {
+			line, err := readLine(r.In)
+			if err != nil {
+				return fmt.Errorf("read the token from standard input: %w", err)
+			}
+			token = line
+		}
+		address := args[0]
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			address = net.JoinHostPort(strings.Trim(address, "[]"), defaultPort)
+		}
+		home, err := r.homeDir()
+		if err != nil {
+			return err
+		}
+		s, err := client.Login(c.Context(), home, address, token, ca)
+		if _, told := errors.AsType[*api.Error](err); err != nil && !told {
+			return hinted(err, "compare the address and the fingerprint with what cardea up prints")
+		}
+		if err != nil {
+			return err
+		}
+		if out.value == formatJSON {
+			return printJSON(r.Out, s)
+		}
+		fmt.Fprintf(r.Out, "logged in to %s as %s, Session %s\n", s.Domain, s.User, s.Session)
+		return nil
+	}
+	return c
+}
+
+// readLine reads one line of at most 64 KiB.
+func readLine(in io.Reader) (string, error) {
+	line, err := bufio.NewReader(io.LimitReader(in, 64<<10)).ReadString('\n')
+	if err == io.EOF && line != "" {
+		err = nil
+	}
+	return strings.TrimSpace(line), err
+}
+
+func (r *run) logout() *cobra.Command {
+	return &cobra.Command{
+		Use:     "logout",
+		Short:   "End the Session of this machine, with its connections",
+		Long:    "Ends the Session in the cluster, which cuts its connections, removes it from the home,\nand stops what connect runs in the background.",
+		Example: "  cardea logout",
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			home, err := r.homeDir()
+			if err != nil {
+				return err
+			}
+			me, err := r.open(c.Context())
+			if err != nil {
+				return err
+			}
+			s, err := me.Session(c.Context())
+			if err != nil {
+				return err
+			}
+			if err := me.Logout(c.Context()); err != nil {
+				return err
+			}
+			fmt.Fprintf(r.Out, "logged out: the Session %s has ended\n", s.Session)
+			daemon, err := client.Running(c.Context(), home)
+			if errors.Is(err, client.ErrNotRunning) {
+				return nil
+			}
+			if err == nil {
+				err = daemon.Stop(c.Context())
+			}
+			return err
+		},
+	}
+}
+
+// A homeStatus is what status prints in JSON.
+type homeStatus struct {
+	client.Session
+	Home      string         `json:"home"`
+	ExpiresAt time.Time      `json:"expiresAt,omitzero"` // of the Session; absent if the cluster was not reached
+	Connect   *client.Status `json:"connect,omitempty"`
+}
+
+func (r *run) status() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "status",
+		Short:   "Show the Session of this machine and what is published",
+		Long:    "Shows who is logged in where, until when, and which Services connect publishes in the\nbackground. It fails if the cluster cannot be reached or does not know the Session.",
+		Example: "  cardea status\n  cardea status -o json",
+		Args:    cobra.NoArgs,
+	}
+	out := output(c, formatTable, formatJSON)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		ctx := c.Context()
+		home, err := r.homeDir()
+		if err != nil {
+			return err
+		}
+		me, err := r.open(ctx)
+		if err != nil {
+			return err
+		}
+		s := homeStatus{Home: home}
+		var failure error
+		s.ExpiresAt, failure = expiry(ctx, me)
+		if s.Session, err = me.Session(ctx); err != nil { // after the call: it may have renewed the certificate
+			return err
+		}
+		daemon, err := client.Running(ctx, home)
+		if err == nil {
+			var running client.Status
+			if running, err = daemon.Status(ctx); err == nil {
+				s.Connect = &running
+			}
+		}
+		if err != nil && !errors.Is(err, client.ErrNotRunning) {
+			failure = errors.Join(failure, err)
+		}
+		if out.value == formatJSON {
+			err = printJSON(r.Out, s)
+		} else {
+			err = s.table().print(r.Out)
+		}
+		return errors.Join(err, failure)
+	}
+	return c
+}
+
+// expiry returns when the Session ends.
+func expiry(ctx context.Context, me *client.Client) (time.Time, error) {
+	call, err := me.API(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
+	var self api.Self
+	if err := call.Do(ctx, http.MethodGet, "/api/self", nil, &self); err != nil {
+		return time.Time{}, err
+	}
+	return self.Session.Spec.ExpiresAt, nil
+}
+
+func (s homeStatus) table() *table {
+	t := new(table)
+	t.add("Cluster", s.Domain+" at "+s.Address)
+	t.add("User", s.User)
+	expires := "expiry not known"
+	if !s.ExpiresAt.IsZero() {
+		expires = "expires " + stamp(s.ExpiresAt)
+	}
+	t.add("Session", s.Session.Session+", "+expires)
+	t.add("Certificate", "until "+stamp(s.CertificateNotAfter)+", renewed by itself")
+	t.add("Home", s.Home)
+	if s.Connect == nil {
+		t.add("Connect", "nothing in the background")
+		return t
+	}
+	t.add("Connect", fmt.Sprintf("in the background as process %d since %s", s.Connect.PID, stamp(s.Connect.StartedAt)))
+	for _, p := range s.Connect.Ports {
+		t.add("", portLine(p))
+	}
+	return t
+}

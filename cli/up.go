@@ -1,0 +1,127 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"cardea/server"
+)
+
+// defaultListen is where a cluster listens if nothing is said.
+const defaultListen = "127.0.0.1:" + defaultPort
+
+// readyFile is what --ready-file gets.
+type readyFile struct {
+	Address  string `json:"address"`
+	CASHA256 string `json:"caSHA256"`
+	Token    string `json:"token,omitempty"` // while root has never logged in
+}
+
+func (r *run) up() *cobra.Command {
+	var cfg server.Config
+	var ready string
+	c := &cobra.Command{
+		Use:   "up",
+		Short: "Run a whole cluster in this process",
+		Long: "Runs every role in one process until Ctrl-C and prints how to reach it. What it knows is in\n" +
+			"the data directory and survives a restart.",
+		Example: "  cardea up\n  cardea up --data-dir ./data --listen 127.0.0.1:8443 --ready-file ready.json",
+		Args:    cobra.NoArgs,
+	}
+	c.Flags().StringVar(&cfg.DataDir, "data-dir", "", "directory of all that it knows; in the user's state directory if left out (or CARDEA_DATA_DIR)")
+	c.Flags().StringVar(&cfg.Domain, "domain", server.DefaultDomain, "domain of the cluster; the first start decides (or CARDEA_DOMAIN)")
+	c.Flags().StringVar(&cfg.Listen, "listen", defaultListen, "HOST:PORT to listen at (or CARDEA_LISTEN)")
+	c.Flags().StringVar(&ready, "ready-file", "", `file that gets {"address", "caSHA256", "token"} once it serves`)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cfg.Log = r.logger()
+		var err error
+		if cfg.DataDir, err = r.dataDir(cfg.DataDir); err != nil {
+			return err
+		}
+		var failure error
+		err = server.Up(c.Context(), cfg, func(s server.Ready) {
+			if ready != "" {
+				failure = writeReady(ready, readyFile{s.Address, s.CASHA256, s.Token})
+			}
+			r.printReady(s, cfg.DataDir)
+		})
+		return errors.Join(failure, err)
+	}
+	return c
+}
+
+// dataDir returns the data directory, absolute.
+func (r *run) dataDir(flag string) (string, error) {
+	if flag != "" {
+		return filepath.Abs(flag)
+	}
+	state, err := r.stateDir()
+	if err != nil {
+		return "", hinted(fmt.Errorf("there is no directory for data: %w", err), "set --data-dir")
+	}
+	return filepath.Join(state, "cardea"), nil
+}
+
+// printReady says how to reach a cluster.
+func (r *run) printReady(s server.Ready, dataDir string) {
+	fmt.Fprintf(r.Out, "Cardea serves %s.\n\n", s.Domain)
+	t := new(table)
+	t.add("  address", s.Address)
+	t.add("  CA SHA-256", s.CASHA256)
+	t.add("  data", dataDir)
+	t.print(r.Out)
+	if s.Token != "" {
+		fmt.Fprintf(r.Out, "\nLog in as root, once:\n\n  cardea login %s --token %s --ca-sha256 %s\n", s.Address, s.Token, s.CASHA256)
+	}
+}
+
+// writeReady writes the ready file, which may hold a token, so that a reader
+// sees all of it or nothing.
+func writeReady(path string, v readyFile) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), ".ready-*") // mode 0600
+	if err != nil {
+		return fmt.Errorf("write the ready file: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	err = json.NewEncoder(f).Encode(v)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("write the ready file: %w", err)
+	}
+	return os.Rename(f.Name(), path)
+}
+
+func (r *run) recover() *cobra.Command {
+	var dir string
+	c := &cobra.Command{
+		Use:   "recover --data-dir DIR",
+		Short: "Make a new token for root, from the data of a cluster that is stopped",
+		Long: "Gives whoever owns the data directory a token that logs root in, once, and makes root an\n" +
+			"administrator again. The cluster must not run meanwhile.",
+		Example: "  cardea recover --data-dir ./data",
+		Args:    cobra.NoArgs,
+	}
+	c.Flags().StringVar(&dir, "data-dir", "", "directory of the cluster; as for up if left out (or CARDEA_DATA_DIR)")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		dir, err := r.dataDir(dir)
+		if err != nil {
+			return err
+		}
+		token, err := server.Recover(c.Context(), dir, r.logger())
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(r.Out, token)
+		fmt.Fprintln(r.Err, "this token logs root in, once, within 15 minutes; start the cluster with cardea up")
+		return nil
+	}
+	return c
+}

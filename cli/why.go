@@ -1,0 +1,148 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"cardea/api"
+)
+
+func (r *run) why() *cobra.Command {
+	var at string
+	c := &cobra.Command{
+		Use:   "why SUBJECT SERVICE",
+		Short: "Show what would be decided, and by which rule",
+		Long: "Decides whether SUBJECT (a User, or session/NAME) may reach SERVICE and shows every rule\n" +
+			"that was considered. A User stands for the latest Session, or for a new one.",
+		Example: "  cardea why alice nats\n  cardea why session/alice-x1y2z3 pg.prod --at 2026-01-31T18:00:00Z",
+		Args:    cobra.ExactArgs(2),
+	}
+	c.Flags().StringVar(&at, "at", "", "decide as at that time, such as 2026-01-31T18:00:00Z")
+	out := output(c, formatTable, formatJSON)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		in := api.WhyRequest{Subject: args[0], Service: args[1]}
+		if at != "" {
+			var err error
+			if in.At, err = time.Parse(time.RFC3339, at); err != nil {
+				return usagef("--at: %.40q is not a time such as 2026-01-31T18:00:00Z", at)
+			}
+		}
+		call, err := r.api(c.Context())
+		if err != nil {
+			return err
+		}
+		var x api.Explanation
+		if err := call.Do(c.Context(), http.MethodPost, "/api/why", in, &x); err != nil {
+			return err
+		}
+		if out.value == formatJSON {
+			return printJSON(r.Out, x)
+		}
+		return explain(r.Out, in, &x)
+	}
+	return c
+}
+
+// explain tells an Explanation to a person.
+func explain(w io.Writer, in api.WhyRequest, x *api.Explanation) error {
+	d := &x.Decision
+	verdict := "may NOT reach"
+	if d.Effect == api.Allow {
+		verdict = "may reach"
+	}
+	fmt.Fprintf(w, "%s %s %s.\n\n", plain(in.Subject), verdict, plain(api.ServiceName(in.Service)))
+	facts := new(table)
+	reason := string(d.Reason)
+	if d.Words != "" && d.Rule == nil { // else it names the rule, as the next line does
+		reason += ": " + d.Words
+	}
+	facts.add("Reason", reason)
+	if d.Rule != nil {
+		facts.add("Decided by", ruleWords(*d.Rule))
+	}
+	if d.Message != "" {
+		facts.add("The caller is told", quoted(d.Message))
+	}
+	if d.Config != nil {
+		facts.add("Goes to", fmt.Sprintf("%s (config %s)", d.Config.Upstream.URL, d.Config.Name))
+	}
+	switch {
+	case x.Hypothetical:
+		facts.add("Session", "none: this is what a new one would get")
+	case d.Subject.Session != nil:
+		facts.add("Session", d.Subject.Session.Name)
+	}
+	if !in.At.IsZero() {
+		facts.add("At", stamp(in.At))
+	}
+	facts.add("Decision", fmt.Sprintf("%s, on revision %s", d.ID, d.Revision))
+	if err := facts.print(w); err != nil {
+		return err
+	}
+
+	if len(x.Steps) == 0 {
+		fmt.Fprint(w, "\nNo rule applies.\n")
+	} else {
+		fmt.Fprint(w, "\nThe rules that apply, the strongest first:\n")
+	}
+	for i, s := range x.Steps {
+		fmt.Fprintf(w, "%3d. %-8s %s\n", i+1, s.Outcome, ruleWords(s.Rule))
+		if s.Condition != "" {
+			fmt.Fprintf(w, "%s\n", within(s.Condition, "              if "))
+		}
+		if s.Words != "" {
+			fmt.Fprintf(w, "%s\n", within(plain(s.Words), "              "))
+		}
+	}
+	if names := dependencies(d); len(names) > 0 {
+		fmt.Fprintf(w, "\nIt is decided again when one of these changes:\n%s\n", within(strings.Join(names, "\n"), "  "))
+	}
+	if len(x.Hints) > 0 {
+		fmt.Fprint(w, "\nWhat would change it:\n")
+		for _, h := range x.Hints {
+			fmt.Fprintf(w, "  - %s\n", plain(h))
+		}
+	}
+	return nil
+}
+
+// ruleWords says which rule it is and where it is written.
+func ruleWords(r api.RuleRef) string {
+	words := fmt.Sprintf("%s by rule %d", r.Effect, r.Index)
+	if r.Name != "" {
+		words += fmt.Sprintf(" (%s)", quoted(r.Name))
+	}
+	owner := ""
+	if r.Owner != nil {
+		owner = r.Owner.Kind + " " + r.Owner.Name
+	}
+	switch {
+	case r.Policy == "":
+		words += fmt.Sprintf(" of inline policy %d of %s", r.Inline, owner)
+	case owner == "":
+		words += " of Policy " + r.Policy
+	default:
+		words += fmt.Sprintf(" of Policy %s, which %s names", r.Policy, owner)
+	}
+	if r.Priority != 0 {
+		words += fmt.Sprintf(", priority %d", r.Priority)
+	}
+	return words
+}
+
+// dependencies names what a decision was made from.
+func dependencies(d *api.Decision) []string {
+	var names []string
+	for _, k := range d.DependsOn {
+		names = append(names, plain(k.Kind+" "+k.Name))
+	}
+	if d.TimeBound {
+		names = append(names, "the time, each second")
+	}
+	return names
+}
