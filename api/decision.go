@@ -1,6 +1,9 @@
 package api
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // EvidenceKind says what a caller presented.
 type EvidenceKind string
@@ -73,6 +76,23 @@ type RuleRef struct {
 	Name     string `json:"name,omitempty"`   // the rule's name
 	Effect   Effect `json:"effect"`
 	Priority int    `json:"priority,omitempty"`
+}
+
+// String says which rule it is and where it is written, counting from 1.
+func (r RuleRef) String() string {
+	rule := fmt.Sprintf("rule %d", r.Index+1)
+	if r.Name != "" {
+		rule = fmt.Sprintf("rule %q", r.Name)
+	}
+	switch {
+	case r.Policy != "" && r.Owner != nil:
+		return fmt.Sprintf("%s of Policy %s, which %s %s names", rule, r.Policy, r.Owner.Kind, r.Owner.Name)
+	case r.Policy != "":
+		return rule + " of Policy " + r.Policy
+	case r.Owner != nil:
+		return fmt.Sprintf("%s of inline policy %d of %s %s", rule, r.Inline, r.Owner.Kind, r.Owner.Name)
+	}
+	return rule
 }
 
 // A Decision is the answer to a Request: a lease, plus the names of what it was

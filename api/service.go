@@ -263,7 +263,12 @@ func serviceKind() Kind {
 		New: func() Object { return new(Service) },
 		Columns: []Column{
 			{Heading: "MODE", Cell: func(o Object) string { return string(o.(*Service).Spec.Mode) }},
-			{Heading: "PORT", Cell: func(o Object) string { return strconv.Itoa(o.(*Service).Status.Port) }},
+			{Heading: "PORT", Cell: func(o Object) string {
+				if port := o.(*Service).Status.Port; port != 0 {
+					return strconv.Itoa(port)
+				}
+				return ""
+			}},
 			{Heading: "UPSTREAM", Cell: func(o Object) string {
 				if c := o.(*Service).Spec.Config; c != nil {
 					return c.Upstream.URL

@@ -228,9 +228,8 @@ func (r *run) tellAll(found manifest.Diagnostics) {
 	}
 }
 
-// write sends one Object to be created and prints what became of it. It returns
-// the Object as it was stored.
-func (r *run) writeObject(c *cobra.Command, o api.Object) (*api.WriteResponse, error) {
+// createObject sends an Object that must not exist.
+func (r *run) createObject(c *cobra.Command, o api.Object) (*api.WriteResponse, error) {
 	call, err := r.api(c.Context())
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -49,13 +50,15 @@ func (r *run) conns() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			var failure error
 			for _, id := range args {
 				if err := call.Do(c.Context(), http.MethodDelete, "/api/conns/"+url.PathEscape(id), nil, nil); err != nil {
-					return err
+					failure = errors.Join(failure, err)
+					continue
 				}
 				fmt.Fprintf(r.Out, "connection %s cut\n", id)
 			}
-			return nil
+			return failure
 		},
 	})
 	return c

@@ -52,7 +52,7 @@ func (r *run) creator(k api.Kind, short, example string, object func(name string
 			return err
 		}
 		o.Header().Kind, o.Header().Metadata.Name = k.Name, args[0]
-		done, err := r.writeObject(c, o)
+		done, err := r.createObject(c, o)
 		if err != nil {
 			return err
 		}
@@ -210,7 +210,7 @@ func (r *run) createCredential() *cobra.Command {
 			o.Spec.ExpiresAt = time.Now().Add(d).UTC().Truncate(time.Second)
 		}
 		if !rotate {
-			if _, err := r.writeObject(c, o); err != nil {
+			if _, err := r.createObject(c, o); err != nil {
 				return err
 			}
 		}

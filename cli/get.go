@@ -140,12 +140,20 @@ func named(ctx context.Context, call *rpc.Client, k api.Kind, names []string) (l
 	for _, name := range names {
 		var raw json.RawMessage
 		if err := call.Do(ctx, http.MethodGet, objectPath(k, name), nil, &raw); err != nil {
-			failure = errors.Join(failure, err)
+			failure = errors.Join(failure, missing(k, err))
 			continue
 		}
 		list = append(list, raw)
 	}
 	return list, failure
+}
+
+// missing adds to an error of the cluster how to find the name that was meant.
+func missing(k api.Kind, err error) error {
+	if api.HasCode(err, api.CodeNotFound) {
+		return hinted(err, "cardea get "+k.Plural+" lists those that there are")
+	}
+	return err
 }
 
 // written returns every Object that a person wrote, those that are referred to
@@ -240,7 +248,7 @@ func (r *run) describe() *cobra.Command {
 			}
 			var raw json.RawMessage
 			if err := call.Do(c.Context(), http.MethodGet, objectPath(k, args[1]), nil, &raw); err != nil {
-				return err
+				return missing(k, err)
 			}
 			return r.describeObject(raw)
 		},
@@ -316,7 +324,7 @@ func (r *run) delete() *cobra.Command {
 			}
 			var out api.WriteResponse
 			if err := call.Do(c.Context(), http.MethodDelete, path, nil, &out); err != nil {
-				failure = errors.Join(failure, err)
+				failure = errors.Join(failure, missing(k, err))
 				continue
 			}
 			r.printResult(out.Result, false)

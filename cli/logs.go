@@ -138,7 +138,7 @@ func logCells(rec *api.AccessLog) []string {
 		}
 		what := info.API.Verb
 		if info.API.Kind != "" {
-			what += " " + slashName(info.API.Kind, info.API.Name)
+			what += " " + strings.TrimSuffix(slashName(info.API.Kind, info.API.Name), "/")
 		}
 		if c.Status == api.StatusDenied {
 			what += ": " + cells[6]

@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -43,10 +45,21 @@ func (r *run) up() *cobra.Command {
 		if cfg.DataDir, err = r.dataDir(cfg.DataDir); err != nil {
 			return err
 		}
+		if ready != "" { // one of another run would be taken for ours
+			if err := os.Remove(ready); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("replace the ready file: %w", err)
+			}
+		}
+		ctx, stop := context.WithCancel(c.Context())
+		defer stop()
 		var failure error
-		err = server.Up(c.Context(), cfg, func(s server.Ready) {
+		err = server.Up(ctx, cfg, func(s server.Ready) {
 			if ready != "" {
 				failure = writeReady(ready, readyFile{s.Address, s.CASHA256, s.Token})
+			}
+			if failure != nil {
+				stop()
+				return
 			}
 			r.printReady(s, cfg.DataDir)
 		})
@@ -77,6 +90,8 @@ func (r *run) printReady(s server.Ready, dataDir string) {
 	t.print(r.Out)
 	if s.Token != "" {
 		fmt.Fprintf(r.Out, "\nLog in as root, once:\n\n  cardea login %s --token %s --ca-sha256 %s\n", s.Address, s.Token, s.CASHA256)
+	} else {
+		fmt.Fprintf(r.Out, "\nroot has logged in before. If that Session is lost, stop this and run:\n\n  cardea recover --data-dir %s\n", dataDir)
 	}
 }
 

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -57,8 +58,9 @@ func tell(w io.Writer, err error) {
 		}
 		if e.DecisionID != "" {
 			words += " (decision " + e.DecisionID + ")"
+			hint = "an administrator finds that decision by cardea logs"
 		}
-		hint = e.Hint
+		hint = cmp.Or(e.Hint, hint)
 	}
 	if e, ok := errors.AsType[hintedError](err); ok {
 		hint = e.hint

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net/http"
@@ -61,6 +62,7 @@ func explain(w io.Writer, in api.WhyRequest, x *api.Explanation) error {
 	if d.Words != "" && d.Rule == nil { // else it names the rule, as the next line does
 		reason += ": " + d.Words
 	}
+	facts.add("Effect", string(cmp.Or(d.Effect, api.Deny)))
 	facts.add("Reason", reason)
 	if d.Rule != nil {
 		facts.add("Decided by", ruleWords(*d.Rule))
@@ -93,7 +95,7 @@ func explain(w io.Writer, in api.WhyRequest, x *api.Explanation) error {
 	for i, s := range x.Steps {
 		fmt.Fprintf(w, "%3d. %-8s %s\n", i+1, s.Outcome, ruleWords(s.Rule))
 		if s.Condition != "" {
-			fmt.Fprintf(w, "%s\n", within(s.Condition, "              if "))
+			fmt.Fprintf(w, "              if %s\n", strings.TrimLeft(within(s.Condition, "                 "), " "))
 		}
 		if s.Words != "" {
 			fmt.Fprintf(w, "%s\n", within(plain(s.Words), "              "))
@@ -111,24 +113,9 @@ func explain(w io.Writer, in api.WhyRequest, x *api.Explanation) error {
 	return nil
 }
 
-// ruleWords says which rule it is and where it is written.
+// ruleWords says what a rule does, which one it is, and where it is written.
 func ruleWords(r api.RuleRef) string {
-	words := fmt.Sprintf("%s by rule %d", r.Effect, r.Index)
-	if r.Name != "" {
-		words += fmt.Sprintf(" (%s)", quoted(r.Name))
-	}
-	owner := ""
-	if r.Owner != nil {
-		owner = r.Owner.Kind + " " + r.Owner.Name
-	}
-	switch {
-	case r.Policy == "":
-		words += fmt.Sprintf(" of inline policy %d of %s", r.Inline, owner)
-	case owner == "":
-		words += " of Policy " + r.Policy
-	default:
-		words += fmt.Sprintf(" of Policy %s, which %s names", r.Policy, owner)
-	}
+	words := fmt.Sprintf("%s by %s", r.Effect, plain(r.String()))
 	if r.Priority != 0 {
 		words += fmt.Sprintf(", priority %d", r.Priority)
 	}

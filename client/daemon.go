@@ -51,7 +51,9 @@ var ErrNotRunning = errors.New("nothing is connected in the background")
 // Run does as it is told until ctx is done or it is told to stop, and returns
 // when all has ended. It calls ready once it can be told something.
 func (d *Daemon) Run(ctx context.Context, ready func()) error {
-	held, err := tryLock(filepath.Join(d.Home, daemonLock))
+	brief, cancel := context.WithTimeout(ctx, lookTime)
+	held, err := waitLock(brief, filepath.Join(d.Home, daemonLock))
+	cancel()
 	if errors.Is(err, errLocked) {
 		return ErrRunning
 	}
@@ -82,7 +84,10 @@ func (d *Daemon) Run(ctx context.Context, ready func()) error {
 	defer stop()
 	server := &http.Server{Handler: d.handler(ctx, stop), ReadHeaderTimeout: controlTimeout, ErrorLog: slog.NewLogLogger(d.Log.Handler(), slog.LevelWarn)}
 	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(l) }()
+	go func() {
+		ended <- server.Serve(l)
+		stop()
+	}()
 	ready()
 	<-ctx.Done()
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), controlTimeout)
@@ -95,8 +100,14 @@ func (d *Daemon) Run(ctx context.Context, ready func()) error {
 	return err
 }
 
-// controlTimeout bounds a call to a Daemon, and its wait for calls when it stops.
-const controlTimeout = 5 * time.Second
+const (
+	// controlTimeout bounds a call to a Daemon, and its wait for calls when it
+	// stops.
+	controlTimeout = 5 * time.Second
+	// lookTime is more than the time for which those hold the lock who only look
+	// whether a Daemon does.
+	lookTime = 250 * time.Millisecond
+)
 
 // handler answers calls. Ports are published until ctx is done.
 func (d *Daemon) handler(ctx context.Context, stop func()) http.Handler {
@@ -136,17 +147,41 @@ type Control struct {
 	call *rpc.Client
 }
 
-// Running returns the control of the Daemon of a home, or [ErrNotRunning].
+// Running returns the control of the Daemon of a home, or [ErrNotRunning]. For one
+// that is just starting or ending it waits.
 func Running(ctx context.Context, home string) (*Control, error) {
 	c := &Control{home: home}
 	c.call = &rpc.Client{Base: "http://connect", HTTP: &http.Client{
 		Timeout:   controlTimeout,
 		Transport: &http.Transport{DialContext: c.dial, DisableKeepAlives: true},
 	}}
-	if _, err := c.Status(ctx); err != nil {
-		return nil, err
+	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
+	defer cancel()
+	every := time.NewTicker(lockPoll)
+	defer every.Stop()
+	for {
+		_, err := c.Status(ctx)
+		if err == nil {
+			return c, nil
+		}
+		if !errors.Is(err, ErrNotRunning) || !c.held() {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.New("connect runs in the background and does not answer")
+		case <-every.C:
+		}
 	}
-	return c, nil
+}
+
+// held reports whether a process has the lock of a Daemon.
+func (c *Control) held() bool {
+	f, err := tryLock(filepath.Join(c.home, daemonLock))
+	if err == nil {
+		f.Close()
+	}
+	return errors.Is(err, errLocked)
 }
 
 func (c *Control) dial(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -184,22 +219,14 @@ func (c *Control) Stop(ctx context.Context) error {
 	if err := c.do(ctx, http.MethodPost, "/stop", nil, nil); err != nil {
 		return err
 	}
-	every := time.NewTicker(lockPoll)
-	defer every.Stop()
-	for {
-		f, err := tryLock(filepath.Join(c.home, daemonLock))
-		if err == nil {
-			return f.Close()
-		}
-		if !errors.Is(err, errLocked) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-every.C:
-		}
+	f, err := waitLock(ctx, filepath.Join(c.home, daemonLock))
+	if errors.Is(err, errLocked) {
+		return ctx.Err()
 	}
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 func (c *Control) do(ctx context.Context, method, path string, in, out any) error {

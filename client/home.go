@@ -241,19 +241,29 @@ func lock(ctx context.Context, home string) (unlock func(), err error) {
 	if err := os.MkdirAll(home, 0o700); err != nil {
 		return nil, fmt.Errorf("make the home of the Session: %w", err)
 	}
+	f, err := waitLock(ctx, filepath.Join(home, lockFile))
+	if errors.Is(err, errLocked) {
+		return nil, fmt.Errorf("another process writes %s: %w", home, ctx.Err())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", home, err)
+	}
+	return func() { f.Close() }, nil
+}
+
+// waitLock takes a lock, for which it waits until ctx is done; then it is
+// errLocked.
+func waitLock(ctx context.Context, path string) (*os.File, error) {
 	every := time.NewTicker(lockPoll)
 	defer every.Stop()
 	for {
-		f, err := tryLock(filepath.Join(home, lockFile))
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
+		f, err := tryLock(path)
 		if !errors.Is(err, errLocked) {
-			return nil, fmt.Errorf("lock %s: %w", home, err)
+			return f, err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for another process that writes %s: %w", home, ctx.Err())
+			return nil, errLocked
 		case <-every.C:
 		}
 	}

@@ -80,7 +80,7 @@ func TestOtherUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := new(Ports)
-	if err := p.admit(Port{}, c); !errors.Is(err, errOwner{nobody}) {
+	if err := p.admit(Port{}, c); !errors.Is(err, strangerError{nobody}) {
 		t.Errorf("got %v", err)
 	}
 	if err := p.admit(Port{Share: true}, c); err != nil {

@@ -63,8 +63,8 @@ func (p Port) String() string {
 	return p.Service + ":" + p.Address
 }
 
-// listenWords says why a Port cannot be listened on, and the way out.
-func (p Port) listenWords(err error) error {
+// refused says why a Port cannot be listened at, and the way out.
+func (p Port) refused(err error) error {
 	e := api.Errorf(api.CodeUnavailable, "cannot publish %s at %s: %v", p.Service, p.Address, rootCause(err))
 	e.Hint = "choose another address with -p " + p.Service + ":[HOST:]PORT"
 	return e

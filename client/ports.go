@@ -67,7 +67,7 @@ func (p *Ports) Publish(ctx context.Context, ports ...Port) ([]Port, error) {
 			for _, o := range fresh {
 				o.Close()
 			}
-			return nil, want.listenWords(err)
+			return nil, want.refused(err)
 		}
 		want.Address = l.Addr().String()
 		fresh = append(fresh, &port{want, l})
@@ -234,10 +234,10 @@ func (p *Ports) reached() {
 	}
 }
 
-// errOwner says that a connection is somebody else's.
-type errOwner struct{ uid uint32 }
+// A strangerError says that a connection is somebody else's.
+type strangerError struct{ uid uint32 }
 
-func (e errOwner) Error() string {
+func (e strangerError) Error() string {
 	return fmt.Sprintf("it comes from uid %d, and the port was published by uid %d: publish it with --share to serve others", e.uid, os.Getuid())
 }
 
@@ -254,7 +254,7 @@ func (p *Ports) admit(o Port, c net.Conn) error {
 	case err != nil:
 		return fmt.Errorf("whose it is cannot be told (%w): publish it with --share to serve others", err)
 	case uid != 0 && uid != uint32(os.Getuid()):
-		return errOwner{uid}
+		return strangerError{uid}
 	}
 	return nil
 }

@@ -270,7 +270,7 @@ func (c *call) merge(r store.Reader, doc *document, who api.Ref, opt options, p,
 	old := doc.before.Header().Metadata
 	if opt.only == api.ActionCreated {
 		e := api.Errorf(api.CodeConflict, "%s %q exists already", doc.key().Kind, doc.key().Name)
-		e.Hint = "change it with update or apply"
+		e.Hint = "change it with apply"
 		return e
 	}
 	if sent != "" && sent != old.ResourceVersion {

@@ -103,7 +103,7 @@ func (j *judgment) hints(steps []api.Step) []string {
 	for _, s := range steps {
 		if s.Outcome == api.OutcomeUnknown && strings.HasSuffix(s.Words, " is absent") {
 			path := strings.TrimSuffix(s.Words, " is absent")
-			add("%s: guard its condition with has(%s)", ruleName(s.Rule), path)
+			add("%s: guard its condition with has(%s)", s.Rule, path)
 		}
 	}
 	return hints

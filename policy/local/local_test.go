@@ -440,7 +440,7 @@ func TestExplain(t *testing.T) {
 		}
 		b.WriteByte('\n')
 		for _, s := range x.Steps {
-			fmt.Fprintf(&b, "    %-8s %s %s [%s] %s\n", s.Outcome, s.Rule.Effect, ruleName(s.Rule), s.Condition, s.Words)
+			fmt.Fprintf(&b, "    %-8s %s %s [%s] %s\n", s.Outcome, s.Rule.Effect, s.Rule, s.Condition, s.Words)
 		}
 		for _, h := range x.Hints {
 			fmt.Fprintf(&b, "    hint: %s\n", h)

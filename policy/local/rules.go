@@ -2,7 +2,6 @@ package local
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"weak"
 
@@ -87,7 +86,7 @@ func (c *compiler) rules(s *api.PolicySpec, from source) *ruleSet {
 				continue
 			}
 			r := rule{Rule: &s.Rules[i], condition: c.condition(&s.Rules[i].Condition), index: i}
-			r.words = ruleName(from.ref(&r))
+			r.words = from.ref(&r).String()
 			set.rules = append(set.rules, r)
 			set.ranks |= 1 << k
 		}
@@ -121,18 +120,6 @@ func (s source) ref(r *rule) api.RuleRef {
 	}
 	return api.RuleRef{Policy: s.policy, Owner: s.owner, Inline: s.inline,
 		Index: r.index, Name: r.Name, Effect: effect, Priority: r.Priority}
-}
-
-// ruleName says which rule it is.
-func ruleName(r api.RuleRef) string {
-	rule := fmt.Sprintf("rule %d", r.Index)
-	if r.Name != "" {
-		rule = fmt.Sprintf("rule %q", r.Name)
-	}
-	if r.Policy != "" {
-		return rule + " of Policy " + r.Policy
-	}
-	return fmt.Sprintf("%s of inline policy %d of %s %s", rule, r.Inline, r.Owner.Kind, r.Owner.Name)
 }
 
 // An attachment is one policy in the authorization of an Object: its rules, if

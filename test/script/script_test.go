@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -56,6 +57,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("ROOT", root)
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("DATA", filepath.Join(e.WorkDir, "data"))
+			e.Defer(func() { disconnect(e.WorkDir) })
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -66,6 +68,17 @@ func TestScripts(t *testing.T) {
 			"session": session,
 		},
 	})
+}
+
+// disconnect ends what `connect --detach` has left in the homes below dir, as a
+// script that failed half-way does.
+func disconnect(dir string) {
+	homes, _ := filepath.Glob(filepath.Join(dir, "*", "connect.sock"))
+	for _, sock := range homes {
+		cmd := exec.Command("cardea", "disconnect")
+		cmd.Env = append(os.Environ(), "CARDEA_HOME="+filepath.Dir(sock))
+		cmd.Run()
+	}
 }
 
 // ports NAME…: sets each NAME to a port of loopback that is free.

@@ -1,0 +1,630 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"cardea/api"
+	"cardea/client"
+	"cardea/manifest"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// asProgram makes the test binary cardea itself, as connect --detach starts it.
+const asProgram = "CARDEA_TEST_AS_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		p := Program{Version: "test", In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv}
+		status := p.Run(ctx, os.Args[1:])
+		stop()
+		os.Exit(status)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// golden compares text with a file of testdata.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	file := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s: got\n%s\nwant\n%s", name, got, want)
+	}
+}
+
+// A person runs commands in a home.
+type person struct {
+	t    *testing.T
+	home string
+	env  map[string]string
+}
+
+func newPerson(t *testing.T) *person {
+	return &person{t: t, home: filepath.Join(t.TempDir(), "home"), env: map[string]string{}}
+}
+
+// try runs a command and returns its exit status and what it printed.
+func (p *person) try(in string, args ...string) (status int, out, err string) {
+	var stdout, stderr bytes.Buffer
+	status = p.program(strings.NewReader(in), &stdout, &stderr).Run(p.t.Context(), args)
+	return status, stdout.String(), stderr.String()
+}
+
+func (p *person) program(in io.Reader, out, err io.Writer) *Program {
+	return &Program{Version: "test", In: in, Out: out, Err: err, Getenv: func(name string) string {
+		if name == "CARDEA_HOME" {
+			return p.home
+		}
+		return p.env[name]
+	}}
+}
+
+// run runs a command that must succeed.
+func (p *person) run(args ...string) string {
+	p.t.Helper()
+	return p.pipe("", args...)
+}
+
+// pipe runs a command that reads in and must succeed.
+func (p *person) pipe(in string, args ...string) string {
+	p.t.Helper()
+	status, out, err := p.try(in, args...)
+	if status != ExitDone {
+		p.t.Fatalf("cardea %s: exit %d\n%s%s", strings.Join(args, " "), status, out, err)
+	}
+	return out
+}
+
+func TestExitStatus(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	good := write("good.yaml", "kind: Group\nmetadata: {name: ops}\n")
+	bad := write("bad.yaml", "kind: Group\nmetadata: {nam: ops}\n")
+	const pin = "fee57b3679c14aecbdef5370a5cf332ad268a28b577e18cdea88b95cf5dfeec6"
+	for _, tc := range []struct {
+		args   string
+		status int
+		says   string // part of what it says where it should
+	}{
+		{"", ExitDone, "cardea demo"},
+		{"--help", ExitDone, "To reach Services:"},
+		{"version", ExitDone, "cardea test go"},
+		{"--version", ExitDone, "cardea test"},
+		{"connect --help", ExitDone, "until Ctrl-C"},
+		{"completion bash", ExitDone, "bash completion"},
+		{"check -f " + good, ExitDone, "1 document: valid"},
+
+		{"logn", ExitUsage, "did you mean login or logs?"},
+		{"get", ExitUsage, "get needs a kind"},
+		{"get widget", ExitUsage, `there is no kind "widget"`},
+		{"get users -o xml", ExitUsage, "must be one of table, wide, json, yaml, name"},
+		{"get users --bogus", ExitUsage, "unknown flag: --bogus"},
+		{"get all x", ExitUsage, "takes no name"},
+		{"delete session", ExitUsage, "usage: cardea delete KIND NAME…"},
+		{"create", ExitUsage, "create needs a kind"},
+		{"create policy x", ExitUsage, "not created by flags"},
+		{"create credential x", ExitUsage, "needs --user"},
+		{"create credential x --user x --expire-in soon", ExitUsage, `"soon" is not a duration`},
+		{"create credential x --user x --one-time --max-authn 3", ExitUsage, "--one-time is --max-authn 1, not 3"},
+		{"create secret x", ExitUsage, "one of --value and --file"},
+		{"connect", ExitUsage, "connect needs -p"},
+		{"connect -p nats", ExitUsage, "want SERVICE:[HOST:]PORT"},
+		{"conns kill", ExitUsage, "requires at least 1 arg"},
+		{"conns bogus", ExitUsage, "unknown command"},
+		{"login 127.0.0.1", ExitUsage, "needs --token and --ca-sha256"},
+		{"logs --since yesterday", ExitUsage, "neither a time such as"},
+		{"why alice nats --at noon", ExitUsage, "is not a time such as"},
+		{"why alice", ExitUsage, "accepts 2 arg(s), received 1"},
+		{"apply", ExitUsage, "name a file, a directory, or -"},
+
+		{"get device", ExitFailed, "the kind Device is not yet available"},
+		{"get users", ExitFailed, "not logged in"},
+		{"status", ExitFailed, "cardea login ADDRESS"},
+		{"logout", ExitFailed, "not logged in"},
+		{"disconnect", ExitFailed, "nothing is connected"},
+		{"connect -p nats:0", ExitFailed, "not logged in"},
+		{"apply -f " + filepath.Join(dir, "none"), ExitFailed, "no such file"},
+		{"apply " + bad, ExitFailed, "nothing was changed: 1 problem"},
+		{"check " + bad, ExitFailed, "the documents are not valid: 1 problem"},
+		{"login 127.0.0.1:1 --token x --ca-sha256 " + pin, ExitFailed, "connection refused"},
+		{"login 127.0.0.1:1 --token x --ca-sha256 ff", ExitFailed, "64 hexadecimal digits"},
+		{"recover --data-dir " + filepath.Join(dir, "none"), ExitFailed, "there is no cluster"},
+		{"up --listen 127.0.0.1:0 --ready-file " + filepath.Join(dir, "none", "ready") + " --data-dir " + filepath.Join(dir, "data"), ExitFailed, "write the ready file"},
+		{"up --listen nowhere:x --data-dir " + filepath.Join(dir, "data"), ExitFailed, "--listen"},
+	} {
+		t.Run(tc.args, func(t *testing.T) {
+			status, out, err := newPerson(t).try("", strings.Fields(tc.args)...)
+			said, silent := err, out
+			if tc.status == ExitDone {
+				said, silent = out, err
+			}
+			if status != tc.status || !strings.Contains(said, tc.says) || silent != "" {
+				t.Errorf("exit %d, want %d, and to say %q; standard output:\n%s\nstandard error:\n%s", status, tc.status, tc.says, out, err)
+			}
+			if status != ExitDone && !strings.Contains(err, "error: ") {
+				t.Errorf("no line begins with error:\n%s", err)
+			}
+		})
+	}
+}
+
+// TestHelp holds every verb to a few words and an example.
+func TestHelp(t *testing.T) {
+	r := &run{Program: newPerson(t).program(nil, io.Discard, io.Discard)}
+	for _, c := range r.root().Commands() {
+		if !c.IsAvailableCommand() || c.Name() == "completion" || c.Name() == "help" {
+			continue
+		}
+		if c.Short == "" || c.Example == "" || !strings.Contains(c.Example, "cardea "+c.Name()) {
+			t.Errorf("%s: short %q, example %q", c.Name(), c.Short, c.Example)
+		}
+		if n := strings.Count(c.Long, "\n"); n > 1 {
+			t.Errorf("%s: its help has %d lines", c.Name(), n+1)
+		}
+		for line := range strings.Lines(c.Long) {
+			if len([]rune(line)) > 100 {
+				t.Errorf("%s: a line of its help is too long: %s", c.Name(), line)
+			}
+		}
+	}
+}
+
+// TestCheck shows problems of several files with their places.
+func TestCheck(t *testing.T) {
+	status, out, err := newPerson(t).try("", "check", "testdata/documents")
+	if status != ExitFailed || out != "" {
+		t.Errorf("exit %d, %s", status, out)
+	}
+	golden(t, "check.txt", err)
+}
+
+// TestLocated shows problems that the cluster found, at their places in the files.
+func TestLocated(t *testing.T) {
+	a, _ := manifest.Decode("a.yaml", []byte("kind: Group\nmetadata:\n  name: ops\n---\nkind: User\nmetadata:\n  name: alice\nspec:\n  type: HUMAN\n  groups:\n    - ops\n    - dev\n"))
+	b, _ := manifest.Decode("b.yaml", []byte("kind: User\nmetadata:\n  name: bob\nspec:\n  type: HUMAN\n"))
+	failure := &api.Error{Code: api.CodeInvalid, Message: "nothing was written", Problems: []api.Problem{
+		{Document: 1, Pointer: "/spec/groups/1", Rule: "must name a Group", Found: "dev", Hint: "did you mean ops?"},
+		{Document: 2, Pointer: "/metadata/name", Rule: "may be more", Found: "b\x1b[2Job", Warning: true},
+		{Document: 2, Pointer: "/spec", Rule: "must be kind\nto all"},
+		{Document: 9, Pointer: "/spec", Rule: "is of no document"},
+	}}
+	var said bytes.Buffer
+	r := &run{Program: newPerson(t).program(nil, io.Discard, &said)}
+	tell(&said, r.unchanged(located(append(a, b...), failure)))
+	golden(t, "located.txt", said.String())
+}
+
+func TestTell(t *testing.T) {
+	var said bytes.Buffer
+	tell(&said, errors.Join(
+		&api.Error{Code: api.CodePermissionDenied, Message: "not allowed: list User", DecisionID: "aaaa-bbbb", Hint: "ask somebody"},
+		fmt.Errorf("renew: %w", &api.Error{Code: api.CodeUnavailable, Message: "try later", Hint: "wait"}),
+		hinted(errors.New("a line\nand another"), "read it\x07"),
+		fmt.Errorf("cannot reach it: %w", syscall.ECONNREFUSED),
+		errors.Join(usageError{hint: "usage: x", words: "what?"}),
+	))
+	golden(t, "tell.txt", said.String())
+}
+
+func TestParseDuration(t *testing.T) {
+	for in, want := range map[string]string{
+		"90s": "1m30s", "30m": "30m0s", "2h": "2h0m0s", "2hours": "2h0m0s", "1hour": "1h0m0s", "7d": "168h0m0s", "1week": "168h0m0s",
+		"1h30m": "1h30m0s", "": "", "0": "", "0h": "", "-2h": "", "2": "", "h": "", "2moons": "", "2 hours": "2h0m0s",
+	} {
+		d, err := parseDuration(in)
+		got := d.String()
+		if err != nil {
+			got = ""
+		}
+		if got != want {
+			t.Errorf("%q: got %q, %v; want %q", in, got, err, want)
+		}
+	}
+}
+
+func TestPlain(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain text": "plain text", "": "", "größe": "größe", "a\nb": `"a\nb"`, "\x1b[31m": `"\x1b[31m"`, "a\u202eb": `"a\u202eb"`, "\xff": `"\xff"`,
+	} {
+		if got := plain(in); got != want {
+			t.Errorf("%q: got %s, want %s", in, got, want)
+		}
+	}
+}
+
+// echo runs an upstream that sends back what it gets.
+func echo(t *testing.T) (address string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() { io.Copy(c, c); c.Close() })
+		}
+	})
+	t.Cleanup(func() { l.Close(); all.Wait() })
+	return l.Addr().String()
+}
+
+// up runs cardea up until the test ends and returns what it wrote for programs.
+func up(t *testing.T, data string) (ready readyFile, stop func()) {
+	t.Helper()
+	p, file := newPerson(t), filepath.Join(t.TempDir(), "ready.json")
+	ctx, cancel := context.WithCancel(context.Background())
+	said, out := io.Pipe()
+	var words bytes.Buffer
+	ended := make(chan int, 1)
+	go func() {
+		status := p.program(nil, out, &words).Run(ctx, []string{"up", "--data-dir", data, "--listen", "127.0.0.1:0", "--ready-file", file})
+		out.Close()
+		ended <- status
+	}()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			go io.Copy(io.Discard, said)
+			if status := <-ended; status != ExitDone {
+				t.Errorf("up: exit %d\n%s", status, words.String())
+			}
+		})
+	}
+	t.Cleanup(stop)
+	if _, err := said.Read(make([]byte, 1)); err != nil { // it speaks once it serves
+		t.Fatal("up did not start")
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i, err := os.Stat(file); err != nil || i.Mode().Perm() != 0o600 {
+		t.Errorf("the ready file: %v, %v", i.Mode(), err)
+	}
+	if err := json.Unmarshal(text, &ready); err != nil {
+		t.Fatal(err)
+	}
+	return ready, stop
+}
+
+func (p *person) login(r readyFile, token string) {
+	p.t.Helper()
+	p.run("login", r.Address, "--token", token, "--ca-sha256", r.CASHA256)
+}
+
+const service = `kind: Service
+metadata:
+  name: nats
+spec:
+  mode: TCP
+  config:
+    upstream:
+      url: tcp://%s
+  authorization:
+    inlinePolicies:
+      - spec:
+          rules:
+            - effect: ALLOW
+              condition:
+                match: '"group-1" in ctx.user.spec.groups'
+`
+
+// TestAcceptance is the shortest real use, with the test binary as the process in
+// the background.
+func TestAcceptance(t *testing.T) {
+	t.Setenv(asProgram, "1")
+	data := filepath.Join(t.TempDir(), "data")
+	ready, stop := up(t, data)
+	root, alice := newPerson(t), newPerson(t)
+	root.login(ready, ready.Token)
+	doc := fmt.Sprintf(service, echo(t))
+	if out := root.pipe(doc, "apply", "-f", "-", "--dry-run"); out != "service/nats.default created (dry run)\n" {
+		t.Errorf("dry run: %s", out)
+	}
+	if out := root.pipe(doc, "apply", "-"); out != "service/nats.default created\n" {
+		t.Errorf("apply: %s", out)
+	}
+	if out := root.pipe(doc, "apply", "-"); out != "service/nats.default unchanged\n" {
+		t.Errorf("apply again: %s", out)
+	}
+	root.run("create", "group", "group-1")
+	root.run("create", "user", "alice", "--type", "HUMAN", "--group", "group-1")
+	var made tokenAnswer
+	if err := json.Unmarshal([]byte(root.run("create", "credential", "alice", "--user", "alice", "--type", "auth-token", "--expire-in", "2h", "-o", "json")), &made); err != nil {
+		t.Fatal(err)
+	}
+	alice.login(ready, made.Token)
+
+	// Two calls, one process.
+	var addresses []string
+	for range 2 {
+		line := strings.TrimSpace(alice.run("connect", "-p", "nats:0", "--detach"))
+		_, address, ok := strings.Cut(line, "nats.default is at ")
+		if !ok {
+			t.Fatalf("connect says %q", line)
+		}
+		addresses = append(addresses, address)
+	}
+	t.Cleanup(func() { alice.try("", "disconnect") })
+	var status homeStatus
+	if err := json.Unmarshal([]byte(alice.run("status", "-o", "json")), &status); err != nil {
+		t.Fatal(err)
+	}
+	if status.User != "alice" || status.Connect == nil || len(status.Connect.Ports) != 2 || status.ExpiresAt.IsZero() || status.Connect.PID == os.Getpid() {
+		t.Errorf("status: %+v", status)
+	}
+	if text := alice.run("status"); !strings.Contains(text, addresses[1]) || !strings.Contains(text, status.Session.Session) {
+		t.Errorf("status: %s", text)
+	}
+	c := say(t, addresses[0])
+	say(t, addresses[1])
+
+	var conns api.Connections
+	if err := json.Unmarshal([]byte(root.run("conns", "-o", "json")), &conns); err != nil {
+		t.Fatal(err)
+	}
+	if len(conns.Items) != 2 || conns.Items[0].User != "alice" || conns.Items[0].Session != status.Session.Session || conns.Items[0].Service != "nats.default" {
+		t.Errorf("conns: %+v", conns.Items)
+	}
+	if out := root.run("why", "alice", "nats"); !strings.HasPrefix(out, "alice may reach nats.default.\n") {
+		t.Errorf("why: %s", out)
+	}
+	root.run("conns", "kill", conns.Items[1].ID)
+	root.run("delete", "session", status.Session.Session)
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("after delete session, alice's connection says %v", err)
+	}
+	// The log is in order: once the last END is there, all is.
+	types := logTypes(t, root, 2)
+	if slices.Compare(types, []string{"END", "END", "START", "START"}) != 0 {
+		t.Errorf("the log has %v", types)
+	}
+	root.run("logs", "verify")
+
+	if got, _, words := alice.try("", "status"); got != ExitFailed || !strings.Contains(words, "valid Session") {
+		t.Errorf("status after the Session was deleted: exit %d, %s", got, words)
+	}
+	if got, _, words := alice.try("", "logout"); got != ExitDone {
+		t.Errorf("logout from a Session that has ended: exit %d, %s", got, words)
+	}
+	if _, err := client.Running(t.Context(), alice.home); !errors.Is(err, client.ErrNotRunning) {
+		t.Errorf("logout leaves connect in the background: %v", err)
+	}
+
+	// What people wrote can be applied as it is printed.
+	all := root.run("get", "all", "-o", "yaml")
+	if out := root.pipe(all, "apply", "-"); strings.Count(out, " unchanged\n") != 4 || strings.Count(out, "\n") != 4 {
+		t.Errorf("apply of get all -o yaml:\n%s", out)
+	}
+
+	stop()
+	if got, _, words := root.try("", "get", "users"); got != ExitFailed || !strings.Contains(words, "is the cluster running") {
+		t.Errorf("without a cluster: exit %d, %s", got, words)
+	}
+	token := strings.TrimSpace(root.run("recover", "--data-dir", data))
+	again, _ := up(t, data)
+	if again.Token != "" || again.CASHA256 != ready.CASHA256 {
+		t.Errorf("after a restart it is %+v", again)
+	}
+	lost := newPerson(t)
+	lost.login(again, token)
+	lost.run("get", "users")
+}
+
+// say opens a connection that is answered, and leaves it open.
+func say(t *testing.T, address string) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	b := []byte("hello")
+	c.Write(b)
+	if _, err := io.ReadFull(c, b); err != nil || string(b) != "hello" {
+		t.Fatalf("got %q, %v", b, err)
+	}
+	return c
+}
+
+// logTypes returns the types of the records of nats, sorted, once there are so
+// many of type END.
+func logTypes(t *testing.T, p *person, ends int) (types []string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	lines, out := io.Pipe()
+	done := make(chan int, 1)
+	go func() {
+		done <- p.program(nil, out, io.Discard).Run(ctx, []string{"logs", "-f", "--service", "nats", "-o", "json"})
+		out.Close()
+	}()
+	for d := json.NewDecoder(lines); ends > 0; {
+		var rec api.AccessLog
+		if err := d.Decode(&rec); err != nil {
+			t.Fatal(err)
+		}
+		types = append(types, string(rec.Entry.Info.TCP.Type))
+		if rec.Entry.Info.TCP.Type == api.LogEnd {
+			ends--
+		}
+	}
+	cancel()
+	if status := <-done; status != ExitDone {
+		t.Errorf("logs -f: exit %d after it was interrupted", status)
+	}
+	slices.Sort(types)
+	return types
+}
+
+// TestResources goes through the verbs that write and read.
+func TestResources(t *testing.T) {
+	ready, _ := up(t, filepath.Join(t.TempDir(), "data"))
+	root := newPerson(t)
+	root.env["CARDEA_TOKEN"], root.env["CARDEA_CA_SHA256"] = ready.Token, ready.CASHA256
+	root.run("login", ready.Address)
+
+	root.run("create", "ns", "prod")
+	root.run("create", "grp", "ops", "--policy", "api-read-only")
+	root.run("create", "usr", "carol", "-t", "workload", "--group", "ops", "--email", "carol@example.com")
+	root.run("create", "svc", "web.prod", "--upstream", "tcp://127.0.0.1:1234")
+	root.pipe("s3cret", "create", "sec", "password", "--value", "-")
+	token := strings.TrimSpace(root.run("create", "cred", "carol", "--user", "carol", "--one-time"))
+
+	carol := newPerson(t)
+	carol.login(ready, token)
+	if status, _, words := carol.try("", "delete", "svc", "web.prod"); status != ExitFailed || !strings.Contains(words, "not allowed: delete Service web.prod (decision ") {
+		t.Errorf("carol deletes: exit %d, %s", status, words)
+	}
+	again := newPerson(t)
+	if status, _, words := again.try("", "login", ready.Address, "--token", token, "--ca-sha256", ready.CASHA256); status != ExitFailed || !strings.Contains(words, "the token is not valid") {
+		t.Errorf("a token that can be used once: exit %d, %s", status, words)
+	}
+
+	var transcript strings.Builder
+	for _, args := range [][]string{
+		{"get", "svc", "-n", "prod", "-o", "name"},
+		{"get", "users"},
+		{"get", "user", "carol"},
+		{"get", "user", "carol", "root", "-o", "name"},
+		{"get", "secrets"},
+		{"get", "all"},
+		{"get", "all", "-o", "yaml"},
+		{"get", "all", "-o", "name"},
+		{"delete", "user", "carol", "nobody"},
+		{"get", "credentials", "--user", "carol"},
+		{"get", "svc", "web.prodd"},
+		{"create", "user", "x_y", "--type", "ROBOT"},
+		{"create", "group", "ops"},
+	} {
+		status, out, words := root.try("", args...)
+		fmt.Fprintf(&transcript, "$ cardea %s\n%s%sexit status %d\n\n", strings.Join(args, " "), out, words, status)
+	}
+	golden(t, "resources.txt", transcript.String())
+
+	var one api.User
+	if err := json.Unmarshal([]byte(root.run("get", "user", "root", "-o", "json")), &one); err != nil || one.Metadata.Name != "root" {
+		t.Errorf("get user root -o json: %+v, %v", one, err)
+	}
+	var list struct{ Items []api.Namespace }
+	if err := json.Unmarshal([]byte(root.run("get", "ns", "-o", "json")), &list); err != nil || len(list.Items) != 3 {
+		t.Errorf("get ns -o json: %+v, %v", list, err)
+	}
+	if out := root.run("describe", "service", "web.prod"); !strings.Contains(out, "Service        web.prod\n") || !strings.Contains(out, "url: tcp://127.0.0.1:1234\n") {
+		t.Errorf("describe: %s", out)
+	}
+	if out := root.run("get", "sessions", "-o", "json") + root.run("get", "secrets", "-o", "yaml"); strings.Contains(out, "s3cret") {
+		t.Errorf("a secret is told: %s", out)
+	}
+	if status, _, words := root.try("", "up", "--listen", ready.Address, "--data-dir", t.TempDir()); status != ExitFailed ||
+		!strings.Contains(words, "is taken by another program") || !strings.Contains(words, "--listen") {
+		t.Errorf("a port that is taken: exit %d, %s", status, words)
+	}
+}
+
+// TestDemo runs the demo to its end.
+func TestDemo(t *testing.T) {
+	tmp := t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	var out, words bytes.Buffer
+	p := newPerson(t).program(nil, &out, &words)
+	if status := p.Run(t.Context(), []string{"demo"}); status != ExitDone {
+		t.Fatalf("exit %d\n%s%s", status, out.String(), words.String())
+	}
+	for _, part := range []string{"hello through the cluster", "bob may NOT reach echo.default", "revoked: ", "END     alice", "DENIED  bob", "The log is whole"} {
+		if !strings.Contains(out.String(), part) {
+			t.Errorf("it does not say %q:\n%s", part, out.String())
+		}
+	}
+	empty(t, tmp)
+}
+
+func empty(t *testing.T, dir string) {
+	t.Helper()
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) > 0 {
+		t.Errorf("it leaves %v, %v", left, err)
+	}
+}
+
+// An interrupter cancels once it is written a word.
+type interrupter struct {
+	at     string
+	cancel func()
+}
+
+func (i interrupter) Write(p []byte) (int, error) {
+	if strings.Contains(string(p), i.at) {
+		i.cancel()
+	}
+	return len(p), nil
+}
+
+// TestDemoInterrupted ends the demo at several places: it must fail, and leave
+// nothing.
+func TestDemoInterrupted(t *testing.T) {
+	for _, at := range []string{"cardea up", "cardea login", "create user", "connect -p", "nc 127", "why bob", "cat alice.yaml", "logs verify"} {
+		t.Run(at, func(t *testing.T) {
+			tmp := t.TempDir()
+			t.Setenv("TMPDIR", tmp)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var words bytes.Buffer
+			p := newPerson(t).program(nil, interrupter{at, cancel}, &words)
+			if status := p.Run(ctx, []string{"demo"}); status != ExitFailed {
+				t.Errorf("exit %d, %s", status, words.String())
+			}
+			empty(t, tmp)
+		})
+	}
+}
+
+func TestDemoPortTaken(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	status, _, words := newPerson(t).try("", "demo", "--listen", l.Addr().String())
+	if status != ExitFailed || !strings.Contains(words, "is taken by another program") || !strings.Contains(words, "--listen") {
+		t.Errorf("exit %d, %s", status, words)
+	}
+}

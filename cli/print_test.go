@@ -1,0 +1,124 @@
+package cli
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"cardea/api"
+)
+
+func when() time.Time { return time.Date(2026, 1, 31, 18, 0, 0, 123e6, time.UTC) }
+
+func TestExplain(t *testing.T) {
+	service := &api.Key{Group: "core", Kind: "Service", Name: "nats.default"}
+	deny := api.RuleRef{Policy: "night", Owner: service, Name: "at night", Effect: api.Deny, Priority: -2}
+	allow := api.RuleRef{Owner: service, Inline: 1, Index: 2, Effect: api.Allow}
+	var b strings.Builder
+	err := explain(&b, api.WhyRequest{Subject: "alice", Service: "nats", At: when()}, &api.Explanation{
+		Decision: api.Decision{
+			ID: "aaaa-bbbb", Revision: api.Revision{Epoch: 1, Number: 7}, Effect: api.Deny, Reason: api.ReasonPolicyMatch, Words: "not shown",
+			Message: "come back\nin the morning", Rule: &deny,
+			DependsOn: []api.Key{*service, {Kind: "User", Name: "alice"}}, TimeBound: true,
+		},
+		Steps: []api.Step{
+			{Rule: deny, Condition: "now().getHours() > 20 ||\nnow().getHours() < 6", Outcome: api.OutcomeMatch},
+			{Rule: allow, Condition: `"group-1" in ctx.user.spec.groups`, Outcome: api.OutcomeSkipped, Words: "a stronger rule had decided"},
+		},
+		Hypothetical: true,
+		Hints:        []string{"wait"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.WriteString("\n=====\n\n")
+	if err := explain(&b, api.WhyRequest{Subject: "session/bob-x", Service: "pg.prod"}, &api.Explanation{Decision: api.Decision{
+		ID: "cccc", Effect: api.Deny, Reason: api.ReasonNoSession, Words: "the Session does not exist",
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "why.txt", b.String())
+}
+
+func TestLogTable(t *testing.T) {
+	n := func(v int64) *int64 { return &v }
+	record := func(common api.AccessLogCommon, info api.AccessLogInfo) *api.AccessLog {
+		return &api.AccessLog{Metadata: api.AccessLogMetadata{CreatedAt: when()}, Entry: api.AccessLogEntry{Common: common, Info: info}}
+	}
+	alice := api.AccessLogCommon{
+		UserRef: &api.Ref{Name: "alice"}, ServiceRef: &api.Ref{Name: "nats.default"}, Status: api.StatusAllowed, DecisionID: "aaaa-bbbb",
+		Facts: &api.Facts{IP: "::1", Port: 4711}, Reason: &api.LogReason{Type: api.ReasonPolicyMatch},
+	}
+	stranger := api.AccessLogCommon{
+		Status: api.StatusDenied, Facts: &api.Facts{IP: "not an\x1b[2J address"}, ServiceRef: &api.Ref{Name: "a\nb"},
+		Reason: &api.LogReason{Type: api.ReasonHandshake, Count: 42},
+	}
+	denied := alice
+	denied.Status, denied.Reason = api.StatusDenied, &api.LogReason{Type: api.ReasonNoPolicyMatch}
+	var b strings.Builder
+	logLine(&b, logHeadings())
+	for _, rec := range []*api.AccessLog{
+		record(alice, api.AccessLogInfo{TCP: &api.TCPInfo{Type: api.LogStart}}),
+		record(alice, api.AccessLogInfo{TCP: &api.TCPInfo{Type: api.LogEnd, ReceivedBytes: n(17), SentBytes: n(5 << 30), CloseReason: "REVOKED"}}),
+		record(alice, api.AccessLogInfo{TCP: &api.TCPInfo{Type: api.LogEnd, ReceivedBytes: n(-1), SentBytes: n(-1), CloseReason: "CRASHED"}}),
+		record(denied, api.AccessLogInfo{TCP: &api.TCPInfo{Type: api.LogDenied}}),
+		record(denied, api.AccessLogInfo{API: &api.APIInfo{Verb: "list", Kind: "User"}}),
+		record(alice, api.AccessLogInfo{API: &api.APIInfo{Verb: "update", Kind: "Service", Name: "nats.default"}}),
+		record(stranger, api.AccessLogInfo{}),
+	} {
+		logLine(&b, logCells(rec))
+	}
+	golden(t, "logs.txt", b.String())
+}
+
+func TestConnTable(t *testing.T) {
+	list := []api.Connection{
+		{ID: "aaaa", Service: "nats.default", User: "alice", Session: "alice-x", Source: "127.0.0.1:1", Upstream: "10.0.0.1:4222", ConfigName: "default",
+			Tunnel: "cardea/1", StartedAt: when(), ReceivedBytes: 1023, SentBytes: 1 << 20, DecisionID: "dddd",
+			Rule: &api.RuleRef{Policy: "allow-all", Owner: &api.Key{Kind: "User", Name: "alice"}, Effect: api.Allow}},
+		{ID: "bbbb", Service: "nats.default", StartedAt: when().Add(time.Minute), ReceivedBytes: 1024},
+	}
+	var b strings.Builder
+	for _, wide := range []bool{false, true} {
+		if err := connTable(list, wide, when().Add(time.Hour)).print(&b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	golden(t, "conns.txt", b.String())
+}
+
+func TestPrintObjects(t *testing.T) {
+	list := []json.RawMessage{
+		json.RawMessage(`{"kind":"User","metadata":{"name":"alice","uid":"u1","createdAt":"2026-01-31T18:00:00Z"},"spec":{"type":"HUMAN","groups":["a1","b2"]}}`),
+		json.RawMessage(`{"kind":"User","metadata":{"name":"bob"},"spec":{"type":"HUMAN","isDisabled":true}}`),
+		json.RawMessage(`{"kind":"Group","metadata":{"name":"a1"},"spec":{}}`),
+	}
+	var b strings.Builder
+	for _, format := range []string{formatTable, formatWide, formatJSON, formatYAML, formatName} {
+		b.WriteString("--- " + format + "\n")
+		if err := printObjects(&b, format, list, false, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.WriteString("--- one\n")
+	if err := printObjects(&b, formatJSON, list[2:], true, false); err != nil {
+		t.Fatal(err)
+	}
+	b.WriteString("--- none\n")
+	if err := printObjects(&b, formatJSON, nil, false, false); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "objects.txt", b.String())
+
+	if err := printObjects(&b, formatTable, []json.RawMessage{json.RawMessage(`{"kind":"Gadget"}`)}, false, false); err == nil {
+		t.Error("a kind that is not known is printed")
+	}
+}
+
+func TestReport(t *testing.T) {
+	var b strings.Builder
+	printReport(&b, &api.VerifyReport{OK: true, Records: 1, Segments: 2, Heads: 3, Notes: []string{"The last 3 lines are not signed yet."}})
+	printReport(&b, &api.VerifyReport{Records: 4, Segments: 1, Open: 1, Findings: []string{"Line 3 was changed."}})
+	golden(t, "verify.txt", b.String())
+}
