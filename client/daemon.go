@@ -274,7 +274,3 @@ func Detach(home, program string, args ...string) error {
 // ReadyLine is what a program that Detach starts writes to its standard output,
 // and nothing after it.
 const ReadyLine = "ready\n"
-
-// LogPath returns where the Daemon of a home, if [Detach] started it, says what
-// it has to say.
-func LogPath(home string) string { return filepath.Join(home, daemonLog) }

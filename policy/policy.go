@@ -1,9 +1,8 @@
 // Package policy is the policy decision point (PDP): it answers one question,
 // whether a request may pass, and tells when an answer may no longer hold.
 //
-// Implementations live beside it: local (a compiled snapshot in this process)
-// and closed (denies everyone). Package policytest holds the contract that they
-// pass.
+// Its implementation lives beside it: local, a compiled snapshot in this process.
+// Package policytest holds the contract that every implementation passes.
 package policy
 
 import (

@@ -21,6 +21,7 @@ import (
 	"cardea/api"
 	"cardea/identity"
 	"cardea/identity/certificate"
+	"cardea/identity/identitytest"
 )
 
 const uid = "0b9f3a52-2c5e-4c6b-9a0e-3f6f0f3f7a11"
@@ -90,21 +91,15 @@ func evidence(c *x509.Certificate) api.Evidence {
 	return api.Evidence{Kind: api.EvidenceCertificate, Data: c.Raw}
 }
 
-func TestVerify(t *testing.T) {
+func TestVerifier(t *testing.T) {
 	c := newCA(t)
 	leaf := c.issue(t, template(), newKey(t))
 	sum := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
-	want := identity.Claim{SessionUID: uid, KeySHA256: hex.EncodeToString(sum[:])}
 	pool := c.pool()
-	v := certificate.Verifier{Roots: func() *x509.CertPool { return pool }}
-	for range 2 { // then from memory
-		if got, err := v.Verify(evidence(leaf), start); err != nil || got != want {
-			t.Errorf("got %+v, %v; want %+v", got, err, want)
-		}
-	}
-	if _, err := v.Verify(api.Evidence{}, start); !errors.Is(err, identity.ErrNobody) {
-		t.Errorf("no evidence: %v, want ErrNobody", err)
-	}
+	identitytest.Run(t, identitytest.Subject{
+		Verifier: &certificate.Verifier{Roots: func() *x509.CertPool { return pool }}, Good: evidence(leaf), At: start,
+		Want: identity.Claim{SessionUID: uid, KeySHA256: hex.EncodeToString(sum[:])},
+	})
 }
 
 func TestValidity(t *testing.T) {

@@ -99,23 +99,6 @@ func Put(t testing.TB, s store.Store, objects ...api.Object) api.Revision {
 	return r
 }
 
-// Delete deletes Objects in one transaction.
-func Delete(t testing.TB, s store.Store, keys ...api.Key) api.Revision {
-	t.Helper()
-	r, err := s.Update(t.Context(), "test", func(tx store.Tx) error {
-		for _, k := range keys {
-			if err := tx.Delete(k); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
-}
-
 // Now is the instant of the requests of World.
 func Now() time.Time { return time.Date(2026, 3, 2, 10, 0, 0, 0, time.UTC) }
 

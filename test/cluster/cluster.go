@@ -109,9 +109,6 @@ func (c *Cluster) Signal(s os.Signal) error {
 	return err
 }
 
-// PID is the server's.
-func (c *Cluster) PID() int { return c.up.Process.Pid }
-
 // Home is where a person's Session is kept.
 func (c *Cluster) Home(who string) string { return filepath.Join(c.Dir, "home-"+who) }
 
