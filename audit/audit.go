@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"math/rand/v2"
 	"time"
 
 	"cardea/api"
@@ -49,7 +48,7 @@ var ErrClosed = errors.New("the access log is closed")
 func New(now time.Time) *api.AccessLog {
 	return &api.AccessLog{
 		APIVersion: api.Version, Kind: "AccessLog",
-		Metadata: api.AccessLogMetadata{ID: NewID(), CreatedAt: now.UTC()},
+		Metadata: api.AccessLogMetadata{ID: api.NewID(), CreatedAt: now.UTC()},
 	}
 }
 
@@ -69,33 +68,4 @@ func Check(rec *api.AccessLog) error {
 		return fmt.Errorf("access log record: entry.common.connectionID is required for %s", t)
 	}
 	return nil
-}
-
-// NewID returns a new identifier of a record or a connection: 40 characters of
-// [a-z0-9], none more likely than another, in groups of 4, 4, 24, 4 and 4. They
-// are drawn from the runtime's ChaCha8 generator, which the operating system
-// seeds: two never meet, and they are no secrets.
-func NewID() string {
-	const (
-		digits = "0123456789abcdefghijklmnopqrstuvwxyz"
-		form   = "xxxx-xxxx-xxxxxxxxxxxxxxxxxxxxxxxx-xxxx-xxxx"
-		draw   = 12                          // digits of one random number …
-		many   = 36 * 36 * 36 * 36 * 36 * 36 // … since
-		values = uint64(many) * uint64(many) // 36^12 fits into 64 bits
-	)
-	id := []byte(form)
-	var n uint64
-	left := 0
-	for i := range id {
-		if id[i] == '-' {
-			continue
-		}
-		if left == 0 {
-			n, left = rand.Uint64N(values), draw
-		}
-		id[i] = digits[n%36]
-		n /= 36
-		left--
-	}
-	return string(id)
 }

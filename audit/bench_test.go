@@ -31,9 +31,3 @@ func BenchmarkMarshal(b *testing.B) {
 		}
 	}
 }
-
-func BenchmarkNewID(b *testing.B) {
-	for b.Loop() {
-		audit.NewID()
-	}
-}

@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"iter"
-	"math/rand/v2"
 
 	"cardea/api"
 )
@@ -51,23 +50,3 @@ type Explainer interface {
 
 // ErrBehind says that a Decider has not reached the revision that was asked for.
 var ErrBehind = errors.New("policy: not yet at the revision that was asked for")
-
-// NewID returns a new id of a Decision: 4-4-24-4-4 characters of [a-z0-9]. It is
-// unique, and no secret.
-func NewID() string {
-	const digits = "0123456789abcdefghijklmnopqrstuvwxyz"
-	var id [44]byte
-	var random uint64
-	for i, left := 0, 0; i < len(id); i++ {
-		if i == 4 || i == 9 || i == 34 || i == 39 {
-			id[i] = '-'
-			continue
-		}
-		if left == 0 { // 36^12 is the greatest power below 2^64
-			random, left = rand.Uint64(), 12
-		}
-		id[i] = digits[random%36]
-		random, left = random/36, left-1
-	}
-	return string(id[:])
-}

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"cardea/api"
-	"cardea/audit"
 	"cardea/relay"
 )
 
@@ -50,7 +49,7 @@ type ending struct {
 
 func newConn(g *Gate, life context.Context, a api.Arrival) *Conn {
 	ctx, cancel := context.WithCancelCause(life)
-	return &Conn{Conn: a.Conn, ID: audit.NewID(), gate: g, arrival: a, facts: &a.Facts, ctx: ctx, cancel: cancel, startedAt: time.Now()}
+	return &Conn{Conn: a.Conn, ID: api.NewID(), gate: g, arrival: a, facts: &a.Facts, ctx: ctx, cancel: cancel, startedAt: time.Now()}
 }
 
 // Read counts what the client sent.
@@ -138,7 +137,7 @@ func (g *Gate) decide(ctx context.Context, req api.Request) api.Decision {
 	switch {
 	case err != nil:
 		// An error voids the answer beside it.
-		return api.Decision{ID: cmp.Or(d.ID, audit.NewID()), Effect: api.Deny, Reason: api.ReasonError, Words: err.Error(), Subject: d.Subject}
+		return api.Decision{ID: cmp.Or(d.ID, api.NewID()), Effect: api.Deny, Reason: api.ReasonError, Words: err.Error(), Subject: d.Subject}
 	case d.Effect == api.Allow && d.Lease <= 0:
 		d.Effect, d.Reason, d.Words = api.Deny, api.ReasonError, "the decision allowed for no time at all"
 	case d.Effect == api.Allow && d.Subject.Session == nil:

@@ -56,11 +56,11 @@ func Connection(now time.Time) (start, end *api.AccessLog) {
 	start = audit.New(now)
 	start.Metadata.ActorRef, start.Metadata.TargetRef = ref("Session", "usr1-3pt93j"), ref("Service", "pg2.default")
 	start.Entry.Common = api.AccessLogCommon{
-		ConnectionID: audit.NewID(), StartedAt: now,
+		ConnectionID: api.NewID(), StartedAt: now,
 		IsAuthenticated: true, IsAuthorized: true, Status: api.StatusAllowed, Mode: "TCP",
 		Reason: &api.LogReason{Type: api.ReasonPolicyMatch, Words: "allowed by rule 0",
 			Rule: &api.RuleRef{Policy: "staff", Effect: api.Allow}},
-		DecisionID: audit.NewID(), Revision: api.Revision{Epoch: 1, Number: 12}, ConfigName: "host-1",
+		DecisionID: api.NewID(), Revision: api.Revision{Epoch: 1, Number: 12}, ConfigName: "host-1",
 		Facts:    &api.Facts{IP: "192.0.2.7", Port: 50123, Listener: "127.0.0.1:8443", Tunnel: "tls", TLS: &api.TLSFacts{SNI: "pg2", Version: "1.3"}},
 		Upstream: "10.0.0.5:5432", NamespaceRef: ref("Namespace", "default"), RegionRef: ref("Region", "default"),
 		ServiceRef: ref("Service", "pg2.default"), SessionRef: ref("Session", "usr1-3pt93j"), UserRef: ref("User", "usr1"),
@@ -68,7 +68,7 @@ func Connection(now time.Time) (start, end *api.AccessLog) {
 	start.Entry.Info.TCP = &api.TCPInfo{Type: api.LogStart}
 	received, sent := int64(30253), int64(2876)
 	e := *start
-	e.Metadata.ID, e.Metadata.CreatedAt = audit.NewID(), now.Add(45*time.Second).UTC()
+	e.Metadata.ID, e.Metadata.CreatedAt = api.NewID(), now.Add(45*time.Second).UTC()
 	e.Entry.Common.EndedAt = now.Add(45 * time.Second)
 	e.Entry.Info.TCP = &api.TCPInfo{Type: api.LogEnd, ReceivedBytes: &received, SentBytes: &sent, CloseReason: "CLIENT_CLOSED"}
 	return start, &e

@@ -559,7 +559,7 @@ func BenchmarkAppend(b *testing.B) {
 					start, _ := audittest.Connection(time.Now())
 					for left.Add(-1) >= 0 {
 						rec := *start
-						rec.Metadata.ID, rec.Entry.Common.ConnectionID = audit.NewID(), "c"
+						rec.Metadata.ID, rec.Entry.Common.ConnectionID = api.NewID(), "c"
 						if err := j.Append(b.Context(), &rec); err != nil {
 							b.Error(err)
 							return

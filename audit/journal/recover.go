@@ -355,7 +355,7 @@ func (j *Journal) endOf(id string, at place) *api.AccessLog {
 		rec = audit.New(now)
 		rec.Entry.Common = api.AccessLogCommon{ConnectionID: id, IsAuthorized: true, Status: api.StatusAllowed}
 	}
-	rec.Metadata.ID, rec.Metadata.CreatedAt = audit.NewID(), now
+	rec.Metadata.ID, rec.Metadata.CreatedAt = api.NewID(), now
 	rec.Entry.Common.EndedAt = now
 	rec.Entry.Info = api.AccessLogInfo{TCP: &api.TCPInfo{
 		Type: api.LogEnd, ReceivedBytes: &unknown, SentBytes: &unknown, CloseReason: crashed, Error: words,

@@ -10,7 +10,6 @@ import (
 
 	"cardea/api"
 	"cardea/identity"
-	"cardea/policy"
 )
 
 // A judgment is the making of one decision on one snapshot.
@@ -69,7 +68,7 @@ func (p *judgments) get(s *snapshot, r api.Request) *judgment {
 	}
 	j.snapshot, j.request = s, r
 	j.ctx.Request = r.Facts
-	j.decision = api.Decision{ID: policy.NewID(), Revision: s.revision, Effect: api.Deny}
+	j.decision = api.Decision{ID: api.NewID(), Revision: s.revision, Effect: api.Deny}
 	return j
 }
 
