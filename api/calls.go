@@ -10,6 +10,7 @@ import (
 //	POST   /api/login                                   LoginRequest → LoginResponse (no certificate needed)
 //	POST   /api/renew                                   RenewRequest → LoginResponse (by proof of the Session's key)
 //	GET    /api/self                                    → Self
+//	GET    /api/self/services                           → Reachable
 //	POST   /api/logout                                  → Empty; ends the caller's Session
 //	POST   /api/apply                                   ApplyRequest → ApplyResponse
 //	GET    /api/core/v1/{plural}                        → List
@@ -61,6 +62,19 @@ type Self struct {
 	Session  *Session  `json:"session"`
 	Revision Revision  `json:"revision"`
 	Now      time.Time `json:"now"`
+}
+
+// Reachable is the Services that a Session may connect to now, ordered by name.
+type Reachable struct {
+	Items []ReachableService `json:"items"`
+}
+
+// A ReachableService is what a Session may know of a Service that it may reach.
+type ReachableService struct {
+	Name        string `json:"name"`
+	Mode        Mode   `json:"mode"`
+	Port        int    `json:"port,omitempty"`
+	Description string `json:"description,omitempty"`
 }
 
 // An ApplyRequest is a list of documents that are written together or not at all.

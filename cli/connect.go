@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"cardea/api"
 	"cardea/client"
 )
 
@@ -42,9 +45,7 @@ func (r *run) connect() *cobra.Command {
 			return r.background(c.Context(), home)
 		}
 		if len(publish) == 0 {
-			u := usagef("connect needs -p: the private network is not yet available")
-			u.hint = "cardea connect -p SERVICE:PORT"
-			return u
+			return r.reachable(c)
 		}
 		ports := make([]client.Port, len(publish))
 		for i, p := range publish {
@@ -66,6 +67,32 @@ func (r *run) connect() *cobra.Command {
 		return r.foreground(c.Context(), me, ports)
 	}
 	return c
+}
+
+// reachable says that -p is needed, and shows what could be published.
+func (r *run) reachable(c *cobra.Command) error {
+	needs := usagef("connect needs -p: the private network is not yet available")
+	needs.hint = "cardea connect -p SERVICE:PORT"
+	call, err := r.api(c.Context())
+	if err != nil {
+		return needs // there is no Session that could reach anything
+	}
+	var list api.Reachable
+	if err := call.Do(c.Context(), http.MethodGet, "/api/self/services", nil, &list); err != nil {
+		return err
+	}
+	if len(list.Items) == 0 {
+		fmt.Fprintln(r.Out, "this Session may reach no Service")
+		return needs
+	}
+	t := &table{headings: []string{"SERVICE", "MODE", "PORT", "DESCRIPTION"}}
+	for _, s := range list.Items {
+		t.add(s.Name, string(s.Mode), strconv.Itoa(s.Port), s.Description)
+	}
+	if err := t.print(r.Out); err != nil {
+		return err
+	}
+	return needs
 }
 
 // foreground publishes ports until ctx is done.

@@ -187,6 +187,46 @@ func (c *call) self() (any, error) {
 	return out, err
 }
 
+// reachable answers GET /api/self/services: every Service is decided as if the
+// caller connected to it now, from where he is.
+func (c *call) reachable() (any, error) {
+	who, err := c.who()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.may(verbGet, api.Key{Group: api.GroupCore, Kind: api.KindSession, Name: who.Name}); err != nil {
+		return nil, err
+	}
+	ctx := c.r.Context()
+	var all []*api.Service
+	err = c.Store.View(ctx, func(r store.Reader) error {
+		for s, err := range store.All[*api.Service](r, api.KindService) {
+			if err != nil {
+				return err
+			}
+			all = append(all, s)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := api.Reachable{Items: []api.ReachableService{}}
+	for _, s := range all {
+		if s.Spec.Mode == api.ModeAPI {
+			continue // it is not connected to
+		}
+		d, err := c.Decider.Decide(ctx, api.Request{Service: s.Metadata.Name, Session: who.UID, Facts: &c.facts, Now: c.Now()})
+		if err != nil {
+			return nil, err
+		}
+		if d.Allowed() {
+			out.Items = append(out.Items, api.ReachableService{Name: s.Metadata.Name, Mode: s.Spec.Mode, Port: s.Status.Port, Description: s.Metadata.Description})
+		}
+	}
+	return out, nil
+}
+
 // logout answers POST /api/logout: the Session ends itself.
 func (c *call) logout() (any, error) {
 	who, err := c.who()

@@ -107,6 +107,7 @@ func (s *Server) Handler() http.Handler {
 	handle("POST /api/login", func(c *call) (any, error) { return c.login(logins) })
 	handle("POST /api/renew", (*call).renew)
 	handle("GET /api/self", (*call).self)
+	handle("GET /api/self/services", (*call).reachable)
 	handle("POST /api/logout", (*call).logout)
 	handle("POST /api/apply", (*call).apply)
 	handle("GET /api/core/v1/{kind}", (*call).list)
