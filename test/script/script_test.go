@@ -57,6 +57,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("ROOT", root)
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("DATA", filepath.Join(e.WorkDir, "data"))
+			e.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector waits a second at each exit
 			e.Defer(func() { disconnect(e.WorkDir) })
 			return nil
 		},
