@@ -17,9 +17,12 @@ type Arrival struct {
 	Facts    Facts
 }
 
-// A Refusal is an attempt that ended before there was an Arrival.
+// A Refusal is an attempt that was not let in.
 type Refusal struct {
 	Facts  Facts
 	Reason ReasonType
 	Words  string // detail for the log
+	// Record is the record of the refusal, if more is known than the rest says. It
+	// may stand for several refusals of the same kind.
+	Record *AccessLog
 }

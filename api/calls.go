@@ -37,6 +37,9 @@ type Empty struct{}
 type LoginRequest struct {
 	Token string `json:"token"`
 	CSR   []byte `json:"csr"` // PKCS #10, DER; its signature proves the key
+	// User, if set, is the only one whose token will do: that of another is
+	// refused with CONFLICT, and is not used up.
+	User string `json:"user,omitempty"`
 }
 
 // A LoginResponse is a Session and its certificate.

@@ -64,6 +64,7 @@ const (
 	ReasonConfig           ReasonType = "DYNAMIC_CONFIG" // no config could be chosen
 	ReasonError            ReasonType = "ERROR"          // no answer could be had
 	ReasonHandshake        ReasonType = "HANDSHAKE"      // refused before there was a request
+	ReasonKilled           ReasonType = "KILLED"         // an administrator ended the connection
 	ReasonOverload         ReasonType = "OVERLOAD"       // a limit of the process itself
 )
 

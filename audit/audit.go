@@ -52,20 +52,26 @@ func New(now time.Time) *api.AccessLog {
 	}
 }
 
-// Check reports what a record lacks to be kept: every Log refuses it then.
+// ErrMalformed is what Append returns, wrapped, for a record that cannot be kept
+// as it is, now or ever: it lacks something, cannot be encoded or is too long.
+// To try again is in vain.
+var ErrMalformed = errors.New("malformed access log record")
+
+// Check reports what a record lacks to be kept: every Log refuses it then. The
+// error wraps [ErrMalformed].
 func Check(rec *api.AccessLog) error {
 	switch {
 	case rec == nil:
-		return errors.New("access log record: is nil")
+		return fmt.Errorf("%w: is nil", ErrMalformed)
 	case rec.APIVersion == "" || rec.Kind == "":
-		return errors.New("access log record: apiVersion and kind are required")
+		return fmt.Errorf("%w: apiVersion and kind are required", ErrMalformed)
 	case rec.Metadata.ID == "":
-		return errors.New("access log record: metadata.id is required")
+		return fmt.Errorf("%w: metadata.id is required", ErrMalformed)
 	case rec.Metadata.CreatedAt.IsZero():
-		return errors.New("access log record: metadata.createdAt is required")
+		return fmt.Errorf("%w: metadata.createdAt is required", ErrMalformed)
 	}
 	if t := TypeOf(rec); (t == api.LogStart || t == api.LogEnd) && rec.Entry.Common.ConnectionID == "" {
-		return fmt.Errorf("access log record: entry.common.connectionID is required for %s", t)
+		return fmt.Errorf("%w: entry.common.connectionID is required for %s", ErrMalformed, t)
 	}
 	return nil
 }

@@ -8,7 +8,8 @@ import (
 	"cardea/api"
 )
 
-// AppendRecord appends rec to dst as [AppendJSON] does, with its times in UTC.
+// AppendRecord appends rec to dst as [AppendJSON] does, with its times in UTC. An
+// error wraps [ErrMalformed].
 //
 // Each connection costs two records, so this is written out by hand: it takes a
 // third of the time of encoding/json, and no memory. A test holds it to the same
@@ -35,7 +36,7 @@ func AppendRecord(dst []byte, rec *api.AccessLog) ([]byte, error) {
 	w.close()
 	w.close()
 	if w.err != nil {
-		return dst, w.err
+		return dst, fmt.Errorf("%w: %w", ErrMalformed, w.err)
 	}
 	return w.b, nil
 }

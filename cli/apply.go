@@ -29,6 +29,8 @@ func (r *run) apply() *cobra.Command {
 		Example: "  cardea apply -f service.yaml\n  cardea apply ./resources --dry-run\n  cat service.yaml | cardea apply -",
 	}
 	fileFlag(c, &files)
+	c.Flags().Bool("prune", false, "")
+	later(c, "prune")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be done, and do nothing")
 	c.Flags().BoolVar(&allowLockout, "allow-lockout", false, "also if you could no longer write policies afterwards")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -55,6 +57,11 @@ func (r *run) apply() *cobra.Command {
 		r.tellAll(locate(docs, out.Warnings))
 		for _, x := range out.Results {
 			r.printResult(x, dryRun)
+		}
+		for _, x := range out.Results {
+			if x.Kind == api.KindCredential && x.Action == api.ActionCreated && !dryRun {
+				fmt.Fprintf(r.Err, "hint: cardea create credential %s --rotate prints a token for it\n", x.Name)
+			}
 		}
 		return nil
 	}
@@ -110,7 +117,7 @@ func (r *run) documents(paths []string) (all []manifest.Document, found manifest
 		docs, diagnostics := manifest.Decode(name, data)
 		found = append(found, diagnostics...)
 		for i, d := range docs {
-			if d.Object == nil || d.JSON == nil {
+			if d.Object == nil {
 				continue
 			}
 			p := api.Problems{Document: i}

@@ -73,6 +73,9 @@ func (p *Program) Run(ctx context.Context, args []string) int {
 				return err
 			}
 			started = true
+			if err := laterFlag(c); err != nil {
+				return err
+			}
 			return verb(c, args)
 		}
 	})
@@ -167,12 +170,13 @@ func (r *run) root() *cobra.Command {
 	add("see", r.why(), r.conns(), r.logs())
 	add("run", r.up(), r.demo(), r.recover())
 	c.AddCommand(r.version())
+	c.AddCommand(laterVerbs()...)
 	return c
 }
 
 func (r *run) version() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Print the version", Example: "  cardea version", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version", Example: "  cardea version", Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			fmt.Fprintf(r.Out, "cardea %s %s %s/%s\n", r.Version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return nil

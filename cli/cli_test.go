@@ -102,6 +102,13 @@ func (p *person) pipe(in string, args ...string) string {
 	return out
 }
 
+// words runs a command and returns all that it printed.
+func (p *person) words(args ...string) string {
+	p.t.Helper()
+	_, out, err := p.try("", args...)
+	return out + err
+}
+
 func TestExitStatus(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) string {
@@ -143,7 +150,12 @@ func TestExitStatus(t *testing.T) {
 		{"connect", ExitUsage, "connect needs -p"},
 		{"connect -p nats", ExitUsage, "want SERVICE:[HOST:]PORT"},
 		{"conns kill", ExitUsage, "requires at least 1 arg"},
-		{"conns bogus", ExitUsage, "unknown command"},
+		{"conns bogus", ExitUsage, `there is no verb "bogus" in "cardea conns"`},
+		{"logs verify x", ExitUsage, `cardea logs verify takes no argument, found "x"`},
+		{"logs --type BOGUS", ExitUsage, "must be one of START, END, DENIED, API, found \"BOGUS\""},
+		{"connect -p /x:1", ExitUsage, `the Service "/x" must be`},
+		{"create service nats", ExitUsage, "cardea create service nats --upstream tcp://HOST:PORT"},
+		{"create credential x --rotate --expire-in 2h", ExitUsage, "--expire-in has to be applied"},
 		{"login 127.0.0.1", ExitUsage, "needs --token and --ca-sha256"},
 		{"logs --since yesterday", ExitUsage, "neither a time such as"},
 		{"why alice nats --at noon", ExitUsage, "is not a time such as"},
@@ -151,6 +163,14 @@ func TestExitStatus(t *testing.T) {
 		{"apply", ExitUsage, "name a file, a directory, or -"},
 
 		{"get device", ExitFailed, "the kind Device is not yet available"},
+		{"diff -f x.yaml --bogus", ExitFailed, `error: the verb "diff" is not yet available`},
+		{"access-diff --help", ExitFailed, `error: the verb "access-diff" is not yet available`},
+		{"auth login", ExitFailed, `error: the verb "auth" is not yet available`},
+		{"up -f config.yaml", ExitFailed, "error: --file is not yet available"},
+		{"up --store postgres://", ExitFailed, "error: --store is not yet available"},
+		{"apply --prune", ExitFailed, "error: --prune is not yet available"},
+		{"logout --local", ExitDone, "holds no Session any more"},
+		{"up --domain Bad_Domain --listen 127.0.0.1:0 --data-dir " + filepath.Join(dir, "bad"), ExitFailed, "error: the domain"},
 		{"get users", ExitFailed, "not logged in"},
 		{"status", ExitFailed, "cardea login ADDRESS"},
 		{"logout", ExitFailed, "not logged in"},
@@ -376,7 +396,11 @@ func TestAcceptance(t *testing.T) {
 	// Two calls, one process.
 	var addresses []string
 	for range 2 {
-		line := strings.TrimSpace(alice.run("connect", "-p", "nats:0", "--detach"))
+		got, out, words := alice.try("", "connect", "-p", "nats:0", "--detach")
+		if log := client.LogFile(alice.home); got != ExitDone || !strings.Contains(words, log) {
+			t.Fatalf("connect --detach: exit %d, and does not tell of %s: %s", got, log, words)
+		}
+		line := strings.TrimSpace(out)
 		_, address, ok := strings.Cut(line, "nats.default is at ")
 		if !ok {
 			t.Fatalf("connect says %q", line)
@@ -414,6 +438,9 @@ func TestAcceptance(t *testing.T) {
 	}
 	// The log is in order: once the last END is there, all is.
 	types := logTypes(t, root, 2)
+	if text := alice.words("status"); !strings.Contains(text, client.LogFile(alice.home)) || !strings.Contains(text, "a connection to nats.default was cut: ") {
+		t.Errorf("status after a cut: %s", text)
+	}
 	if slices.Compare(types, []string{"END", "END", "START", "START"}) != 0 {
 		t.Errorf("the log has %v", types)
 	}
@@ -507,10 +534,15 @@ func TestResources(t *testing.T) {
 	root.run("create", "usr", "carol", "-t", "workload", "--group", "ops", "--email", "carol@example.com")
 	root.run("create", "svc", "web.prod", "--upstream", "tcp://127.0.0.1:1234")
 	root.pipe("s3cret", "create", "sec", "password", "--value", "-")
-	token := strings.TrimSpace(root.run("create", "cred", "carol", "--user", "carol", "--one-time"))
+	line := strings.TrimSpace(root.run("create", "cred", "carol", "--user", "carol", "--one-time"))
+	typed := strings.Fields(line) // to hand over as it is
+	if len(typed) != 7 || !slices.Equal(typed[:3], []string{"cardea", "login", ready.Address}) || typed[6] != ready.CASHA256 {
+		t.Fatalf("create credential prints %q", line)
+	}
+	token := typed[4]
 
 	carol := newPerson(t)
-	carol.login(ready, token)
+	carol.run(typed[1:]...)
 	if status, _, words := carol.try("", "delete", "svc", "web.prod"); status != ExitFailed || !strings.Contains(words, "not allowed: delete Service web.prod (decision ") {
 		t.Errorf("carol deletes: exit %d, %s", status, words)
 	}
@@ -534,6 +566,9 @@ func TestResources(t *testing.T) {
 		{"get", "svc", "web.prodd"},
 		{"create", "user", "x_y", "--type", "ROBOT"},
 		{"create", "group", "ops"},
+		{"create", "credential", "rot", "--user", "root", "--rotate"},
+		{"why", "rot", "web.prod"},
+		{"why", "nobody", "web.prod"},
 	} {
 		status, out, words := root.try("", args...)
 		fmt.Fprintf(&transcript, "$ cardea %s\n%s%sexit status %d\n\n", strings.Join(args, " "), out, words, status)
@@ -557,6 +592,120 @@ func TestResources(t *testing.T) {
 	if status, _, words := root.try("", "up", "--listen", ready.Address, "--data-dir", t.TempDir()); status != ExitFailed ||
 		!strings.Contains(words, "is taken by another program") || !strings.Contains(words, "--listen") {
 		t.Errorf("a port that is taken: exit %d, %s", status, words)
+	}
+}
+
+// TestLoginReplaces logs in where a Session is.
+func TestLoginReplaces(t *testing.T) {
+	ready, stop := up(t, filepath.Join(t.TempDir(), "data"))
+	root := newPerson(t)
+	root.login(ready, ready.Token)
+	var first homeStatus
+	if err := json.Unmarshal([]byte(root.run("status", "-o", "json")), &first); err != nil {
+		t.Fatal(err)
+	}
+	root.run("create", "user", "alice")
+	token := func(name, user string) string {
+		var made tokenAnswer
+		if err := json.Unmarshal([]byte(root.run("create", "credential", name, "--user", user, "--one-time", "-o", "json")), &made); err != nil {
+			t.Fatal(err)
+		}
+		return made.Token
+	}
+	alices, roots := token("alice", "alice"), token("root-2", "root")
+	try := func(token string, flags ...string) (int, string) {
+		status, _, words := root.try("", append([]string{"login", ready.Address, "--token", token, "--ca-sha256", ready.CASHA256}, flags...)...)
+		return status, words
+	}
+	want := "error: this home is logged in as root (Session " + first.Session.Session + "), and the token is another User's\nhint: "
+	if status, words := try(alices); status != ExitFailed || !strings.HasPrefix(words, want) || !strings.Contains(words, "--force") {
+		t.Errorf("the token of another: exit %d, %s", status, words)
+	}
+	if out := root.run("status"); !strings.Contains(out, first.Session.Session) {
+		t.Errorf("after a login that was refused: %s", out)
+	}
+	if status, words := try(roots); status != ExitDone || !strings.Contains(words, "cardea delete session "+first.Session.Session+" ends it") {
+		t.Errorf("another token of the same User: exit %d, %s", status, words)
+	}
+	root.run("delete", "session", first.Session.Session)
+	again := token("root-3", "root")
+	if status, words := try(alices, "--force"); status != ExitDone || !strings.Contains(words, "stays until it expires") {
+		t.Errorf("by force: exit %d, %s", status, words)
+	}
+	if out := root.run("status"); !strings.Contains(out, "alice") {
+		t.Errorf("by force: %s", out)
+	}
+	root.run("logout", "--local")
+	if status, words := try(again); status != ExitDone || words != "" {
+		t.Errorf("where nobody is: exit %d, %s", status, words)
+	}
+
+	stop()
+	if status, _, words := root.try("", "logout"); status != ExitFailed || !strings.Contains(words, "hint: cardea logout --local") {
+		t.Errorf("logout without a cluster: exit %d, %s", status, words)
+	}
+	// A cluster that cannot be reached does not stand in the way of another.
+	other, _ := up(t, filepath.Join(t.TempDir(), "other"))
+	if status, _, words := root.try("", "login", other.Address, "--token", other.Token, "--ca-sha256", other.CASHA256); status != ExitDone || words != "" {
+		t.Errorf("in place of a Session that nobody vouches for: exit %d, %s", status, words)
+	}
+}
+
+// A heard says when something is written.
+type heard struct {
+	once sync.Once
+	ch   chan struct{}
+}
+
+func (h *heard) Write(p []byte) (int, error) {
+	h.once.Do(func() { close(h.ch) })
+	return len(p), nil
+}
+
+// TestLogsEnd follows the log of a cluster that stops.
+func TestLogsEnd(t *testing.T) {
+	ready, stop := up(t, filepath.Join(t.TempDir(), "data"))
+	root := newPerson(t)
+	root.login(ready, ready.Token)
+	said, words := &heard{ch: make(chan struct{})}, new(bytes.Buffer)
+	done := make(chan int, 1)
+	go func() { done <- root.program(nil, said, words).Run(t.Context(), []string{"logs", "-f"}) }()
+	<-said.ch // the login is on record
+	stop()
+	if status := <-done; status != ExitFailed || !strings.Contains(words.String(), "error: ") {
+		t.Errorf("exit %d, %s", status, words.String())
+	}
+	if status, out, _ := root.try("", "logs"); status != ExitFailed || out != "" {
+		t.Errorf("without a cluster: exit %d, and prints %q", status, out)
+	}
+}
+
+// TestCredentialHints says how to get to a token.
+func TestCredentialHints(t *testing.T) {
+	ready, _ := up(t, filepath.Join(t.TempDir(), "data"))
+	root := newPerson(t)
+	root.login(ready, ready.Token)
+	doc := "kind: User\nmetadata: {name: alice}\nspec: {type: HUMAN}\n---\nkind: Credential\nmetadata: {name: alice}\nspec: {type: AUTH_TOKEN, user: alice}\n"
+	const hint = "hint: cardea create credential alice --rotate "
+	if status, _, words := root.try(doc, "apply", "-"); status != ExitDone || words != hint+"prints a token for it\n" {
+		t.Errorf("apply: exit %d, %s", status, words)
+	}
+	if status, _, words := root.try(doc, "apply", "-"); status != ExitDone || words != "" {
+		t.Errorf("apply again: exit %d, %s", status, words)
+	}
+	if status, _, words := root.try("", "create", "credential", "alice", "--user", "alice"); status != ExitFailed || !strings.Contains(words, hint+"makes a new token\n") {
+		t.Errorf("create: exit %d, %s", status, words)
+	}
+	newPerson(t).run(strings.Fields(root.run("create", "credential", "alice", "--rotate"))[1:]...)
+}
+
+func TestReachable(t *testing.T) {
+	for in, want := range map[string]string{
+		"0.0.0.0:8443": "gate:8443", "[::]:8443": "gate:8443", "127.0.0.1:8443": "127.0.0.1:8443", "[2001:db8::1]:1": "[2001:db8::1]:1", "name:1": "name:1",
+	} {
+		if got := reachable(in, "gate"); got != want {
+			t.Errorf("%s: got %s, want %s", in, got, want)
+		}
 	}
 }
 

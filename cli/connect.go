@@ -27,7 +27,7 @@ func (r *run) connect() *cobra.Command {
 			"  cardea connect -p nats:14222 -p pg.prod:5432 -d   # in the background\n" +
 			"  cardea connect -p nats:[::1]:14222\n" +
 			"  cardea connect -p nats:/run/user/1000/nats.sock",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 	}
 	c.Flags().StringArrayVarP(&publish, "publish", "p", nil, "SERVICE:[HOST:]PORT or SERVICE:/PATH; port 0 is any that is free")
 	c.Flags().BoolVarP(&detach, "detach", "d", false, "run in the background; another connect -d adds its ports")
@@ -130,6 +130,7 @@ func (r *run) detach(ctx context.Context, home string, ports []client.Port) erro
 		return err
 	}
 	r.printPorts(open)
+	fmt.Fprintf(r.Err, "refusals and cuts are told in %s\n", client.LogFile(home))
 	return nil
 }
 
@@ -162,7 +163,7 @@ func (r *run) disconnect() *cobra.Command {
 		Short:   "Stop what connect runs in the background",
 		Long:    "Closes the published ports of this home and cuts their connections. The Session stays.",
 		Example: "  cardea disconnect",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			home, err := r.homeDir()
 			if err != nil {

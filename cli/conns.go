@@ -18,7 +18,7 @@ func (r *run) conns() *cobra.Command {
 		Short:   "Show live connections",
 		Long:    "Shows every connection that is open now, the oldest first, with who has it and which\nrule lets it be.",
 		Example: "  cardea conns\n  cardea conns -o json\n  cardea conns kill ID",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	out := output(c, formatTable, formatWide, formatJSON)
 	c.RunE = func(c *cobra.Command, _ []string) error {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cardea/api"
+	"cardea/client"
 	"cardea/manifest"
 )
 
@@ -116,7 +117,12 @@ func (r *run) createService() *cobra.Command {
 	var policies []string
 	var mode, upstream string
 	var port int
-	c := r.creator(kindOf(api.KindService), "Create a Service in front of an upstream", "service nats --upstream tcp://nats-server:4222", func(string) (api.Object, error) {
+	c := r.creator(kindOf(api.KindService), "Create a Service in front of an upstream", "service nats --upstream tcp://nats-server:4222", func(name string) (api.Object, error) {
+		if upstream == "" {
+			u := usagef("a Service needs --upstream")
+			u.hint = fmt.Sprintf("cardea create service %s --upstream tcp://HOST:PORT", name)
+			return nil, u
+		}
 		return &api.Service{Spec: api.ServiceSpec{
 			Mode: api.Mode(strings.ToUpper(mode)), Port: port, Authorization: api.Authorization{Policies: policies},
 			Config: &api.ServiceConfig{Upstream: api.Upstream{URL: upstream}},
@@ -173,8 +179,8 @@ func (r *run) createCredential() *cobra.Command {
 	k := kindOf(api.KindCredential)
 	c := &cobra.Command{
 		Use: "credential NAME --user USER", Aliases: append([]string{k.Plural}, k.Short...),
-		Short: "Create a Credential and print its token, once",
-		Long:  "Creates a Credential of a User and prints the token by which that User logs in.\nThe token is not kept anywhere: it is shown this once.",
+		Short: "Create a Credential and print how to log in by it, once",
+		Long:  "Creates a Credential of a User and prints the command by which that User logs in.\nThe token in it is not kept anywhere: it is shown this once; -o json prints it alone.",
 		Example: "  cardea create credential alice --user alice --type auth-token --expire-in 2h\n" +
 			"  cardea create credential alice --user alice --rotate      # a new token, the old one is void",
 		Args: cobra.ExactArgs(1),
@@ -196,6 +202,13 @@ func (r *run) createCredential() *cobra.Command {
 		if user == "" && !rotate {
 			return usagef("a Credential needs --user")
 		}
+		if rotate {
+			for _, name := range []string{"type", "expire-in", "max-authn", "one-time", "policy"} {
+				if c.Flags().Changed(name) {
+					return usagef("--rotate changes the token and nothing else: --%s has to be applied as a document", name)
+				}
+			}
+		}
 		if once {
 			if maxAuthn > 1 {
 				return usagef("--one-time is --max-authn 1, not %d", maxAuthn)
@@ -210,11 +223,19 @@ func (r *run) createCredential() *cobra.Command {
 			o.Spec.ExpiresAt = time.Now().Add(d).UTC().Truncate(time.Second)
 		}
 		if !rotate {
-			if _, err := r.createObject(c, o); err != nil {
+			_, err := r.createObject(c, o)
+			if api.HasCode(err, api.CodeConflict) {
+				return hinted(err, fmt.Sprintf("cardea create credential %s --rotate makes a new token", o.Metadata.Name))
+			}
+			if err != nil {
 				return err
 			}
 		}
-		call, err := r.api(c.Context())
+		me, err := r.open(c.Context())
+		if err != nil {
+			return err
+		}
+		call, err := me.API(c.Context())
 		if err != nil {
 			return err
 		}
@@ -224,23 +245,37 @@ func (r *run) createCredential() *cobra.Command {
 				return hinted(fmt.Errorf("the Credential %s was created, but not its token: %w", o.Metadata.Name, err),
 					fmt.Sprintf("cardea create credential %s --rotate", o.Metadata.Name))
 			}
+			if api.HasCode(err, api.CodeNotFound) {
+				return hinted(err, "without --rotate it is created")
+			}
 			return err
 		}
-		return r.printToken(out.value, tokenAnswer{token.Token, o.Metadata.Name, user})
+		s, err := me.Session(c.Context())
+		if err != nil {
+			return err
+		}
+		return r.printToken(out.value, s, tokenAnswer{token.Token, o.Metadata.Name, user})
 	}
 	return c
 }
 
-func (r *run) printToken(format string, t tokenAnswer) error {
+// printToken prints a token; for a person, as the line to hand over to whom it is
+// for. s is a Session of the cluster that it is for.
+func (r *run) printToken(format string, s client.Session, t tokenAnswer) error {
 	switch format {
 	case formatJSON:
 		return printJSON(r.Out, t)
 	case formatYAML:
 		return manifest.Encode(r.Out, t)
 	}
-	fmt.Fprintf(r.Out, "%s\n", t.Token)
-	fmt.Fprintf(r.Err, "credential/%s created; this is its token, which is not shown again\n", t.Name)
+	fmt.Fprintln(r.Out, loginLine(s.Address, t.Token, s.CASHA256))
+	fmt.Fprintf(r.Err, "credential/%s has a new token, which is not shown again: hand this line over\n", t.Name)
 	return nil
+}
+
+// loginLine returns the command that logs in by a token.
+func loginLine(address, token, caSHA256 string) string {
+	return fmt.Sprintf("cardea login %s --token %s --ca-sha256 %s", address, token, caSHA256)
 }
 
 // parseDuration reads 90s, 30m, 2h, 7d, 2w and the same with the unit as a word:

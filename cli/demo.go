@@ -35,7 +35,7 @@ func (r *run) demo() *cobra.Command {
 		Long: "Runs a throw-away cluster in this process: one User is let in, another is not, and a live\n" +
 			"connection is cut when its right goes. It uses loopback only and needs no privilege.",
 		Example: "  cardea demo",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	c.Flags().StringVar(&listen, "listen", "127.0.0.1:0", "HOST:PORT of the cluster; any free port if left out")
 	c.RunE = func(c *cobra.Command, _ []string) (err error) {
@@ -234,12 +234,17 @@ func (d *demo) login(ctx context.Context, who, token string) error {
 // credential makes a token for a User.
 func (d *demo) credential(ctx context.Context, user string) (string, error) {
 	args := []string{"create", "credential", user, "--user", user, "--one-time"}
-	token, err := d.cardea(ctx, "root", "cardea "+strings.Join(args, " "), "", args...)
+	line, err := d.cardea(ctx, "root", "cardea "+strings.Join(args, " "), "", args...)
 	if err != nil {
 		return "", err
 	}
-	d.show(token[:16] + "…")
-	return strings.TrimSpace(token), nil
+	_, rest, _ := strings.Cut(line, "--token ")
+	token, _, ok := strings.Cut(rest, " ")
+	if !ok {
+		return "", fmt.Errorf("create credential printed no token: %s", line)
+	}
+	d.show(loginLine(d.cluster.Address, token[:16]+"…", d.cluster.CASHA256[:8]+"…"))
+	return token, nil
 }
 
 // A connected is a connect that runs.

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"cmp"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,13 +9,16 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
 	"cardea/api"
+	"cardea/relay"
 )
 
 func (r *run) logs() *cobra.Command {
@@ -28,18 +30,21 @@ func (r *run) logs() *cobra.Command {
 		Long: "Shows the access log: each connection that was opened, ended or denied, and each write to\n" +
 			"the API. -o json prints one record a line.",
 		Example: "  cardea logs --user alice --since 1h\n  cardea logs -f --type DENIED\n  cardea logs -o json | jq .\n  cardea logs verify",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what happens from now")
 	c.Flags().StringVar(&user, "user", "", "only records of that User")
 	c.Flags().StringVar(&service, "service", "", "only records of that Service")
 	c.Flags().StringVar(&session, "session", "", "only records of that Session")
-	c.Flags().StringVar(&typ, "type", "", "only records of that type: START, END, DENIED, API")
+	c.Flags().StringVar(&typ, "type", "", "only records of that type: "+strings.Join(recordTypes, ", "))
 	c.Flags().StringVar(&since, "since", "", "only records from then on: a time, or how long ago (1h)")
 	out := output(c, formatTable, formatJSON)
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		if typ = strings.ToUpper(typ); typ != "" && !slices.Contains(recordTypes, typ) {
+			return usagef("--type: must be one of %s, found %.40q", strings.Join(recordTypes, ", "), typ)
+		}
 		q := url.Values{}
-		for name, value := range map[string]string{"user": user, "service": service, "session": session, "type": strings.ToUpper(typ)} {
+		for name, value := range map[string]string{"user": user, "service": service, "session": session, "type": typ} {
 			if value != "" {
 				q.Set(name, value)
 			}
@@ -62,19 +67,27 @@ func (r *run) logs() *cobra.Command {
 			_, err := fmt.Fprintf(r.Out, "%s\n", line)
 			return err
 		}
+		t := &logTable{w: r.Out, batch: logBatch}
+		if follow {
+			t.batch = 1
+		}
 		if out.value == formatTable {
-			logLine(r.Out, logHeadings())
 			each = func(line json.RawMessage) error {
 				var rec api.AccessLog
 				if err := json.Unmarshal(line, &rec); err != nil {
 					return fmt.Errorf("the cluster sent a record that is not understood: %w", err)
 				}
-				return logLine(r.Out, logCells(&rec))
+				return t.add(logCells(&rec))
 			}
 		}
 		err = call.Stream(c.Context(), http.MethodGet, "/api/logs?"+q.Encode(), nil, each)
-		if follow && errors.Is(err, context.Canceled) {
+		switch {
+		case follow && c.Context().Err() != nil: // Ctrl-C
 			return nil
+		case follow && err == nil:
+			return hinted(errors.New("the cluster ended the stream: it stopped, or you may not read on"), "cardea logs -f --since TIME goes on from a time")
+		case out.value == formatTable && (err == nil || len(t.rows) > 0):
+			err = errors.Join(t.flush(), err)
 		}
 		return err
 	}
@@ -94,14 +107,52 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 	return now.Add(-d), nil
 }
 
-func logHeadings() []string {
-	return []string{"TIME", "TYPE", "USER", "SERVICE", "SOURCE", "BYTES", "REASON", "DECISION"}
+// recordTypes are the types of records.
+var recordTypes = []string{string(api.LogStart), string(api.LogEnd), string(api.LogDenied), "API"}
+
+// logBatch is how many records are laid out together.
+const logBatch = 500
+
+// A logTable is the log for a person, who may wait for its next row: rows are
+// written in batches, and a column never becomes narrower from one to the next.
+// The headings come with the first batch.
+type logTable struct {
+	w      io.Writer
+	batch  int
+	widths []int
+	rows   [][]string
 }
 
-// logLine writes a line of the log's table. The widths are fixed, so that each
-// record can be shown as it comes.
-func logLine(w io.Writer, c []string) error {
-	_, err := fmt.Fprintf(w, "%-24s  %-6s  %-12s  %-16s  %-21s  %-13s  %-26s  %s\n", c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7])
+// add adds a row, and writes the batch if that makes it full.
+func (t *logTable) add(row []string) error {
+	t.rows = append(t.rows, row)
+	if len(t.rows) < t.batch {
+		return nil
+	}
+	return t.flush()
+}
+
+// flush writes the rows that were not written, and the headings before the first.
+func (t *logTable) flush() error {
+	if t.widths == nil {
+		t.rows = slices.Insert(t.rows, 0, []string{"TIME", "TYPE", "USER", "SERVICE", "SOURCE", "BYTES", "REASON", "DECISION"})
+		t.widths = []int{24, 6, 12, 16, 21, 13, 26, 0} // fit most, so that the rows of logs -f stay in line
+	}
+	for _, row := range t.rows {
+		for i, c := range row {
+			t.widths[i] = max(t.widths[i], utf8.RuneCountInString(c))
+		}
+	}
+	var b strings.Builder
+	for _, row := range t.rows {
+		last := len(row) - 1
+		for i, c := range row[:last] {
+			fmt.Fprintf(&b, "%-*s  ", t.widths[i], c)
+		}
+		b.WriteString(row[last] + "\n")
+	}
+	t.rows = t.rows[:0]
+	_, err := io.WriteString(t.w, b.String())
 	return err
 }
 
@@ -130,7 +181,9 @@ func logCells(rec *api.AccessLog) []string {
 		if info.TCP.ReceivedBytes != nil && info.TCP.SentBytes != nil {
 			cells[5] = size(*info.TCP.ReceivedBytes) + "/" + size(*info.TCP.SentBytes)
 		}
-		cells[6] = cmp.Or(info.TCP.CloseReason, cells[6])
+		if info.TCP.Type == api.LogEnd {
+			cells[6] = endWords(info.TCP, c.Reason)
+		}
 	case info.API != nil:
 		cells[1] = "API"
 		if c.Status == api.StatusDenied {
@@ -150,13 +203,33 @@ func logCells(rec *api.AccessLog) []string {
 	return cells
 }
 
+// endWords says why a connection ended, with the detail if there is one.
+func endWords(info *api.TCPInfo, reason *api.LogReason) string {
+	detail := info.Error
+	if info.CloseReason == string(relay.Revoked) && reason != nil {
+		detail = cmp.Or(reason.Words, detail)
+	}
+	if detail == "" {
+		return plain(info.CloseReason)
+	}
+	return plain(info.CloseReason) + ": " + plain(short(detail, 60))
+}
+
+// short cuts what is longer than so many characters.
+func short(s string, most int) string {
+	if r := []rune(s); len(r) > most {
+		return string(r[:most-1]) + "…"
+	}
+	return s
+}
+
 func (r *run) logsVerify() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "verify",
 		Short:   "Check that the access log is whole",
 		Long:    "Checks the chain of hashes, the signatures and that no record is missing. It fails if\nanything was changed or taken away.",
 		Example: "  cardea logs verify",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	out := output(c, formatTable, formatJSON)
 	c.RunE = func(c *cobra.Command, _ []string) error {

@@ -56,8 +56,13 @@ func TestLogTable(t *testing.T) {
 	}
 	denied := alice
 	denied.Status, denied.Reason = api.StatusDenied, &api.LogReason{Type: api.ReasonNoPolicyMatch}
+	revoked := alice
+	revoked.Reason = &api.LogReason{Type: api.ReasonNoPolicyMatch, Words: "no rule allows it"}
+	end := func(reason, words string) api.AccessLogInfo {
+		return api.AccessLogInfo{TCP: &api.TCPInfo{Type: api.LogEnd, CloseReason: reason, Error: words}}
+	}
 	var b strings.Builder
-	logLine(&b, logHeadings())
+	table := &logTable{w: &b, batch: 2}
 	for _, rec := range []*api.AccessLog{
 		record(alice, api.AccessLogInfo{TCP: &api.TCPInfo{Type: api.LogStart}}),
 		record(alice, api.AccessLogInfo{TCP: &api.TCPInfo{Type: api.LogEnd, ReceivedBytes: n(17), SentBytes: n(5 << 30), CloseReason: "REVOKED"}}),
@@ -66,8 +71,17 @@ func TestLogTable(t *testing.T) {
 		record(denied, api.AccessLogInfo{API: &api.APIInfo{Verb: "list", Kind: "User"}}),
 		record(alice, api.AccessLogInfo{API: &api.APIInfo{Verb: "update", Kind: "Service", Name: "nats.default"}}),
 		record(stranger, api.AccessLogInfo{}),
+		record(alice, end("DIAL_FAILED", "connection refused: 127.0.0.1:1")),
+		record(alice, end("DIAL_TIMEOUT", strings.Repeat("long ", 30))),
+		record(alice, end("UPSTREAM_TLS", "a\x1b[2J name")),
+		record(revoked, end("REVOKED", "")),
 	} {
-		logLine(&b, logCells(rec))
+		if err := table.add(logCells(rec)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := table.flush(); err != nil {
+		t.Fatal(err)
 	}
 	golden(t, "logs.txt", b.String())
 }

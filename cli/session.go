@@ -22,6 +22,7 @@ const defaultPort = "8443"
 
 func (r *run) login() *cobra.Command {
 	var token, ca string
+	var force bool
 	c := &cobra.Command{
 		Use:   "login ADDRESS --token TOKEN --ca-sha256 FINGERPRINT",
 		Short: "Get a Session on this machine",
@@ -33,6 +34,7 @@ func (r *run) login() *cobra.Command {
 	}
 	c.Flags().StringVar(&token, "token", "", "the token of a Credential; - reads it from standard input (or CARDEA_TOKEN)")
 	c.Flags().StringVar(&ca, "ca-sha256", "", "SHA-256 of the cluster's CA certificate, in hex (or CARDEA_CA_SHA256)")
+	c.Flags().BoolVar(&force, "force", false, "also in place of a live Session of another User")
 	out := output(c, formatTable, formatJSON)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if token == "" || ca == "" {
@@ -53,12 +55,28 @@ func (r *run) login() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		s, err := client.Login(c.Context(), home, address, token, ca)
+		old := r.live(c.Context(), home)
+		mustBe := old.User
+		if force {
+			mustBe = ""
+		}
+		s, err := client.LoginAs(c.Context(), home, mustBe, address, token, ca)
+		if mustBe != "" && api.HasCode(err, api.CodeConflict) {
+			return hinted(fmt.Errorf("this home is logged in as %s (Session %s), and the token is another User's", old.User, old.Session),
+				"use another home (CARDEA_HOME or --home), or cardea logout first, or --force")
+		}
 		if _, told := errors.AsType[*api.Error](err); err != nil && !told {
 			return hinted(err, "compare the address and the fingerprint with what cardea up prints")
 		}
 		if err != nil {
 			return err
+		}
+		switch {
+		case old.Session == "":
+		case old.Address == s.Address:
+			fmt.Fprintf(r.Err, "Session %s, which was here, stays until it expires; cardea delete session %s ends it\n", old.Session, old.Session)
+		default:
+			fmt.Fprintf(r.Err, "Session %s at %s, which was here, stays until it expires\n", old.Session, old.Address)
 		}
 		if out.value == formatJSON {
 			return printJSON(r.Out, s)
@@ -67,6 +85,29 @@ func (r *run) login() *cobra.Command {
 		return nil
 	}
 	return c
+}
+
+// liveTime bounds the look whether the Session of a home lives.
+const liveTime = 5 * time.Second
+
+// live returns what a home knows of its Session, if its cluster says that it
+// lives: one that is dead, or whose cluster cannot be reached, is none.
+func (r *run) live(ctx context.Context, home string) client.Session {
+	ctx, cancel := context.WithTimeout(ctx, liveTime)
+	defer cancel()
+	me, err := client.Open(ctx, home)
+	if err != nil {
+		return client.Session{}
+	}
+	defer me.Close()
+	if _, err := expiry(ctx, me); err != nil {
+		return client.Session{}
+	}
+	s, err := me.Session(ctx)
+	if err != nil {
+		return client.Session{}
+	}
+	return s
 }
 
 // readLine reads one line of at most 64 KiB.
@@ -79,39 +120,64 @@ func readLine(in io.Reader) (string, error) {
 }
 
 func (r *run) logout() *cobra.Command {
-	return &cobra.Command{
+	var local bool
+	c := &cobra.Command{
 		Use:     "logout",
 		Short:   "End the Session of this machine, with its connections",
 		Long:    "Ends the Session in the cluster, which cuts its connections, removes it from the home,\nand stops what connect runs in the background.",
 		Example: "  cardea logout",
-		Args:    cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			home, err := r.homeDir()
-			if err != nil {
-				return err
-			}
-			me, err := r.open(c.Context())
-			if err != nil {
-				return err
-			}
-			s, err := me.Session(c.Context())
-			if err != nil {
-				return err
-			}
-			if err := me.Logout(c.Context()); err != nil {
-				return err
-			}
-			fmt.Fprintf(r.Out, "logged out: the Session %s has ended\n", s.Session)
-			daemon, err := client.Running(c.Context(), home)
-			if errors.Is(err, client.ErrNotRunning) {
-				return nil
-			}
-			if err == nil {
-				err = daemon.Stop(c.Context())
-			}
-			return err
-		},
+		Args:    noArgs,
 	}
+	c.Flags().BoolVar(&local, "local", false, "forget the Session here only: in the cluster it lives until it expires")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		ctx := c.Context()
+		home, err := r.homeDir()
+		if err != nil {
+			return err
+		}
+		end := r.endSession
+		if local {
+			end = r.forgetSession
+		}
+		if err := end(ctx, home); err != nil {
+			return err
+		}
+		daemon, err := client.Running(ctx, home)
+		if errors.Is(err, client.ErrNotRunning) {
+			return nil
+		}
+		if err == nil {
+			err = daemon.Stop(ctx)
+		}
+		return err
+	}
+	return c
+}
+
+// endSession ends the Session of a home in the cluster, and forgets it.
+func (r *run) endSession(ctx context.Context, home string) error {
+	me, err := r.open(ctx)
+	if err != nil {
+		return err
+	}
+	s, err := me.Session(ctx)
+	if err != nil {
+		return err
+	}
+	if err := me.Logout(ctx); err != nil {
+		return hinted(err, "cardea logout --local forgets the Session here; in the cluster it lives until it expires")
+	}
+	fmt.Fprintf(r.Out, "logged out: the Session %s has ended\n", s.Session)
+	return nil
+}
+
+// forgetSession forgets the Session of a home, also one that cannot be read.
+func (r *run) forgetSession(ctx context.Context, home string) error {
+	if err := client.Forget(ctx, home); err != nil {
+		return err
+	}
+	fmt.Fprintf(r.Out, "%s holds no Session any more; one that it held lives in the cluster until it expires\n", home)
+	return nil
 }
 
 // A homeStatus is what status prints in JSON.
@@ -128,7 +194,7 @@ func (r *run) status() *cobra.Command {
 		Short:   "Show the Session of this machine and what is published",
 		Long:    "Shows who is logged in where, until when, and which Services connect publishes in the\nbackground. It fails if the cluster cannot be reached or does not know the Session.",
 		Example: "  cardea status\n  cardea status -o json",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	out := output(c, formatTable, formatJSON)
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -198,6 +264,10 @@ func (s homeStatus) table() *table {
 	t.add("Connect", fmt.Sprintf("in the background as process %d since %s", s.Connect.PID, stamp(s.Connect.StartedAt)))
 	for _, p := range s.Connect.Ports {
 		t.add("", portLine(p))
+	}
+	t.add("Told in", s.Connect.Log)
+	if s.Connect.Trouble != "" {
+		t.add("Last trouble", s.Connect.Trouble)
 	}
 	return t
 }

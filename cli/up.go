@@ -6,8 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -33,11 +37,14 @@ func (r *run) up() *cobra.Command {
 		Long: "Runs every role in one process until Ctrl-C and prints how to reach it. What it knows is in\n" +
 			"the data directory and survives a restart.",
 		Example: "  cardea up\n  cardea up --data-dir ./data --listen 127.0.0.1:8443 --ready-file ready.json",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	c.Flags().StringVar(&cfg.DataDir, "data-dir", "", "directory of all that it knows; in the user's state directory if left out (or CARDEA_DATA_DIR)")
 	c.Flags().StringVar(&cfg.Domain, "domain", server.DefaultDomain, "domain of the cluster; the first start decides (or CARDEA_DOMAIN)")
 	c.Flags().StringVar(&cfg.Listen, "listen", defaultListen, "HOST:PORT to listen at (or CARDEA_LISTEN)")
+	c.Flags().StringArrayP("file", "f", nil, "")
+	c.Flags().String("store", "", "")
+	later(c, "file", "store")
 	c.Flags().StringVar(&ready, "ready-file", "", `file that gets {"address", "caSHA256", "token"} once it serves`)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg.Log = r.logger()
@@ -63,7 +70,7 @@ func (r *run) up() *cobra.Command {
 			}
 			r.printReady(s, cfg.DataDir)
 		})
-		return errors.Join(failure, err)
+		return errors.Join(failure, unprefixed(err))
 	}
 	return c
 }
@@ -89,11 +96,56 @@ func (r *run) printReady(s server.Ready, dataDir string) {
 	t.add("  data", dataDir)
 	t.print(r.Out)
 	if s.Token != "" {
-		fmt.Fprintf(r.Out, "\nLog in as root, once:\n\n  cardea login %s --token %s --ca-sha256 %s\n", s.Address, s.Token, s.CASHA256)
+		host, err := os.Hostname()
+		if err != nil {
+			host = "HOST"
+		}
+		fmt.Fprintf(r.Out, "\nLog in as root, once:\n\n  %s\n", loginLine(reachable(s.Address, host), s.Token, s.CASHA256))
 	} else {
 		fmt.Fprintf(r.Out, "\nroot has logged in before. If that Session is lost, stop this and run:\n\n  cardea recover --data-dir %s\n", dataDir)
 	}
 }
+
+// reachable returns an address at which a listener can be reached from elsewhere:
+// one that listens at all addresses of a machine, at its name.
+func reachable(address, hostname string) string {
+	at, err := netip.ParseAddrPort(address)
+	if err != nil || !at.Addr().IsUnspecified() {
+		return address
+	}
+	return net.JoinHostPort(hostname, strconv.Itoa(int(at.Port())))
+}
+
+// unprefixed takes the name of the package that failed from the words of an error:
+// it says nothing to a person.
+func unprefixed(err error) error {
+	if err == nil {
+		return nil
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var all []error
+		for _, e := range joined.Unwrap() {
+			all = append(all, unprefixed(e))
+		}
+		return errors.Join(all...)
+	}
+	for _, name := range []string{"cert", "secret", "server", "store"} {
+		if words, ok := strings.CutPrefix(err.Error(), name+": "); ok {
+			return rewordedError{err, words}
+		}
+	}
+	return err
+}
+
+// A rewordedError is an error in other words.
+type rewordedError struct {
+	error
+	words string
+}
+
+func (e rewordedError) Error() string { return e.words }
+
+func (e rewordedError) Unwrap() error { return e.error }
 
 // writeReady writes the ready file, which may hold a token, so that a reader
 // sees all of it or nothing.
@@ -122,7 +174,7 @@ func (r *run) recover() *cobra.Command {
 		Long: "Gives whoever owns the data directory a token that logs root in, once, and makes root an\n" +
 			"administrator again. The cluster must not run meanwhile.",
 		Example: "  cardea recover --data-dir ./data",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	c.Flags().StringVar(&dir, "data-dir", "", "directory of the cluster; as for up if left out (or CARDEA_DATA_DIR)")
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -132,7 +184,7 @@ func (r *run) recover() *cobra.Command {
 		}
 		token, err := server.Recover(c.Context(), dir, r.logger())
 		if err != nil {
-			return err
+			return unprefixed(err)
 		}
 		fmt.Fprintln(r.Out, token)
 		fmt.Fprintln(r.Err, "this token logs root in, once, within 15 minutes; start the cluster with cardea up")

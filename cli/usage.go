@@ -33,6 +33,18 @@ func asUsage(err error) error {
 	return usagef("%s", words)
 }
 
+// noArgs lets a verb have no arguments; it stands in for cobra.NoArgs, whose words
+// are not ours.
+func noArgs(c *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0:
+		return nil
+	case c.HasAvailableSubCommands():
+		return unknownVerb(c, args[0])
+	}
+	return usagef("%s takes no argument, found %.100q", c.CommandPath(), args[0])
+}
+
 // A hintedError is an error with what to do next.
 type hintedError struct {
 	error

@@ -2,6 +2,8 @@ package cli
 
 import (
 	"cmp"
+	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cardea/api"
+	"cardea/rpc"
 )
 
 func (r *run) why() *cobra.Command {
@@ -39,7 +42,7 @@ func (r *run) why() *cobra.Command {
 		}
 		var x api.Explanation
 		if err := call.Do(c.Context(), http.MethodPost, "/api/why", in, &x); err != nil {
-			return err
+			return nearby(c.Context(), call, in.Subject, err)
 		}
 		if out.value == formatJSON {
 			return printJSON(r.Out, x)
@@ -47,6 +50,29 @@ func (r *run) why() *cobra.Command {
 		return explain(r.Out, in, &x)
 	}
 	return c
+}
+
+// nearby adds to an error that there is no such User which one was probably meant.
+func nearby(ctx context.Context, call *rpc.Client, user string, err error) error {
+	if !api.HasCode(err, api.CodeNotFound) || strings.Contains(user, "/") {
+		return err
+	}
+	k := kindOf(api.KindUser)
+	list, failure := listKind(ctx, call, k)
+	if failure != nil {
+		return missing(k, err)
+	}
+	var names []string
+	for _, raw := range list {
+		var h api.Head
+		if json.Unmarshal(raw, &h) == nil {
+			names = append(names, h.Metadata.Name)
+		}
+	}
+	if near := api.Nearest(user, names); near != "" {
+		return hinted(err, "did you mean "+near+"?")
+	}
+	return missing(k, err)
 }
 
 // explain tells an Explanation to a person.

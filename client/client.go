@@ -78,7 +78,7 @@ func (c *Client) Session(ctx context.Context) (Session, error) {
 		return Session{}, err
 	}
 	return Session{
-		Address: l.Address, Domain: l.Domain, User: l.User, Session: l.Session,
+		Address: l.Address, Domain: l.Domain, CASHA256: l.fingerprint(), User: l.User, Session: l.Session,
 		CertificateNotAfter: l.certificate().Leaf.NotAfter,
 	}, nil
 }
@@ -97,6 +97,10 @@ func (c *Client) Logout(ctx context.Context) error {
 	}
 	return forget(ctx, c.Home)
 }
+
+// Forget removes the Session from a home, and tells nobody: in the cluster it
+// lives on until it expires.
+func Forget(ctx context.Context, home string) error { return forget(ctx, home) }
 
 // Close gives up the connections that are not in use. Those to Services that are
 // open go on.

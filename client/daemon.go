@@ -35,6 +35,9 @@ type Status struct {
 	PID       int       `json:"pid"`
 	StartedAt time.Time `json:"startedAt"`
 	Ports     []Port    `json:"ports"`
+	Log       string    `json:"log"` // see LogFile
+	// Trouble is the last refusal, or the last connection that was cut, in words.
+	Trouble string `json:"trouble,omitempty"`
 }
 
 // published is a request to publish ports, and the answer.
@@ -114,7 +117,7 @@ func (d *Daemon) handler(ctx context.Context, stop func()) http.Handler {
 	started := d.Now()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
-		rpc.Answer(w, Status{PID: os.Getpid(), StartedAt: started.UTC(), Ports: d.Ports.List()})
+		rpc.Answer(w, Status{PID: os.Getpid(), StartedAt: started.UTC(), Ports: d.Ports.List(), Log: LogFile(d.Home), Trouble: d.Ports.Trouble()})
 	})
 	mux.HandleFunc("POST /ports", func(w http.ResponseWriter, r *http.Request) {
 		var in published
@@ -240,7 +243,7 @@ func (c *Control) do(ctx context.Context, method, path string, in, out any) erro
 // Detach starts a program in a session of its own, without a terminal, with its
 // errors in connect.log of the home, and returns once it has said [ReadyLine].
 func Detach(home, program string, args ...string) error {
-	log, err := os.OpenFile(filepath.Join(home, daemonLog), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	log, err := os.OpenFile(LogFile(home), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}

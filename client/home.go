@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"crypto/ecdsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -25,6 +26,10 @@ const (
 	daemonSocket    = "connect.sock"
 	daemonLog       = "connect.log"
 )
+
+// LogFile returns where the Daemon of a home tells what goes wrong, with one line
+// for each refusal and each connection that was cut.
+func LogFile(home string) string { return filepath.Join(home, daemonLog) }
 
 // A record is what session.json holds.
 type record struct {
@@ -79,6 +84,14 @@ func (s *state) holds(root *x509.Certificate) bool {
 		}
 	}
 	return false
+}
+
+// fingerprint returns the SHA-256 of the first CA of the record, in hex.
+func (s *state) fingerprint() string {
+	if len(s.CA) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(s.CA[0]))
 }
 
 // A stamp tells whether the files of a home have been written.

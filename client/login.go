@@ -26,6 +26,7 @@ import (
 type Session struct {
 	Address             string    `json:"address"` // HOST:PORT of the cluster
 	Domain              string    `json:"domain"`
+	CASHA256            string    `json:"caSHA256"` // of the cluster's CA certificate (DER), in hex: what Login takes
 	User                string    `json:"user"`
 	Session             string    `json:"session"`
 	CertificateNotAfter time.Time `json:"certificateNotAfter"`
@@ -36,6 +37,13 @@ type Session struct {
 // of the cluster's CA certificate (DER) in hex, colons allowed: the token is sent
 // only to whom that CA vouches for.
 func Login(ctx context.Context, home, address, token, caSHA256 string) (Session, error) {
+	return LoginAs(ctx, home, "", address, token, caSHA256)
+}
+
+// LoginAs is [Login] for a token that must be of that User: if it is another's,
+// it is not used up, and the error is an [api.Error] of code CONFLICT. With an
+// empty user it may be anyone's.
+func LoginAs(ctx context.Context, home, user, address, token, caSHA256 string) (Session, error) {
 	want, err := fingerprint(caSHA256)
 	if err != nil {
 		return Session{}, err
@@ -57,7 +65,7 @@ func Login(ctx context.Context, home, address, token, caSHA256 string) (Session,
 	call := newAPI(address, domain, roots, nil)
 	defer call.HTTP.CloseIdleConnections()
 	var out api.LoginResponse
-	if err := call.Do(ctx, http.MethodPost, "/api/login", api.LoginRequest{Token: token, CSR: csr}, &out); err != nil {
+	if err := call.Do(ctx, http.MethodPost, "/api/login", api.LoginRequest{Token: token, CSR: csr, User: user}, &out); err != nil {
 		return Session{}, err
 	}
 	s := &state{record: record{Address: address, Domain: out.Domain, User: out.User, Session: out.Session, CA: out.CA}, key: key}
@@ -70,7 +78,9 @@ func Login(ctx context.Context, home, address, token, caSHA256 string) (Session,
 	if err := save(ctx, home, s); err != nil {
 		return Session{}, err
 	}
-	return Session{Address: address, Domain: domain, User: out.User, Session: out.Session, CertificateNotAfter: out.NotAfter}, nil
+	return Session{
+		Address: address, Domain: domain, CASHA256: s.fingerprint(), User: out.User, Session: out.Session, CertificateNotAfter: out.NotAfter,
+	}, nil
 }
 
 // fingerprint reads a SHA-256 as people write it.

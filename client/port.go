@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -27,6 +28,9 @@ func ParsePort(s string) (Port, error) {
 	if !ok || service == "" || at == "" {
 		return Port{}, fmt.Errorf("%.200q is not a published port: want SERVICE:[HOST:]PORT or SERVICE:/PATH", s)
 	}
+	if rule := wrongName(service); rule != "" {
+		return Port{}, fmt.Errorf("%.200q is not a published port: the Service %.100q %s", s, service, rule)
+	}
 	p := Port{Service: api.ServiceName(service), Network: "tcp"}
 	if path, ok := strings.CutPrefix(at, "unix:"); ok || strings.HasPrefix(at, "/") {
 		if path == "" && ok {
@@ -49,10 +53,40 @@ func ParsePort(s string) (Port, error) {
 		port = strconv.FormatUint(n, 10)
 	}
 	if host == "" {
-		return Port{}, fmt.Errorf("%.200q names no host: want SERVICE:PORT for this machine alone, or 0.0.0.0 or [::] for all addresses", s)
+		return Port{}, fmt.Errorf("%.200q names no host: want SERVICE:PORT for this machine alone, 0.0.0.0 for all addresses of IPv4, or [::] for those of IPv6", s)
 	}
 	p.Address = net.JoinHostPort(host, port)
 	return p, nil
+}
+
+// wrongName returns the rule that the name of a Service breaks, or "".
+func wrongName(service string) string {
+	var found api.Problems
+	s := api.Service{Head: api.Head{Metadata: api.Metadata{Name: service}}}
+	s.Validate(&found)
+	for _, p := range found.List {
+		if p.Pointer == "/metadata/name" {
+			return p.Rule
+		}
+	}
+	return ""
+}
+
+// network returns what net is to listen at: an address of IPv4 is not one of IPv6
+// too, as net takes 0.0.0.0 to be.
+func (p Port) network() string {
+	host, _, err := net.SplitHostPort(p.Address)
+	if err != nil || p.Network != "tcp" {
+		return p.Network
+	}
+	ip, err := netip.ParseAddr(host)
+	switch {
+	case err != nil:
+		return "tcp"
+	case ip.Is4():
+		return "tcp4"
+	}
+	return "tcp6"
 }
 
 // String returns the Port as ParsePort reads it.

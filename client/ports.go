@@ -35,6 +35,7 @@ type Ports struct {
 	mu      sync.Mutex
 	open    []*port
 	down    bool // the cluster could not be reached when it was last tried
+	trouble string
 	serving sync.WaitGroup
 }
 
@@ -93,6 +94,20 @@ func (p *Ports) List() []Port {
 	return list
 }
 
+// Trouble returns the last refusal, or the last connection that was cut, in
+// words; "" if there was none.
+func (p *Ports) Trouble() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.trouble
+}
+
+func (p *Ports) setTrouble(format string, args ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.trouble = fmt.Sprintf(format, args...)
+}
+
 // Wait returns when no port is served and no connection is open: some time after
 // the contexts of all calls of Publish are done.
 func (p *Ports) Wait() {
@@ -105,7 +120,7 @@ func (p *Ports) Wait() {
 // more is replaced.
 func listen(ctx context.Context, p Port) (net.Listener, error) {
 	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, p.Network, p.Address)
+	l, err := lc.Listen(ctx, p.network(), p.Address)
 	if p.Network != "unix" {
 		return l, err
 	}
@@ -195,6 +210,7 @@ func (p *Ports) relay(ctx context.Context, o Port, local, stream net.Conn) {
 		stop := <-started
 		stop()
 		if reset, ok := errors.AsType[*tunnel.ResetError](r.Err); ok && r.Reason == relay.UpstreamReset {
+			p.setTrouble("a connection to %s was cut: %s", o.Service, reset.Reason)
 			p.Log.Warn("a connection was cut", "service", o.Service, "reason", reset.Reason)
 		}
 	})
@@ -204,13 +220,16 @@ func (p *Ports) relay(ctx context.Context, o Port, local, stream net.Conn) {
 // tell says why there was no connection to a Service.
 func (p *Ports) tell(o Port, err error) {
 	if e, ok := errors.AsType[*api.Error](err); ok {
+		words := e.Message
 		log := p.Log.With("service", o.Service, "code", string(e.Code))
 		if e.DecisionID != "" {
 			log = log.With("decision", e.DecisionID)
+			words += " (decision " + e.DecisionID + ")"
 		}
 		if e.Hint != "" {
 			log = log.With("hint", e.Hint)
 		}
+		p.setTrouble("no connection to %s: %s", o.Service, words)
 		log.Warn("no connection: " + e.Message)
 		return
 	}

@@ -119,9 +119,12 @@ func wantRefused(t *testing.T, p client.Port) {
 func TestPorts(t *testing.T) {
 	w := newWorld(t)
 	alice := w.user("alice")
-	for _, port := range []string{"echo:0", "echo:[::1]:0", "echo.default:localhost:0", "echo:unix:" + filepath.Join(t.TempDir(), "s")} {
+	for _, port := range []string{"echo:0", "echo:[::1]:0", "echo:0.0.0.0:0", "echo.default:localhost:0", "echo:unix:" + filepath.Join(t.TempDir(), "s")} {
 		t.Run(port, func(t *testing.T) {
 			p := publish(t, alice, newWords(), port)
+			if strings.HasPrefix(port, "echo:0.0.0.0:") && !strings.HasPrefix(p.Address, "0.0.0.0:") {
+				t.Errorf("it listens at %s: 0.0.0.0 is of IPv4", p.Address)
+			}
 			for range 3 {
 				exchange(t, dial(t, p))
 			}
@@ -270,6 +273,10 @@ func TestParsePort(t *testing.T) {
 		"nats":                  "",
 		"nats:":                 "",
 		":1":                    "",
+		"/x:1":                  "",
+		"x:1":                   "", // a name has two characters
+		"Nats:1":                "",
+		"nats.a1.b2:1":          "",
 		"nats:port":             "",
 		"nats:65536":            "",
 		"nats:-1":               "",

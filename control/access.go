@@ -114,13 +114,12 @@ func (c *call) who() (api.Ref, error) {
 // deny records a call that was refused. A record that cannot be kept changes
 // nothing for the caller, who is refused all the same.
 func (c *call) deny(ctx context.Context, d api.Decision, a api.APIFacts) {
-	if d.Subject.Session == nil && c.Refuse != nil {
-		facts := c.facts
-		facts.API = &a
-		c.Refuse(api.Refusal{Facts: facts, Reason: d.Reason, Words: d.Words})
+	rec := c.record(d, a, nil, nil)
+	if c.Refuse != nil {
+		c.Refuse(api.Refusal{Facts: *rec.Entry.Common.Facts, Reason: d.Reason, Words: d.Words, Record: rec})
 		return
 	}
-	if err := c.Audit.Append(context.WithoutCancel(ctx), c.record(d, a, nil, nil)); err != nil {
+	if err := c.Audit.Append(context.WithoutCancel(ctx), rec); err != nil {
 		c.Log.Error("a refused call to the API is not in the access log", "error", err)
 	}
 }

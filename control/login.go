@@ -61,7 +61,10 @@ func (c *call) login(limit *limiter) (any, error) {
 	ctx := c.r.Context()
 	// Strangers take no turn among the writers: first it is looked at without.
 	err = c.Store.View(ctx, func(r store.Reader) error {
-		_, _, err := c.admit(r, uid, hash)
+		_, user, err := c.admit(r, uid, hash)
+		if err == nil && in.User != "" && user.Metadata.Name != in.User {
+			return api.Errorf(api.CodeConflict, "the token is of User %s, not of %s", user.Metadata.Name, in.User)
+		}
 		return err
 	})
 	var out api.LoginResponse

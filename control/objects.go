@@ -106,15 +106,17 @@ func (c *call) remove(who api.Ref, k api.Key, allowLockout bool) (api.Revision, 
 	if err != nil {
 		return api.Revision{}, err
 	}
-	// Whoever ends the Session that he calls with knows what he does.
-	own := k.Kind == api.KindSession && k.Name == who.Name
-	lockout := c.lockout(who, allowLockout || own)
+	lockout := c.lockout(who, allowLockout)
 	rev, err := c.Store.Update(ctx, who.Name, func(tx store.Tx) error {
 		gone, err := deleteAll(tx, k)
 		if err != nil {
 			return err
 		}
-		if err := lockout(tx); err != nil {
+		var keys []api.Key
+		for _, o := range gone {
+			keys = append(keys, o.Header().Key())
+		}
+		if err := lockout(tx, keys); err != nil {
 			return err
 		}
 		var recs []*api.AccessLog
@@ -233,7 +235,7 @@ func (c *call) logout() (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = c.remove(who, api.Key{Group: api.GroupCore, Kind: api.KindSession, Name: who.Name}, false)
+	_, err = c.remove(who, api.Key{Group: api.GroupCore, Kind: api.KindSession, Name: who.Name}, true) // he knows what he does
 	return api.Empty{}, err
 }
 

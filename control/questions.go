@@ -1,6 +1,7 @@
 package control
 
 import (
+	"slices"
 	"strings"
 
 	"cardea/api"
@@ -87,12 +88,18 @@ func (c *call) kill() (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !slices.ContainsFunc(c.Conns.List(), func(x api.Connection) bool { return x.ID == id }) {
+		return nil, api.NotFound(k)
+	}
+	// What cannot be recorded does not happen.
 	if err := c.append(c.r.Context(), []*api.AccessLog{c.record(d, about(verbDelete, k), nil, nil)}); err != nil {
 		return nil, err
 	}
-	if !c.Conns.Kill(k.Name) {
-		return nil, api.NotFound(k)
+	by := d.Subject.Session.Name
+	if d.Subject.User != nil {
+		by = d.Subject.User.Name + " (Session " + by + ")"
 	}
+	c.Conns.Kill(id, by)
 	return api.Empty{}, nil
 }
 

@@ -78,8 +78,9 @@ type Keeper interface {
 // Conns is the registry of live connections.
 type Conns interface {
 	List() []api.Connection
-	// Kill cuts the connection of that id, and reports whether there was one.
-	Kill(id string) bool
+	// Kill cuts the connection of that id, and reports whether there was one. by
+	// says who wants it, for the log.
+	Kill(id, by string) bool
 }
 
 // Logs is the access log, for reading.

@@ -122,7 +122,7 @@ type connections struct{ list []api.Connection }
 
 func (c *connections) List() []api.Connection { return c.list }
 
-func (c *connections) Kill(id string) bool {
+func (c *connections) Kill(id, _ string) bool {
 	for i, x := range c.list {
 		if x.ID == id {
 			c.list = append(c.list[:i:i], c.list[i+1:]...)

@@ -65,6 +65,16 @@ type draft struct {
 	pending map[api.Key]bool
 }
 
+// written returns the keys of what changes.
+func (d *draft) written() (keys []api.Key) {
+	for _, doc := range d.documents {
+		if doc.action != api.ActionUnchanged {
+			keys = append(keys, doc.key())
+		}
+	}
+	return keys
+}
+
 // read decodes documents and finds what is wrong with each alone.
 func read(raw []json.RawMessage) *draft {
 	d := &draft{pending: map[api.Key]bool{}}
@@ -119,7 +129,7 @@ func (c *call) write(who api.Ref, raw []json.RawMessage, opt options) (*draft, a
 			if err := c.transact(tx, d, checked, who, opt); err != nil {
 				return err
 			}
-			if err := lockout(tx); err != nil {
+			if err := lockout(tx, d.written()); err != nil {
 				return err
 			}
 			if opt.dryRun {
@@ -260,6 +270,10 @@ func (c *call) merge(r store.Reader, doc *document, who api.Ref, opt options, p,
 		if opt.only == api.ActionConfigured {
 			return api.NotFound(doc.key())
 		}
+		if sent != "" {
+			conflict.Add("/metadata/resourceVersion", "must be left out to create it: it does not exist, or was deleted since it was read", sent)
+			return nil
+		}
 		h.UID, h.ResourceVersion, h.IsSystem = newUID(), newVersion(), false
 		h.CreatedAt, h.UpdatedAt, h.ActorRef = now, now, &who
 		setStatus(doc.after, nil)
@@ -352,21 +366,26 @@ func (c *call) seal(o, before api.Object, p *api.Problems) error {
 	return nil
 }
 
-// lockout returns a check of a proposed state: that the caller may still write
-// policies, if that is so now, and unless it is allowed to end.
-func (c *call) lockout(who api.Ref, allowed bool) func(store.Reader) error {
-	none := func(store.Reader) error { return nil }
+// lockout returns a check of a proposed state in which keys are written: that the
+// caller may still write policies, if that is so now, and unless it is allowed to
+// end.
+func (c *call) lockout(who api.Ref, allowed bool) func(r store.Reader, keys []api.Key) error {
+	none := func(store.Reader, []api.Key) error { return nil }
 	if c.Proposed == nil || allowed {
 		return none
 	}
 	ctx := c.r.Context()
 	a := about(verbUpdate, api.Key{Kind: api.KindPolicy})
-	if d, err := c.decide(ctx, a); err != nil || !d.Allowed() {
+	now, err := c.decide(ctx, a)
+	if err != nil || !now.Allowed() {
 		return none
 	}
 	facts := c.facts
 	facts.API = &a
-	return func(r store.Reader) error {
+	return func(r store.Reader, keys []api.Key) error {
+		if !slices.ContainsFunc(keys, func(k api.Key) bool { return slices.Contains(now.DependsOn, k) }) {
+			return nil // a decision hangs on nothing but what it names
+		}
 		d, err := c.Proposed(ctx, r, api.Request{Service: api.APIService, Session: who.UID, Facts: &facts, Now: c.Now()})
 		if err != nil {
 			return fmt.Errorf("decide on the proposed state: %w", err)
@@ -374,7 +393,7 @@ func (c *call) lockout(who api.Ref, allowed bool) func(store.Reader) error {
 		if d.Allowed() {
 			return nil
 		}
-		e := api.Errorf(api.CodeConflict, "nothing was written: afterwards your Session could no longer write policies")
+		e := api.Errorf(api.CodeConflict, "nothing was written: afterwards your Session could no longer write policies (%s)", d.Words)
 		e.Hint = "use --allow-lockout if that is what you want"
 		return e
 	}

@@ -22,6 +22,7 @@ type Conn struct {
 	ID string
 
 	gate    *Gate
+	handled bool // by a Handler
 	arrival api.Arrival
 	facts   *api.Facts
 	ctx     context.Context // done when the connection is over or cut
@@ -91,10 +92,11 @@ func (d *Denied) Error() string { return "denied: " + d.Verdict.Words }
 func (d *Denied) Unwrap() error { return ErrDenied }
 
 // Authorize asks whether the client may do one unit of work now: the connection
-// itself, the first time; a request, a query or a channel after that. Before it
-// returns a Grant, the decision is registered, so that every later change
-// reaches it, and the START of the connection is in the log. If the log cannot
-// be written nobody gets in. The error is a *Denied.
+// itself, the first time, which must have returned before the next begins; a
+// request, a query or a channel after that. Before it returns a Grant, the
+// decision is registered, so that every later change reaches it, and the START of
+// the connection is in the log. If the log cannot be written nobody gets in. The
+// error is a *Denied.
 func (c *Conn) Authorize(ctx context.Context, ask Ask) (*Grant, error) {
 	req := api.Request{Service: c.arrival.Service, Evidence: c.arrival.Evidence, Facts: c.facts}
 	if ask.Evidence != nil {
@@ -103,30 +105,41 @@ func (c *Conn) Authorize(ctx context.Context, ask Ask) (*Grant, error) {
 	if ask.Facts != nil {
 		req.Facts = ask.Facts
 	}
-	d := c.gate.decide(ctx, req)
-	if !d.Allowed() {
-		return nil, c.deny(d)
-	}
-	// Later questions are about the Session, whatever became of the evidence.
-	req.Evidence, req.Session = api.Evidence{}, d.Subject.Session.UID
-	grant := newGrant(c, req, d)
 	c.mu.Lock()
-	opened := c.first == nil
-	if opened {
-		c.first, c.startedAt = grant, time.Now()
-	}
+	opens := c.first == nil
 	c.mu.Unlock()
-	c.gate.registry.add(grant, opened)
-	c.gate.catchUp(ctx, grant)
-	if opened {
-		if err := c.append(c.record(api.LogStart, &d, nil)); err != nil {
-			c.abandon()
-			c.gate.registry.remove(grant)
-			return nil, c.unavailable(d, "the access log cannot be written: "+err.Error())
+	unit := c.units.Add(1)
+	// A change that is told between decision and registration would reach nobody:
+	// then it is decided anew.
+	for range maxOvertaken {
+		d := c.gate.decide(ctx, req)
+		if !d.Allowed() {
+			return nil, c.deny(d)
 		}
+		grant := newGrant(c, unit, opens, req, d)
+		if opens {
+			c.mu.Lock()
+			c.first, c.startedAt = grant, time.Now()
+			c.mu.Unlock()
+		}
+		if atLeast, ok := c.gate.registry.add(grant); !ok {
+			req.AtLeast = atLeast
+			continue
+		}
+		if opens {
+			if err := c.append(c.record(api.LogStart, &d, nil)); err != nil {
+				c.abandon()
+				c.gate.registry.remove(grant)
+				return nil, c.unavailable(d, "the access log cannot be written: "+err.Error())
+			}
+		}
+		return grant, nil
 	}
-	return grant, nil
+	return nil, c.deny(api.Decision{ID: api.NewID(), Effect: api.Deny, Reason: api.ReasonError, Words: "decisions were overtaken by changes, one after the other"})
 }
+
+// maxOvertaken is how often a decision may be overtaken by changes.
+const maxOvertaken = 10
 
 // decide asks, and turns everything that is not an answer into a denial.
 func (g *Gate) decide(ctx context.Context, req api.Request) api.Decision {
@@ -146,13 +159,13 @@ func (g *Gate) decide(ctx context.Context, req api.Request) api.Decision {
 	return d
 }
 
-// deny records a refusal and says what the caller may be told.
+// deny records a refusal and says what the caller may be told. The record is made
+// by the recorder of refusals: whoever is refused again and again must not push
+// the rest out of the log.
 func (c *Conn) deny(d api.Decision) error {
-	if err := c.append(c.record(api.LogDenied, &d, nil)); err != nil {
-		c.gate.Log.Error("a refusal could not be recorded", "service", c.arrival.Service, "error", err)
-	}
+	c.gate.Refuse(api.Refusal{Facts: *c.facts, Reason: d.Reason, Words: d.Words, Record: c.record(api.LogDenied, &d, nil)})
 	c.mu.Lock()
-	if c.first == nil {
+	if c.first == nil || !c.gate.registry.holds(c.first) {
 		c.ended = true // DENIED is the whole story
 	}
 	c.mu.Unlock()
@@ -179,6 +192,8 @@ func verdictOf(d *api.Decision) api.Verdict {
 	v := api.Verdict{Code: api.VerdictDenied}
 	switch d.Reason {
 	case api.ReasonUnauthenticated, api.ReasonKeyMismatch:
+	case api.ReasonKilled:
+		v.DecisionID, v.Words = d.ID, "an administrator ended the connection"
 	case api.ReasonError:
 		v.Code, v.DecisionID, v.Words = api.VerdictUnavailable, d.ID, "no decision could be had; try again"
 	case api.ReasonNoSession, api.ReasonSessionExpired:
@@ -211,9 +226,8 @@ func (c *Conn) Relay(up net.Conn) {
 	if g, ok := up.(*granted); ok {
 		up = g.Conn
 	}
-	c.mu.Lock()
-	limits := relay.Limits(c.first.held.Limits)
-	c.mu.Unlock()
+	d := c.gate.registry.decision(c.first)
+	limits := relay.Limits(d.Limits)
 	live := c.gate.Engine.Start(relay.Pair{Client: c.leg(), Upstream: up, Limits: limits}, c.relayed)
 	c.mu.Lock()
 	c.live = live
@@ -250,35 +264,29 @@ func (c *Conn) cut(why relay.Reason, words string, by *api.Decision) {
 		live.Cut(why)
 		return
 	}
-	// Still deciding, connecting, or in the hands of a Handler.
+	// Still deciding or connecting: the goroutine that does it ends the connection.
+	// Here nothing is written to the client, who may not read.
 	c.cancel(context.Canceled)
-	c.refuse()
-}
-
-// refuse closes a connection that is not relayed, so that the client can tell it
-// from one that was served.
-func (c *Conn) refuse() {
-	c.mu.Lock()
-	e := c.ending
-	told := c.told
-	c.mu.Unlock()
-	if e.reason == relay.Revoked && !told {
-		v := api.Verdict{Code: api.VerdictDenied, Words: "the connection was ended"}
-		if e.by != nil {
-			v = verdictOf(e.by)
-		}
-		c.verdict(v)
+	if c.handled {
+		relay.Reset(c.leg(), why) // its Handler may wait for the client
 	}
-	relay.Reset(c.leg(), cmp.Or(e.reason, relay.Revoked))
 }
 
 // finish closes what a Handler, or opaque, has left: err is what it returned.
 func (c *Conn) finish(err error) {
 	c.mu.Lock()
-	live, first := c.live, c.first
+	live, first, cut := c.live, c.first, c.ending
 	c.mu.Unlock()
 	if live != nil {
 		return // the relay ends it
+	}
+	if cut.reason != "" {
+		if cut.by != nil {
+			c.verdict(verdictOf(cut.by))
+		}
+		relay.Reset(c.leg(), cut.reason)
+		c.end(cut)
+		return
 	}
 	e := ending{reason: relay.ClientClosed}
 	var denied *Denied

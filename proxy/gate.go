@@ -58,17 +58,23 @@ type Handler interface {
 // method CloseReason() string, which says what the log shall call it.
 type DialFunc func(ctx context.Context, cfg *api.ServiceConfig) (net.Conn, error)
 
-// A Gate is the enforcement point of one process. Its exported fields must be
-// set before Run and not change afterwards.
-type Gate struct {
+// Rooms are what a Gate needs; all but those that say otherwise must be set.
+type Rooms struct {
 	Decider policy.Decider
 	Dial    DialFunc
 	Audit   audit.Log
-	Engine  relay.Engine
-	Modes   []Mode
-	Log     *slog.Logger
+	// Refuse records what was refused, whole or counted: see refusals.Recorder.
+	Refuse func(api.Refusal)
+	Engine relay.Engine
+	Modes  []Mode
+	Log    *slog.Logger
 	// AskTimeout bounds one question to the Decider; 0 is 5 seconds.
 	AskTimeout time.Duration
+}
+
+// A Gate is the enforcement point of one process.
+type Gate struct {
+	Rooms
 
 	mu       sync.Mutex
 	life     context.Context // of Run; nil before it and after it
@@ -77,6 +83,9 @@ type Gate struct {
 	owed     []*api.AccessLog // what the log could not take when it happened
 	arriving sync.WaitGroup   // goroutines of Arrive
 }
+
+// New returns a Gate; it starts nothing.
+func New(r Rooms) *Gate { return &Gate{Rooms: r, registry: newRegistry()} }
 
 // Set makes the Gate serve svc as it now is, from the next connection on. Live
 // connections keep what they have. Services of opaque modes need no Set.
@@ -158,12 +167,14 @@ func (g *Gate) Arrive(a api.Arrival) {
 	}
 	go func() {
 		defer g.arriving.Done()
-		g.serve(life, newConn(g, life, a), h)
+		c := newConn(g, life, a)
+		c.handled = h != nil
+		g.serve(c, h)
 	}()
 }
 
 // serve runs a connection until it is over or given to the relay.
-func (g *Gate) serve(ctx context.Context, c *Conn, h Handler) {
+func (g *Gate) serve(c *Conn, h Handler) {
 	defer c.cancel(nil)
 	var err error
 	if h != nil {
@@ -181,16 +192,17 @@ func (g *Gate) opaque(c *Conn) error {
 	if err != nil {
 		return err
 	}
-	if m, ok := g.mode(grant.held.Subject.Mode); !ok || !m.Opaque {
+	d := g.registry.decision(grant)
+	if m, ok := g.mode(d.Subject.Mode); !ok || !m.Opaque {
 		// A Service of a mode that looks into its traffic must never be carried
 		// blindly, also not while its Handler is on its way here.
-		return &api.Error{Code: api.CodeUnavailable, Message: fmt.Sprintf("mode %s is not served here", grant.held.Subject.Mode)}
+		return &api.Error{Code: api.CodeUnavailable, Message: fmt.Sprintf("mode %s is not served here", d.Subject.Mode)}
 	}
 	up, err := grant.Dial(c.ctx)
 	if err != nil {
 		return err
 	}
-	if err := c.verdict(api.Verdict{Code: api.VerdictOK, DecisionID: grant.held.ID}); err != nil {
+	if err := c.verdict(api.Verdict{Code: api.VerdictOK, DecisionID: d.ID}); err != nil {
 		relay.Reset(up, relay.ClientReset)
 		return errClientGone
 	}

@@ -26,15 +26,20 @@ type Grant struct {
 	req      api.Request // the question, to be asked again
 	held     api.Decision
 	granted  time.Time // when held was answered
-	doubt    bool      // a change named it and it could not be asked again
+	doubt    bool      // a change named it, and it has not been asked again
+	waiting  bool      // it is in the queue
+	asking   bool      // its question is being answered
+	again    bool      // … and a change was told meanwhile
 	until    int       // place in the heap of expiries; -1 if not there
 	dialled  []net.Conn
 	finished bool
 }
 
-func newGrant(c *Conn, req api.Request, d api.Decision) *Grant {
+func newGrant(c *Conn, unit int64, opens bool, req api.Request, d api.Decision) *Grant {
 	now := time.Now()
-	return &Grant{conn: c, unit: c.units.Add(1), req: req, held: d, granted: now, since: now, done: make(chan struct{}), until: -1}
+	// Later questions are about the Session, whatever becomes of the evidence.
+	req.Evidence, req.Session = api.Evidence{}, d.Subject.Session.UID
+	return &Grant{conn: c, unit: unit, opens: opens, req: req, held: d, granted: now, since: now, done: make(chan struct{}), until: -1}
 }
 
 // id returns the id of the decision, "" for no Grant.

@@ -48,22 +48,22 @@ func (g *Gate) settle(ctx context.Context) {
 func (c *Conn) record(t api.LogType, d *api.Decision, e *ending) *api.AccessLog {
 	now := time.Now().UTC()
 	c.mu.Lock()
-	started, upstream, first := c.startedAt.UTC(), c.upstream, c.first
+	started, upstream := c.startedAt.UTC(), c.upstream
 	c.mu.Unlock()
 	s := d.Subject
 	common := api.AccessLogCommon{
 		ConnectionID: c.ID, StartedAt: started,
 		IsAuthenticated: s.Session != nil, IsAuthorized: t != api.LogDenied, Status: api.StatusAllowed, Mode: s.Mode,
 		Reason:     &api.LogReason{Type: d.Reason, Rule: d.Rule, Words: clip(d.Words)},
-		DecisionID: d.ID, Revision: d.Revision, ConfigName: configName(d), Facts: c.facts, Upstream: upstream,
+		DecisionID: d.ID, Revision: d.Revision, ConfigName: configName(d.Config), Facts: c.facts, Upstream: upstream,
 		NamespaceRef: s.Namespace, RegionRef: s.Region, ServiceRef: s.Service, SessionRef: s.Session, UserRef: s.User,
 	}
 	info := &api.TCPInfo{Type: t}
 	switch t {
 	case api.LogDenied:
 		common.Status, common.EndedAt = api.StatusDenied, now
-		if first != nil {
-			common.Sequence = c.units.Load() + 1
+		if n := c.units.Load(); n > 1 {
+			common.Sequence = n
 		}
 		if s.Service == nil {
 			// What was asked for, although it may not exist.

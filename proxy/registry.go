@@ -27,33 +27,135 @@ type registry struct {
 	watched map[*Grant]struct{}
 	// expiries are the Grants whose decision ends at a known time, soonest first.
 	expiries expiries
-	// sooner wakes the renewer when an expiry comes before all others.
+	// sooner wakes the clock when an expiry comes before all others.
 	sooner chan struct{}
-	// seen is the revision of the last Change that was worked through.
+	// queue are the Grants to be asked for again, each once; queued wakes an asker.
+	queue  []*Grant
+	queued chan struct{}
+	// seen is the revision of the last Change that was told: no decision on older
+	// data is held without its question being in the queue.
 	seen api.Revision
 	// fresh is when the Decider last said that what no change named still holds.
 	fresh time.Time
 }
 
-func (r *registry) init() {
-	if r.held == nil {
-		r.byID, r.held = map[string]*Conn{}, map[*Grant]struct{}{}
-		r.index, r.watched = map[api.Key]map[*Grant]struct{}{}, map[*Grant]struct{}{}
-		r.sooner = make(chan struct{}, 1)
+func newRegistry() registry {
+	return registry{
+		byID: map[string]*Conn{}, held: map[*Grant]struct{}{}, index: map[api.Key]map[*Grant]struct{}{}, watched: map[*Grant]struct{}{},
+		sooner: make(chan struct{}, 1), queued: make(chan struct{}, 1),
 	}
 }
 
-// add registers a decision that is held from now on.
-func (r *registry) add(g *Grant, opens bool) {
+// begin notes that the Decider was asked to tell of changes.
+func (r *registry) begin(now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.init()
-	g.opens = opens
-	if opens {
+	r.fresh = now
+}
+
+func (r *registry) revision() api.Revision {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.seen
+}
+
+// add registers a decision that is held from now on, unless a change was told
+// since it was made: then it returns the revision to decide on, and false.
+func (r *registry) add(g *Grant) (atLeast api.Revision, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if g.held.Revision.Compare(r.seen) < 0 {
+		return r.seen, false
+	}
+	if g.opens {
 		r.byID[g.conn.ID] = g.conn
 	}
 	r.held[g] = struct{}{}
 	r.enter(g)
+	return r.seen, true
+}
+
+// change queues what hangs on the keys of a Change.
+func (r *registry) change(c api.Change, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c.All || c.Revision.Compare(r.seen) > 0 {
+		r.seen = c.Revision
+	}
+	r.fresh = now
+	if c.All {
+		for g := range r.held {
+			r.enqueue(g)
+		}
+		return
+	}
+	for _, k := range c.Keys {
+		for g := range r.index[k] {
+			r.enqueue(g)
+		}
+	}
+}
+
+// enqueue puts g into the queue. From here to the answer no heartbeat prolongs
+// its lease. r.mu is held.
+func (r *registry) enqueue(g *Grant) {
+	if !g.doubt {
+		g.granted, g.doubt = later(g.granted, r.fresh), true
+		r.watched[g] = struct{}{}
+	}
+	if g.asking {
+		g.again = true // what is being answered may be older
+		return
+	}
+	if !g.waiting {
+		g.waiting = true
+		r.queue = append(r.queue, g)
+		r.wake()
+	}
+}
+
+// wake wakes an asker, if all sleep. r.mu is held.
+func (r *registry) wake() {
+	select {
+	case r.queued <- struct{}{}:
+	default:
+	}
+}
+
+// next takes a Grant out of the queue: its question, and the config that it has.
+// It returns nil if the queue is empty. Each Grant is asked for by one asker at
+// a time, so that answers are in the order of the questions.
+func (r *registry) next() (*Grant, api.Request, *api.ServiceConfig) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for len(r.queue) > 0 {
+		g := r.queue[0]
+		r.queue[0] = nil
+		r.queue = r.queue[1:]
+		g.waiting = false
+		if g.finished {
+			continue
+		}
+		if len(r.queue) > 0 {
+			r.wake() // another asker
+		}
+		g.asking, g.again = true, false
+		req := g.req
+		req.AtLeast = r.seen
+		return g, req, g.held.Config
+	}
+	return nil, api.Request{}, nil
+}
+
+// answered notes that the question of g is answered, or cannot be. It puts g
+// back into the queue if a change was told meanwhile. r.mu is held.
+func (r *registry) answered(g *Grant) {
+	g.asking = false
+	if g.again && !g.finished {
+		g.again, g.waiting = false, true
+		r.queue = append(r.queue, g)
+		r.wake()
+	}
 }
 
 // enter puts what g holds into the indices.
@@ -133,28 +235,80 @@ func (r *registry) forget(c *Conn) {
 }
 
 // replace puts the answer to a repeated question in the place of the one that
-// was held. It reports false if the Grant ended meanwhile.
-func (r *registry) replace(g *Grant, d api.Decision, asked time.Time) bool {
+// was held. If a change was told since it was made, nobody has looked whether it
+// hangs on that: it is asked again.
+func (r *registry) replace(g *Grant, d api.Decision, asked time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if g.finished {
-		return false
+	if !g.finished {
+		r.leave(g)
+		g.held, g.granted, g.doubt = d, asked, g.again
+		r.enter(g)
+		if d.Revision.Compare(r.seen) < 0 {
+			g.doubt, g.again = true, true
+		}
+		if g.doubt {
+			r.watched[g] = struct{}{}
+		}
 	}
-	r.leave(g)
-	g.held, g.granted, g.doubt = d, asked, false
-	r.enter(g)
-	return true
+	r.answered(g)
 }
 
-// doubt marks a Grant that a change named and that could not be asked again: no
-// heartbeat prolongs its lease any more.
+// doubt notes that the question of g could not be answered: it stays in doubt,
+// and is asked again at the next tick.
 func (r *registry) doubt(g *Grant) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !g.doubt && !g.finished {
+	if !g.finished && !g.doubt {
 		g.granted, g.doubt = later(g.granted, r.fresh), true
 		r.watched[g] = struct{}{}
 	}
+	r.answered(g)
+}
+
+// lapsed returns the Grants whose lease has ended, and queues those that read the
+// clock, are in doubt, or are not prolonged by heartbeats.
+func (r *registry) lapsed(now time.Time) (over []*Grant) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	look := r.watched
+	if now.Sub(r.fresh) > 3*tick { // no heartbeat: leases are renewed one by one
+		look = r.held
+	}
+	for g := range look {
+		end := r.leaseEnd(g)
+		switch {
+		case now.After(end):
+			over = append(over, g)
+		case g.asking: // patience
+		case g.doubt || g.held.TimeBound || end.Sub(now) < g.held.Lease/2:
+			r.enqueue(g)
+		}
+	}
+	return over
+}
+
+// expired returns the Grants whose decision said that it ends by now. Had it been
+// prolonged, a change would have told so.
+func (r *registry) expired(now time.Time) (over []*Grant) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	wall := now.Round(0) // an expiry is a point of time, not a distance
+	for len(r.expiries) > 0 && !r.expiries[0].held.Until.Round(0).After(wall) {
+		over = append(over, heap.Pop(&r.expiries).(*Grant))
+	}
+	return over
+}
+
+// untilNext is how long the clock may sleep: to its tick, or to the next expiry.
+func (r *registry) untilNext(now, tick time.Time) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	wait := tick.Sub(now)
+	if len(r.expiries) > 0 {
+		wait = min(wait, r.expiries[0].held.Until.Round(0).Sub(now.Round(0)))
+	}
+	return max(wait, 0)
 }
 
 func later(a, b time.Time) time.Time {
@@ -171,6 +325,14 @@ func (r *registry) leaseEnd(g *Grant) time.Time {
 		from = later(from, r.fresh)
 	}
 	return from.Add(g.held.Lease)
+}
+
+// holds reports whether g is registered.
+func (r *registry) holds(g *Grant) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.held[g]
+	return ok
 }
 
 // decision returns the decision that g holds.
@@ -200,23 +362,6 @@ func (r *registry) undialled(g *Grant, up net.Conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	g.dialled = slices.DeleteFunc(g.dialled, func(c net.Conn) bool { return c == up })
-}
-
-// naming returns the Grants that hang on one of keys, all of them if all is set.
-func (r *registry) naming(keys []api.Key, all bool) []*Grant {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if all {
-		return slices.Collect(maps.Keys(r.held))
-	}
-	if len(keys) == 1 {
-		return slices.Collect(maps.Keys(r.index[keys[0]]))
-	}
-	set := map[*Grant]struct{}{}
-	for _, k := range keys {
-		maps.Copy(set, r.index[k])
-	}
-	return slices.Collect(maps.Keys(set))
 }
 
 // conns returns every live connection, the oldest first.
@@ -267,16 +412,18 @@ func (g *Gate) List() []api.Connection {
 	return list
 }
 
-// Kill cuts a connection; false if there is none of that id. Who wanted it is in
-// the record of the API call.
-func (g *Gate) Kill(id string) bool {
+// Kill cuts a connection; false if there is none of that id. by says who wants
+// it, for the log.
+func (g *Gate) Kill(id, by string) bool {
 	g.registry.mu.Lock()
 	c := g.registry.byID[id]
 	g.registry.mu.Unlock()
 	if c == nil {
 		return false
 	}
-	c.cut(relay.Revoked, "ended by hand", nil)
+	d := g.registry.decision(c.first)
+	d.Effect, d.Reason, d.Words, d.Rule = api.Deny, api.ReasonKilled, "ended by "+by, nil
+	c.cut(relay.Revoked, d.Words, &d)
 	return true
 }
 

@@ -4,10 +4,16 @@
 //
 // Two promises hold for every engine. A half-close is passed on and lasts as
 // long as the peers want, within the limits. A reset is passed on as a reset:
-// what was cut short never looks finished to either peer.
+// what was cut short never looks finished to either peer. That holds also for a
+// side that has half-closed: it is not read any more, but watched, so that one
+// that then aborts or dies does not keep the other side waiting. The kernel
+// watches a TCP connection (for one whose peer has died in silence only with
+// keepalive, which is the business of who accepts or dials it); any other stream
+// must be a [Watcher].
 //
 // Streams are net.Conn. What a plain net.Conn cannot say is said by small
-// optional interfaces: [CloseWriter], [Resetter], [Layered], [Transparent].
+// optional interfaces: [CloseWriter], [Resetter], [Watcher], [Layered],
+// [Transparent].
 package relay
 
 import (
@@ -104,8 +110,21 @@ type Resetter interface {
 	Reset(reason string) error
 }
 
+// Watcher is a stream that can tell that its peer has aborted it, or was lost,
+// after the end of file, when Read has no more to say.
+type Watcher interface {
+	// WaitReset may be called after Read has returned io.EOF. It waits as long as
+	// the stream may still be aborted, which is as long as the peers want, and
+	// returns an error when it was: by the peer, or by Close or Reset at this
+	// end, which wake it. It returns nil when that cannot happen, or cannot be
+	// told, any more. Until it has returned there must be no call of Read, and a
+	// deadline for reading that passes may make it fail.
+	WaitReset() error
+}
+
 // Layered is a stream over another, as tls.Conn is. A reset must strike what is
-// beneath, because the upper layer's Close says goodbye first.
+// beneath, because the upper layer's Close says goodbye first. What lies beneath
+// also tells of the peer's reset, unless the Layered stream is a Watcher itself.
 type Layered interface {
 	NetConn() net.Conn
 }

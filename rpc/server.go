@@ -12,6 +12,7 @@ import (
 	"mime"
 	"net/http"
 	"strings"
+	"time"
 
 	"cardea/api"
 )
@@ -105,7 +106,8 @@ func Fail(w http.ResponseWriter, err error, log *slog.Logger) {
 
 // Lines sends what seq yields as JSON lines, each as soon as it is there. An
 // error cuts the connection, so that the caller cannot take what it got for the
-// whole; log holds the details.
+// whole; log holds the details. A caller who does not take a line for lineTimeout
+// is given up.
 func Lines[T any](w http.ResponseWriter, seq iter.Seq2[T, error], log *slog.Logger) {
 	head(w)
 	out := http.NewResponseController(w)
@@ -118,8 +120,12 @@ func Lines[T any](w http.ResponseWriter, seq iter.Seq2[T, error], log *slog.Logg
 			log.Error("an answer of lines was cut", "error", err)
 			panic(http.ErrAbortHandler)
 		}
+		// A server may bound its answers; this one is as long as its caller wants.
+		out.SetWriteDeadline(time.Now().Add(lineTimeout))
 		if enc.Encode(v) != nil || out.Flush() != nil {
 			return
 		}
 	}
 }
+
+const lineTimeout = 30 * time.Second

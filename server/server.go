@@ -132,11 +132,12 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 		Hosts: h.settings.hosts, Allow: h.settings.allow, Own: h.listeners,
 		Loopback: isLoopback(h.socket.Addr()), Log: cfg.Log,
 	}
-	h.gate = &proxy.Gate{
-		Decider: h.decider, Dial: upstreams.Dial, Audit: h.journal, Engine: relaycopy.New(), Modes: mode.All(), Log: cfg.Log,
-	}
+	h.gate = proxy.New(proxy.Rooms{
+		Decider: h.decider, Dial: upstreams.Dial, Audit: h.journal, Refuse: h.refusals.Refuse, Engine: relaycopy.New(),
+		Modes: mode.All(), Log: cfg.Log,
+	})
 	h.control = &control.Server{
-		Domain: cfg.Domain, Store: h.store, Decider: h.decider, Explainer: h.decider, Await: h.await, Check: local.Check,
+		Domain: cfg.Domain, Store: h.store, Decider: h.decider, Explainer: h.decider, Await: h.await, Check: local.Check, Proposed: h.decider.Propose,
 		Keeper: keeper, Authority: h.authority, Verifier: sessions,
 		Conns: h.gate, Logs: h.journal, Audit: h.journal, Refuse: h.refusals.Refuse, Log: cfg.Log, Now: time.Now,
 	}
@@ -187,7 +188,7 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	if err != nil {
 		return err
 	}
-	web := newWeb(h.control.Handler(), h.cfg.Log)
+	web := newWeb(h.control.Handler(), descriptors(), h.cfg.Log)
 	start(web.run, h.expirer.Run)
 	tunnels := &tls.Server{
 		Handler: arrivals{h.gate, h.refusals}, Domain: h.cfg.Domain, Certificate: h.authority.ServerCertificate,

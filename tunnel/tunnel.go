@@ -62,6 +62,18 @@ type Conn interface {
 	Reset(reason string) error
 }
 
+// A Watcher is a Conn that can tell that its peer has cut it, or was lost, after
+// the end of file, when Read has no more to say. A Conn that is none leads down to
+// its TCP connection by NetConn() net.Conn, and the kernel can tell.
+type Watcher interface {
+	// WaitReset may be called after Read has returned io.EOF. It waits as long as
+	// the stream may still be cut, and returns an error when it was: by the peer,
+	// as Read would, or by Close or Reset at this end, which wake it. It returns
+	// nil when the peer can only close any more. Until it has returned there must
+	// be no call of Read, and a deadline for reading that passes may make it fail.
+	WaitReset() error
+}
+
 // A Teller is the conn of an Arrival that can tell the peer what became of its
 // request.
 type Teller interface {

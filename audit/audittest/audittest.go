@@ -34,7 +34,7 @@ func Run(t *testing.T, open func(t *testing.T) Subject) {
 		{"the caller may change a record after Append", noAlias},
 		{"records of one caller keep their order", order},
 		{"records of one call stay together", groups},
-		{"an incomplete record is refused, with its group", incomplete},
+		{"a malformed record is refused, with its group", malformed},
 		{"an error means that nothing is kept", broken},
 		{"a context that is done keeps nothing", cancelled},
 		{"a query gives what matches", query},
@@ -200,16 +200,20 @@ func groups(t *testing.T, s Subject) {
 	}
 }
 
-func incomplete(t *testing.T, s Subject) {
+func malformed(t *testing.T, s Subject) {
 	noID := Denied("b")
 	noID.Metadata.ID = ""
 	noTime := Denied("b")
 	noTime.Metadata.CreatedAt = time.Time{}
 	_, noConnection := Connection(time.Now())
 	noConnection.Entry.Common.ConnectionID = ""
-	for _, bad := range []*api.AccessLog{nil, {}, noID, noTime, noConnection} {
-		if err := s.Log.Append(t.Context(), Denied("a"), bad); err == nil {
-			t.Errorf("%+v was taken", bad)
+	noYear := Denied("b")
+	noYear.Entry.Common.EndedAt = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)
+	noJSON := Denied("b")
+	noJSON.Entry.Info.API = &api.APIInfo{Before: json.RawMessage(`{"a":`)}
+	for _, bad := range []*api.AccessLog{nil, {}, noID, noTime, noConnection, noYear, noJSON} {
+		if err := s.Log.Append(t.Context(), Denied("a"), bad); !errors.Is(err, audit.ErrMalformed) {
+			t.Errorf("Append of %+v returned %v, want ErrMalformed", bad, err)
 		}
 	}
 	if got := Collect(t, s.Reader, audit.Query{}); len(got) != 0 {

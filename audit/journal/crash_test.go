@@ -164,7 +164,7 @@ func checkCrashed(t *testing.T, rec *api.AccessLog) {
 }
 
 // write makes a journal with so many records, a head after each ten, and one
-// open connection.
+// open connection, whose process dies after the last head was kept.
 func write(t *testing.T, r *rig, records int) {
 	t.Helper()
 	j, err := open(t.Context(), r.Config, r.disk.create)
@@ -182,7 +182,15 @@ func write(t *testing.T, r *rig, records int) {
 		must(t, j.tail.write([]*entry{e}))
 		must(t, j.sign())
 	}
-	release(t, j)
+	must(t, j.keeper.keep(t.Context()))
+	die(t, j)
+}
+
+// die lets a journal go as a crash does.
+func die(t *testing.T, j *Journal) {
+	t.Helper()
+	must(t, j.keeper.close())
+	must(t, j.lock.Close())
 }
 
 // release lets a journal go that was never run.

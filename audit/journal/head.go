@@ -15,11 +15,14 @@ import (
 // Hash. With it, every line up to Seq is what it was at that time. It stands in
 // the very next line, so that this line is fixed by the signature too.
 type Head struct {
-	Seq       int64     `json:"seq"`
-	Hash      digest    `json:"hash"`
-	At        time.Time `json:"at"`
-	Segment   int64     `json:"segment"`   // of the line that holds the Head
-	Signature []byte    `json:"signature"` // Ed25519 (RFC 8032) over the encoding of the rest
+	Seq     int64     `json:"seq"`
+	Hash    digest    `json:"hash"`
+	At      time.Time `json:"at"`
+	Segment int64     `json:"segment"` // of the line that holds the Head
+	// Closed says that the journal ended cleanly with the line that holds the
+	// Head: nothing but another Head may follow upon it.
+	Closed    bool   `json:"closed,omitempty"`
+	Signature []byte `json:"signature"` // Ed25519 (RFC 8032) over the encoding of the rest
 }
 
 // message is what is signed: a name that no other use of the key has, then each
@@ -32,7 +35,11 @@ func (h *Head) message(instance string) []byte {
 	b = append(b, h.Hash[:]...)
 	b = binary.BigEndian.AppendUint64(b, uint64(h.At.Unix()))
 	b = binary.BigEndian.AppendUint64(b, uint64(h.At.Nanosecond()))
-	return binary.BigEndian.AppendUint64(b, uint64(h.Segment))
+	b = binary.BigEndian.AppendUint64(b, uint64(h.Segment))
+	if h.Closed {
+		b = append(b, "closed"...)
+	}
+	return b
 }
 
 func (h *Head) sign(instance string, s crypto.Signer) error {
@@ -62,6 +69,16 @@ type Mark struct {
 	Head     Head   `json:"head"`
 	Line     digest `json:"line"`   // the SHA-256 of the line that holds the Head
 	Oldest   Start  `json:"oldest"` // what retention has left
+	// Foreign is what was found behind a clean end and is not yet written down in
+	// the journal; nil if there is nothing.
+	Foreign *Foreign `json:"foreign,omitempty"`
+}
+
+// Foreign says what stood behind a clean end of the journal, where nobody writes
+// but the journal itself, which then begins with a signed head.
+type Foreign struct {
+	Lines int64    `json:"lines"`
+	Files []string `json:"files"` // in the directory of the journal, where the lines are now
 }
 
 // A Start is where a segment begins.

@@ -10,6 +10,20 @@
 // written since the last head, a second at most, is not protected yet. [Verify]
 // checks all this with the public keys and the mark alone.
 //
+// The last head of a clean end says so, and only another head may follow upon
+// it. What is added while nothing runs is therefore found: the next start sets
+// it aside, in files whose names end in .foreign and which stay until somebody
+// removes them, and says in the chain how much there was, which is a finding of
+// Verify as long as that line is kept.
+//
+// A crash leaves no such end. The next start takes over the whole lines after
+// the last head, because they may have been acknowledged, and says in the chain
+// how many; Verify gives that as a note. Nobody can tell whether the process
+// wrote them: whoever can write to the files can add lines there between a crash
+// and the next start, or write anew those of the last second, and whoever can
+// kill the process can bring a crash about. Nor does any of this help against
+// whoever has the key, or can write to the files and to where the mark is kept.
+//
 // One goroutine writes. Callers encode their records, and all who wait are
 // served by one write(2) (group commit).
 //
@@ -180,8 +194,8 @@ func orDefault[T comparable](v *T, to T) {
 }
 
 // Run writes what Append is given, until ctx is done. It then writes what is
-// still waiting, signs the head, and releases the files; the error says what of
-// that failed. It can be called once.
+// still waiting, signs that the journal ended cleanly, and releases the files;
+// the error says what of that failed. It can be called once.
 func (j *Journal) Run(ctx context.Context) error {
 	due := make(chan struct{}, 1)
 	var keeping sync.WaitGroup
@@ -210,7 +224,7 @@ func (j *Journal) Run(ctx context.Context) error {
 		}
 	}
 	j.commit(j.take(true))
-	err := j.sign()
+	err := j.end()
 	close(due)
 	keeping.Wait()
 	// What was written must be kept although we are told to stop.
@@ -308,6 +322,15 @@ func (j *Journal) sign() error {
 	}
 	defer j.note()
 	return j.tail.head()
+}
+
+// end signs that the journal ends here, cleanly: it is used no more.
+func (j *Journal) end() error {
+	if j.tail.trouble != nil {
+		return j.tail.trouble
+	}
+	defer j.note()
+	return j.tail.sign(true)
 }
 
 // note lets Healthy know.

@@ -275,8 +275,8 @@ func TestAppendWithdrawn(t *testing.T) {
 func TestTooLong(t *testing.T) {
 	r := newRig(t)
 	j, _ := r.start(t)
-	if err := j.Append(t.Context(), audittest.Denied(strings.Repeat("x", maxRecord))); err == nil {
-		t.Error("a record that no reader would read was taken")
+	if err := j.Append(t.Context(), audittest.Denied(strings.Repeat("x", maxRecord))); !errors.Is(err, audit.ErrMalformed) {
+		t.Errorf("Append of a record that no reader would read returned %v, want ErrMalformed", err)
 	}
 	must(t, j.Append(t.Context(), audittest.Denied(strings.Repeat("x", maxRecord-1000))))
 	if got := audittest.Collect(t, j, audit.Query{}); len(got) != 1 {

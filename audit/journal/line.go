@@ -33,6 +33,8 @@ type line struct {
 	Open   *openSet        `json:"open"`
 	Repair *repair         `json:"repair"`
 	Gap    *gap            `json:"gap"`
+
+	Foreign *Foreign `json:"foreign"`
 }
 
 // kind says what a line is.
@@ -44,6 +46,8 @@ const (
 	kindOpen   kind = "open"   // the first lines of a segment: which connections are open
 	kindRepair kind = "repair" // something went wrong, as it may, and nothing that was acknowledged is lost
 	kindGap    kind = "gap"    // something is missing that was there
+
+	kindForeign kind = "foreign" // something was there that the journal did not write
 )
 
 // An openSet lists connections that had a START and no END when the segment
@@ -76,6 +80,7 @@ type place struct {
 type repair struct {
 	Words   string `json:"words"`
 	Cut     int64  `json:"cut,omitempty"`     // bytes of a line that was never finished
+	Taken   int64  `json:"taken,omitempty"`   // lines that no head had signed yet when the process died
 	Refused int64  `json:"refused,omitempty"` // records that could not be written; their callers were told
 }
 
@@ -156,6 +161,8 @@ func parseLine(b []byte) (*line, error) {
 		said = l.Repair != nil
 	case kindGap:
 		said = l.Gap != nil
+	case kindForeign:
+		said = l.Foreign != nil
 	default:
 		return nil, fmt.Errorf("is of an unknown kind %q", l.Kind)
 	}
@@ -172,6 +179,15 @@ func (l *line) record() (*api.AccessLog, error) {
 		return nil, fmt.Errorf("holds no access log record: %w", err)
 	}
 	return &rec, nil
+}
+
+// holdsHead reports whether text, the head line l, says nothing beside the head,
+// and stands where the head says.
+func (l *line) holdsHead(text []byte, instance string, segment int64) bool {
+	h := l.Head
+	b, err := json.Marshal(h)
+	return err == nil && h.Segment == segment &&
+		bytes.Equal(text, appendLine(nil, h.Seq+1, h.Hash, instance, h.At, kindHead, b))
 }
 
 // A move is what a record does to the set of open connections.

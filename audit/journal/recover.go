@@ -3,6 +3,7 @@ package journal
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -23,6 +24,7 @@ type end struct {
 	prev     digest
 	open     map[string]place
 	unsigned int64 // lines after the last head
+	closed   bool  // the last line is the head of a clean end
 	size     int64 // of the last segment, without a line that was never finished
 	cut      int64 // bytes of such a line
 	marked   bool  // the line that the mark is about was read …
@@ -43,7 +45,12 @@ func (j *Journal) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	segments, foreign, err := j.setAside(ctx, mark, segments)
+	if err != nil {
+		return err
+	}
 	var missing *gap
+	var taken int64
 	if mark != nil {
 		k.mark, k.kept, k.oldest = mark, mark, mark.Oldest
 	}
@@ -61,7 +68,7 @@ func (j *Journal) recover(ctx context.Context) error {
 			return err
 		}
 		cut += e.cut
-		missing = e.missing(mark)
+		missing, taken = e.missing(mark), e.unsigned
 		if e.damaged > 0 {
 			j.log.Error("lines of the journal cannot be read", "lines", e.damaged)
 		}
@@ -71,11 +78,21 @@ func (j *Journal) recover(ctx context.Context) error {
 		if mark == nil {
 			k.oldest = segments[0].Start
 		}
+		if e.closed {
+			// Before anything else, and on disk: what stands behind a clean end
+			// without it is not ours.
+			if err := errors.Join(t.sign(false), k.sync()); err != nil {
+				return err
+			}
+		}
 	}
 	if missing != nil {
 		j.log.Error("lines of the journal are missing", "from", missing.From, "to", missing.To, "why", missing.Words)
 	}
-	if err := j.report(mark == nil && len(segments) > 0, cut, missing); err != nil {
+	if foreign != nil {
+		j.log.Error("lines were added to the journal while nothing ran; they were set aside", "lines", foreign.Lines, "files", foreign.Files)
+	}
+	if err := j.report(mark == nil && len(segments) > 0, foreign, taken, cut, missing); err != nil {
 		return err
 	}
 	if err := j.endAll(ctx); err != nil {
@@ -83,6 +100,11 @@ func (j *Journal) recover(ctx context.Context) error {
 	}
 	if err := t.head(); err != nil {
 		return err
+	}
+	if k.mark.Head.Closed { // a start was cut short after its first head
+		if err := t.sign(false); err != nil {
+			return err
+		}
 	}
 	return k.keep(ctx)
 }
@@ -138,14 +160,14 @@ func onlyTorn(path string) (bool, error) {
 }
 
 // readEnd reads the last segments: those from the last one whose first lines say
-// what was open before it. Damage further up is for Verify to find; what cannot
+// what was open before it, and from the one that the mark is about. Damage further up is for Verify to find; what cannot
 // be read at the end counts as a line, so that it stays and is found too.
 func (j *Journal) readEnd(ctx context.Context, segments []segment, mark *Mark) (*end, error) {
 	from := len(segments) - 1
 	for ; from > 0; from-- {
 		if whole, err := knowsOpen(filepath.Join(j.dir, segmentName(segments[from].Segment))); err != nil {
 			return nil, err
-		} else if whole {
+		} else if whole && (mark == nil || segments[from].Segment <= mark.Head.Segment) {
 			break
 		}
 	}
@@ -190,6 +212,7 @@ func (j *Journal) readEndOf(e *end, s segment, first bool, mark *Mark) error {
 		e.seq++
 		e.prev = sha256.Sum256(raw.text)
 		e.unsigned++
+		e.closed = false
 		l, err := parseLine(raw.text)
 		if err != nil {
 			e.damaged++
@@ -212,7 +235,7 @@ func (j *Journal) readEndOf(e *end, s segment, first bool, mark *Mark) error {
 func (e *end) read(l *line, at place, first bool) {
 	switch l.Kind {
 	case kindHead:
-		e.unsigned = 0
+		e.unsigned, e.closed = 0, l.Head.Closed
 	case kindOpen:
 		if first {
 			for _, c := range l.Open.Connections {
@@ -241,6 +264,8 @@ func (e *end) missing(mark *Mark) *gap {
 		return &gap{From: e.seq + 1, To: mark.line(), Words: "the end of the journal was cut off"}
 	case e.differs:
 		return &gap{From: mark.line(), To: mark.line(), Words: "the last line that was signed and kept is another one now"}
+	case !e.marked && mark.line() >= mark.Oldest.Seq:
+		return &gap{From: mark.line(), To: mark.line(), Words: "the last line that was signed and kept is not there"}
 	}
 	return nil
 }
@@ -295,8 +320,14 @@ func (t *tail) resume(segments []segment, e *end) error {
 }
 
 // report writes down what was found.
-func (j *Journal) report(unmarked bool, cut int64, missing *gap) error {
+func (j *Journal) report(unmarked bool, foreign *Foreign, taken, cut int64, missing *gap) error {
 	d := j.tail.draft()
+	if foreign != nil {
+		d.say(kindForeign, foreign)
+	}
+	if taken > 0 {
+		d.say(kindRepair, repair{Words: "the lines after the last signed head were taken over after a crash", Taken: taken})
+	}
 	if missing != nil {
 		d.miss(*missing)
 	}

@@ -45,10 +45,10 @@ func (e *entry) add(rec *api.AccessLog) error {
 	start := len(e.text)
 	text, err := audit.AppendRecord(e.text, rec)
 	if err != nil {
-		return fmt.Errorf("access log record: %w", err)
+		return err
 	}
 	if n := len(text) - start; n > maxRecord {
-		return fmt.Errorf("access log record: is %d bytes long, and at most %d can be kept", n, maxRecord)
+		return fmt.Errorf("%w: is %d bytes long, and at most %d can be kept", audit.ErrMalformed, n, maxRecord)
 	}
 	e.text, e.ends, e.moves = text, append(e.ends, len(text)), append(e.moves, moveOf(rec))
 	return nil
@@ -149,9 +149,10 @@ func (d *draft) record(e *entry) {
 	}
 }
 
-// sign adds a head of all that is before it.
-func (d *draft) sign() error {
-	h := &Head{Seq: d.seq, Hash: d.prev, At: d.at, Segment: d.segment}
+// sign adds a head of all that is before it; closed says that nothing will come
+// after it.
+func (d *draft) sign(closed bool) error {
+	h := &Head{Seq: d.seq, Hash: d.prev, At: d.at, Segment: d.segment, Closed: closed}
 	if err := h.sign(d.t.instance, d.t.signer); err != nil {
 		return err
 	}
@@ -212,8 +213,14 @@ func (t *tail) head() error {
 	if t.unsigned == 0 {
 		return nil
 	}
+	return t.sign(false)
+}
+
+// sign signs the end of the chain. closed says that it is a clean end; what is
+// signed after one begins with a head.
+func (t *tail) sign(closed bool) error {
 	d := t.draft()
-	if err := d.sign(); err != nil {
+	if err := d.sign(closed); err != nil {
 		return err
 	}
 	return t.commit(d)

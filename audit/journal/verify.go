@@ -1,17 +1,16 @@
 package journal
 
 import (
-	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"cardea/api"
 )
@@ -83,6 +82,7 @@ type verifier struct {
 	prev     digest
 	begun    bool // there was a line before
 	unsigned int64
+	closed   bool            // the line before says that the journal ended cleanly
 	marked   bool            // the marked line was there
 	open     map[string]bool // connections that had a START and no END
 	listed   map[string]bool // what the first lines of the segment say of it
@@ -201,9 +201,13 @@ func (v *verifier) check(text []byte) {
 	if err != nil {
 		// What comes after it must still follow upon it.
 		v.findHere("%v", err)
-		v.seq, v.prev, v.begun = v.seq+1, hash, true
+		v.seq, v.prev, v.begun, v.closed = v.seq+1, hash, true, false
 		return
 	}
+	if v.closed && (l.Kind != kindHead || l.Head.Closed) {
+		v.findHere("stands behind a clean end of the journal, where only a signed head may stand: it was added while nothing ran")
+	}
+	v.closed = false
 	v.checkPlace(l)
 	v.seq, v.prev, v.begun = max(v.seq+1, l.Seq), hash, true
 	if v.mark != nil && l.Seq == v.mark.line() {
@@ -227,6 +231,9 @@ func (v *verifier) check(text []byte) {
 		v.note("%s line %d: %s.", segmentName(v.segment), v.line, l.Repair.words())
 	case kindGap:
 		v.findHere("says that lines %d to %d of the chain are missing: %s", l.Gap.From, l.Gap.To, l.Gap.Words)
+	case kindForeign:
+		v.findHere("says that %d lines were added behind a clean end of the journal while nothing ran; they were set aside in %s",
+			l.Foreign.Lines, strings.Join(l.Foreign.Files, ", "))
 	}
 }
 
@@ -234,6 +241,9 @@ func (r *repair) words() string {
 	w := r.Words
 	if r.Cut > 0 {
 		w += fmt.Sprintf(" (%d bytes)", r.Cut)
+	}
+	if r.Taken > 0 {
+		w += fmt.Sprintf(" (%d lines)", r.Taken)
 	}
 	if r.Refused > 0 {
 		w += fmt.Sprintf(" (%d records were refused)", r.Refused)
@@ -329,8 +339,7 @@ func (v *verifier) checkRecord(l *line) {
 // signed.
 func (v *verifier) checkHead(l *line, text []byte) {
 	h := l.Head
-	b, err := json.Marshal(h)
-	if err != nil || !bytes.Equal(text, appendLine(nil, h.Seq+1, h.Hash, v.instance, h.At, kindHead, b)) || l.Prev != h.Hash || h.Segment != v.segment {
+	if !l.holdsHead(text, v.instance, v.segment) {
 		v.findHere("holds a signed head that is not of this place")
 		return
 	}
@@ -339,5 +348,5 @@ func (v *verifier) checkHead(l *line, text []byte) {
 		return
 	}
 	v.report.Heads++
-	v.unsigned = 0
+	v.unsigned, v.closed = 0, h.Closed
 }

@@ -294,6 +294,7 @@ func TestHeadMessage(t *testing.T) {
 		"another hash":      {Seq: 1, At: a.At, Segment: 2, Hash: digest{1}},
 		"another time":      {Seq: 1, At: time.Unix(6, 5), Segment: 2},
 		"another segment":   {Seq: 1, At: a.At, Segment: 3},
+		"a clean end":       {Seq: 1, At: a.At, Segment: 2, Closed: true},
 		"another signature": {Seq: 1, At: a.At, Segment: 2, Signature: []byte("x")},
 	} {
 		m := string(h.message("i"))

@@ -4,7 +4,6 @@ package memory
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"iter"
 	"slices"
 	"sync"
@@ -55,7 +54,7 @@ func clone(rec *api.AccessLog) (*api.AccessLog, error) {
 	}
 	b, err := audit.AppendRecord(nil, rec)
 	if err != nil {
-		return nil, fmt.Errorf("access log record: %w", err)
+		return nil, err
 	}
 	c := new(api.AccessLog)
 	return c, json.Unmarshal(b, c)

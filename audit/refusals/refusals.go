@@ -1,7 +1,6 @@
-// Package refusals makes access log records of attempts that were refused before
-// anybody knew who it was: each by itself as long as they are few, and one
-// record with a count once they are many. A stranger can so neither fill the
-// log nor keep out of it.
+// Package refusals makes access log records of attempts that were refused: each by
+// itself as long as they are few, and one record with a count once they are many.
+// Whoever is refused can so neither fill the log nor keep out of it.
 package refusals
 
 import (
@@ -20,16 +19,16 @@ import (
 
 // Limits of what is kept.
 const (
-	perSecond   = 10   // records of one source network, each for one refusal
-	maxNetworks = 4096 // in one second; all further ones are counted as one
-	maxWaiting  = 1024 // records that wait to be written
-	together    = 64   // records in one call of Append
+	perSecond  = 10   // records of one source, each for one refusal
+	maxSources = 4096 // in one second; all further ones are counted as one
+	maxWaiting = 1024 // records that wait to be written
+	together   = 64   // records in one call of Append
 )
 
 // A Recorder takes refusals and appends records of them to a log.
 //
-// Of each source network (/24 of IPv4, /64 of IPv6) the first ten refusals in a
-// second become a record each. What is more, and what the log could not take, is
+// Of each source, a Session or, where there is none, a network (/24 of IPv4, /64
+// of IPv6), the first ten refusals in a second become a record each. What is more, and what the log could not take, is
 // counted, and the count is recorded at the end of the second, in one record
 // that tells of the last one in full. A count that cannot be recorded stays for
 // the next second.
@@ -39,13 +38,19 @@ type Recorder struct {
 	slog *slog.Logger
 	wake chan struct{}
 
-	mu       sync.Mutex
-	waiting  []entry
-	networks map[netip.Prefix]*network
+	mu      sync.Mutex
+	waiting []entry
+	sources map[source]*row
 }
 
-// A network is what came from one source network in this second.
-type network struct {
+// A source is who was refused, as far as it is known.
+type source struct {
+	session string // the uid of a Session, or
+	network netip.Prefix
+}
+
+// A row is what came from one source in this second.
+type row struct {
 	recorded int         // each by itself
 	counted  int64       // beyond that
 	last     api.Refusal // of counted
@@ -63,14 +68,14 @@ func New(log audit.Log, now func() time.Time, l *slog.Logger) *Recorder {
 	if now == nil {
 		now = time.Now
 	}
-	return &Recorder{log: log, now: now, slog: l, wake: make(chan struct{}, 1), networks: map[netip.Prefix]*network{}}
+	return &Recorder{log: log, now: now, slog: l, wake: make(chan struct{}, 1), sources: map[source]*row{}}
 }
 
 // Refuse takes a refusal. It never waits for the log.
 func (r *Recorder) Refuse(f api.Refusal) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n := r.network(f)
+	n := r.row(f)
 	if n.recorded >= perSecond || len(r.waiting) >= maxWaiting {
 		n.count(f, 1)
 		return
@@ -83,17 +88,20 @@ func (r *Recorder) Refuse(f api.Refusal) {
 	}
 }
 
-// network returns the row that a refusal belongs to. The zero Prefix is the row
-// of those that have none of their own.
-func (r *Recorder) network(f api.Refusal) *network {
-	p := networkOf(f.Facts.IP)
-	if r.networks[p] == nil && len(r.networks) >= maxNetworks {
-		p = netip.Prefix{}
+// row returns the row that a refusal belongs to. The zero source is that of those
+// that have none of their own.
+func (r *Recorder) row(f api.Refusal) *row {
+	of := source{network: networkOf(f.Facts.IP)}
+	if f.Record != nil && f.Record.Entry.Common.SessionRef != nil {
+		of = source{session: f.Record.Entry.Common.SessionRef.UID}
 	}
-	n := r.networks[p]
+	if r.sources[of] == nil && len(r.sources) >= maxSources {
+		of = source{}
+	}
+	n := r.sources[of]
 	if n == nil {
-		n = new(network)
-		r.networks[p] = n
+		n = new(row)
+		r.sources[of] = n
 	}
 	return n
 }
@@ -112,7 +120,7 @@ func networkOf(ip string) netip.Prefix {
 	return netip.PrefixFrom(a, bits).Masked()
 }
 
-func (n *network) count(f api.Refusal, by int64) {
+func (n *row) count(f api.Refusal, by int64) {
 	n.counted += by
 	n.last = f
 }
@@ -120,6 +128,12 @@ func (n *network) count(f api.Refusal, by int64) {
 // record makes the record of one refusal.
 func (r *Recorder) record(f api.Refusal) *api.AccessLog {
 	rec := audit.New(r.now())
+	if f.Record != nil { // which is the caller's
+		rec.Metadata.ActorRef, rec.Metadata.TargetRef, rec.Entry = f.Record.Metadata.ActorRef, f.Record.Metadata.TargetRef, f.Record.Entry
+		reason := *f.Record.Entry.Common.Reason
+		rec.Entry.Common.Reason = &reason
+		return rec
+	}
 	rec.Entry.Common = api.AccessLogCommon{
 		Status: api.StatusDenied,
 		Reason: &api.LogReason{Type: cmp.Or(f.Reason, api.ReasonHandshake), Words: f.Words},
@@ -169,25 +183,28 @@ func (r *Recorder) take() []entry {
 	return es
 }
 
-// endSecond takes the counts as records, and forgets the networks.
+// endSecond takes the counts as records, and forgets the sources.
 func (r *Recorder) endSecond() []entry {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var es []entry
-	for p, n := range r.networks {
+	for of, n := range r.sources {
 		if n.counted == 0 {
 			continue
 		}
 		rec := r.record(n.last)
 		from := "sources that are too many to tell apart"
-		if p.IsValid() {
-			from = p.String()
+		switch {
+		case of.session != "":
+			from = "this Session"
+		case of.network.IsValid():
+			from = of.network.String()
 		}
 		rec.Entry.Common.Reason.Count = n.counted
 		rec.Entry.Common.Reason.Words = fmt.Sprintf("%d refusals from %s; the last: %s", n.counted, from, n.last.Words)
 		es = append(es, entry{rec, n.last})
 	}
-	clear(r.networks)
+	clear(r.sources)
 	return es
 }
 
@@ -218,6 +235,6 @@ func (r *Recorder) giveBack(es []entry, stopping bool) {
 		return
 	}
 	for _, e := range es {
-		r.network(e.last).count(e.last, max(e.rec.Entry.Common.Reason.Count, 1))
+		r.row(e.last).count(e.last, max(e.rec.Entry.Common.Reason.Count, 1))
 	}
 }

@@ -50,7 +50,7 @@ func counts(log *memory.Log) (each []int64, sum int64) {
 func held(r *Recorder) (networks, waiting int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.networks), len(r.waiting)
+	return len(r.sources), len(r.waiting)
 }
 
 func TestFewAreRecordedOneByOne(t *testing.T) {
@@ -143,7 +143,7 @@ func TestManyNetworks(t *testing.T) {
 		const n = 20_000
 		for i := range n {
 			r.Refuse(from(fmt.Sprintf("10.%d.%d.1", i/256, i%256)))
-			if networks, waiting := held(r); networks > maxNetworks+1 || waiting > maxWaiting {
+			if networks, waiting := held(r); networks > maxSources+1 || waiting > maxWaiting {
 				t.Fatalf("%d networks and %d records are held", networks, waiting)
 			}
 		}

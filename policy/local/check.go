@@ -1,7 +1,9 @@
 package local
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -18,7 +20,8 @@ import (
 // Check compiles every condition in o and reports what is wrong with it, with
 // the pointer of the field and the column in the expression: syntax, unknown
 // names, types, a result that is no boolean, values that an enum does not have.
-// It warns of what may be absent and is read without has().
+// It warns of what may be absent and is read without has(), and of names of the
+// Service that lack its Namespace.
 func Check(p *api.Problems, o api.Object) {
 	c := checker{p, sync.OnceValue(newEnvironment)} // most Objects have no condition
 	switch o := o.(type) {
@@ -100,7 +103,7 @@ func (c checker) condition(cond *api.Condition, attrs api.Attrs, at string) {
 		guards = append(guards, guardsOf(e.AST)...)
 	}
 	for _, e := range good {
-		for _, f := range c.env().unguarded(e.AST, guards) {
+		for _, f := range append(shortNames(e.AST), c.env().unguarded(e.AST, guards)...) {
 			f.warning = true
 			f.report(c.problems, e.at)
 		}
@@ -223,11 +226,21 @@ func (e environment) undefinedField(a *ast.AST, id int64, name string, f fault) 
 		if t := e.universe.structOf(e.universe.typeOf(operand, s)); t != nil {
 			if slices.Contains(t.notYet, name) {
 				f.rule = "is not yet available"
+				return
 			}
-			f = f.didYouMean("", name, t.names())
+			if f = f.didYouMean("", name, t.names()); f.hint == "" {
+				f.allowed = t.inOrder()
+			}
 		}
 	})
 	return f
+}
+
+// inOrder returns the names of the fields as they stand in the struct.
+func (s *structType) inOrder() []string {
+	return slices.SortedFunc(maps.Keys(s.fields), func(a, b string) int {
+		return cmp.Or(cmp.Compare(s.fields[a].offset, s.fields[b].offset), strings.Compare(a, b))
+	})
 }
 
 // A scope holds the types of the variables at a place of an expression that
@@ -333,10 +346,9 @@ func functionFaults(a *ast.AST) (faults []fault) {
 
 // enumFaults reports comparisons of an enum with what it never is.
 func (e environment) enumFaults(a *ast.AST) (faults []fault) {
-	compare := func(x, literal ast.Expr) {
+	comparisons(a, func(x, literal ast.Expr, value string) {
 		field := e.fieldOf(a, x)
-		value, ok := literalString(literal)
-		if field == nil || field.enum == nil || !ok || slices.Contains(field.enum.values, value) {
+		if field == nil || field.enum == nil || slices.Contains(field.enum.values, value) {
 			return
 		}
 		f := at(a.SourceInfo().GetStartLocation(literal.ID()), chain(x)+" never has this value")
@@ -347,6 +359,32 @@ func (e environment) enumFaults(a *ast.AST) (faults []fault) {
 			f = f.didYouMean("", value, field.enum.values)
 		}
 		faults = append(faults, f)
+	})
+	return faults
+}
+
+// shortNames reports comparisons of the Service's name with one that leaves out
+// its Namespace: people may write it so everywhere else.
+func shortNames(a *ast.AST) (faults []fault) {
+	comparisons(a, func(x, literal ast.Expr, value string) {
+		full := api.ServiceName(value)
+		if chain(x) != varContext+".service.metadata.name" || full == value {
+			return
+		}
+		f := at(a.SourceInfo().GetStartLocation(literal.ID()), chain(x)+" is always SERVICE.NAMESPACE and never equals this")
+		f.found, f.hint = value, fmt.Sprintf("write %q", full)
+		faults = append(faults, f)
+	})
+	return faults
+}
+
+// comparisons calls f for each comparison (==, !=, in) of something with a
+// literal string, and for each literal of a list.
+func comparisons(a *ast.AST, f func(x, literal ast.Expr, value string)) {
+	compare := func(x, literal ast.Expr) {
+		if value, ok := literalString(literal); ok {
+			f(x, literal, value)
+		}
 	}
 	each(a, func(x ast.Expr) {
 		if x.Kind() != ast.CallKind {
@@ -365,7 +403,6 @@ func (e environment) enumFaults(a *ast.AST) (faults []fault) {
 			}
 		}
 	})
-	return faults
 }
 
 // fieldOf returns the field that a checked expression selects from a struct, and

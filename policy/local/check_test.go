@@ -30,12 +30,15 @@ func TestCheckMessages(t *testing.T) {
 		`ctx.service.spec.mode == "API"`,
 		`attrs.known == 3`,
 		`ctx.user.spec.email.split("@")[1] == "example.com"`,
+		`ctx.service.metadata.name == "ssh.default"`,
+		`ctx.namespace.metadata.name == "default" && ctx.user.metadata.name != ctx.service.metadata.name`,
 		// Syntax.
 		`ctx.user.spec.type ==`,
 		`ctx.user.spec.type = "HUMAN"`,
 		`(true`,
 		// Names.
 		`ctx.user.spec.grops == []`,
+		`ctx.user.spec.colour == "red"`,
 		`ctx.usr.spec.type == "HUMAN"`,
 		`ctx.groups.exists(g, g.metadata.nam == "x")`,
 		`ctx.groups[0].metadata.labls == {}`,
@@ -58,6 +61,10 @@ func TestCheckMessages(t *testing.T) {
 		`"ROBOT" != ctx.user.spec.type`,
 		`ctx.user.spec.type in ["HUMAN", "PERSON"]`,
 		`ctx.service.spec.mode == "HTTP"`,
+		// Names of Services.
+		`ctx.service.metadata.name == "ssh1"`,
+		`"ssh1" != ctx.service.metadata.name`,
+		`ctx.service.metadata.name in ["ssh1", "ssh2.default", "ssh3"]`,
 		// What may be absent.
 		`ctx.request.tls.sni == "x"`,
 		`ctx.request.tls.clientCertificate.sha256 == "x"`,

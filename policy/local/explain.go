@@ -18,10 +18,11 @@ const newSessionLasts = 24 * time.Hour
 // rule that applies. If user is not "", the request's evidence and Session do
 // not count.
 func (d *Decider) Explain(_ context.Context, r api.Request, user string) (api.Explanation, error) {
-	j, err := d.open(r)
+	s, err := d.snapshot(r.AtLeast)
 	if err != nil {
 		return api.Explanation{}, err
 	}
+	j := d.open(s, r)
 	defer d.judgments.put(j)
 	var x api.Explanation
 	j.steps = &x.Steps

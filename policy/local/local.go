@@ -177,26 +177,46 @@ func (d *Decider) Await(ctx context.Context, r api.Revision) error {
 // and while everything is loaded again, it returns an error, and policy.ErrBehind
 // if the snapshot is older than r.AtLeast.
 func (d *Decider) Decide(_ context.Context, r api.Request) (api.Decision, error) {
-	j, err := d.open(r)
+	s, err := d.snapshot(r.AtLeast)
 	if err != nil {
 		return api.Decision{}, err
 	}
+	return d.decide(s, r), nil
+}
+
+// Propose decides as Decide would if the state were that of a Reader: what a
+// transaction is about to commit. It reads all of it.
+func (d *Decider) Propose(_ context.Context, of store.Reader, r api.Request) (api.Decision, error) {
+	s, err := newSnapshot(of, newCompiler(d.Log))
+	if err != nil {
+		return api.Decision{}, err
+	}
+	return d.decide(s, r), nil
+}
+
+func (d *Decider) decide(s *snapshot, r api.Request) api.Decision {
+	j := d.open(s, r)
 	defer d.judgments.put(j)
 	if j.identify(d.Identity) && j.admitSession() && j.admitService() {
 		j.judge()
 	}
-	return j.finish(), nil
+	return j.finish()
 }
 
-// open begins a decision.
-func (d *Decider) open(r api.Request) (*judgment, error) {
+// snapshot returns the one to answer from.
+func (d *Decider) snapshot(atLeast api.Revision) (*snapshot, error) {
 	s := d.current.Load()
 	switch {
 	case s == nil:
 		return nil, errNoSnapshot
-	case s.revision.Compare(r.AtLeast) < 0:
+	case s.revision.Compare(atLeast) < 0:
 		return nil, policy.ErrBehind
 	}
+	return s, nil
+}
+
+// open begins a decision.
+func (d *Decider) open(s *snapshot, r api.Request) *judgment {
 	j := d.judgments.get(s, r)
 	j.decision.Lease = d.Lease
 	if j.decision.Lease == 0 {
@@ -210,7 +230,7 @@ func (d *Decider) open(r api.Request) (*judgment, error) {
 		j.now = now()
 	}
 	j.locate()
-	return j, nil
+	return j
 }
 
 // Changes implements policy.Decider. It begins with a Change of everything if

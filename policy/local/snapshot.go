@@ -131,22 +131,27 @@ func authorizationOf(o api.Object) *api.Authorization {
 }
 
 // load returns the snapshot of what is in the store now.
-func load(ctx context.Context, st store.Store, c *compiler) (*snapshot, error) {
-	var s snapshot
-	err := st.View(ctx, func(r store.Reader) error {
-		s = snapshot{revision: r.Revision()}
-		for _, kind := range []string{api.KindClusterConfig, api.KindPolicy, api.KindNamespace, api.KindGroup,
-			api.KindUser, api.KindService, api.KindSession} {
-			for rec, err := range r.List(api.GroupCore, kind) {
-				if err != nil {
-					return err
-				}
-				s.apply(store.Change{Record: rec}, c)
-			}
-		}
-		return nil
+func load(ctx context.Context, st store.Store, c *compiler) (s *snapshot, err error) {
+	err = st.View(ctx, func(r store.Reader) error {
+		s, err = newSnapshot(r, c)
+		return err
 	})
-	return &s, err
+	return s, err
+}
+
+// newSnapshot returns the snapshot of a state.
+func newSnapshot(r store.Reader, c *compiler) (*snapshot, error) {
+	s := &snapshot{revision: r.Revision()}
+	for _, kind := range []string{api.KindClusterConfig, api.KindPolicy, api.KindNamespace, api.KindGroup,
+		api.KindUser, api.KindService, api.KindSession} {
+		for rec, err := range r.List(api.GroupCore, kind) {
+			if err != nil {
+				return nil, err
+			}
+			s.apply(store.Change{Record: rec}, c)
+		}
+	}
+	return s, nil
 }
 
 // next returns the snapshot after a commit.

@@ -340,12 +340,12 @@ func Run(t *testing.T, s Subject) {
 		if len(live) != 1 || live[0].User != "user-ann" || live[0].Source != "192.0.2.1:4711" || live[0].ReceivedBytes < 6 {
 			t.Fatalf("live = %+v", live)
 		}
-		if w.Gate.Kill("no-such") || !w.Gate.Kill(live[0].ID) {
+		if w.Gate.Kill("no-such", "root") || !w.Gate.Kill(live[0].ID, "root") {
 			t.Fatal("kill did not tell which exists")
 		}
 		wantReset(t, c)
 		log := wantLog(t, w, api.LogStart, api.LogEnd)
-		if tcp := log[1].Entry.Info.TCP; tcp.CloseReason != string(relay.Revoked) || tcp.Error != "ended by hand" {
+		if tcp := log[1].Entry.Info.TCP; tcp.CloseReason != string(relay.Revoked) || tcp.Error != "ended by root" {
 			t.Errorf("END = %+v", tcp)
 		}
 	})

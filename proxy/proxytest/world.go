@@ -204,10 +204,11 @@ func Start(t *testing.T, m proxy.Mode, svc *api.Service) *World {
 		Decider: &Decider{users: map[string]bool{"ann": true, "bob": false}, config: api.DefaultConfig, wake: make(chan struct{})},
 		Journal: new(Journal), stopped: make(chan struct{}),
 	}
-	w.Gate = &proxy.Gate{
+	w.Gate = proxy.New(proxy.Rooms{
 		Decider: w.Decider, Dial: w.dial, Audit: w.Journal, Engine: relaycopy.New(),
-		Modes: []proxy.Mode{m}, Log: slog.New(slog.DiscardHandler),
-	}
+		Refuse: func(r api.Refusal) { w.Journal.Append(t.Context(), r.Record) },
+		Modes:  []proxy.Mode{m}, Log: slog.New(slog.DiscardHandler),
+	})
 	if err := w.Gate.Set(svc); err != nil {
 		t.Fatal(err)
 	}

@@ -41,9 +41,19 @@ func (d *direction) init(l *live, from, to *leg) {
 	d.source, d.sink = d.ends()
 }
 
-// run carries until the end, tells the relay how it ended, and leaves it.
+// run carries until the end, stays to watch its source for as long as the other
+// direction goes on, and leaves the relay.
 func (d *direction) run() {
 	defer d.live.leave()
+	finished := d.pass()
+	if last := d.live.stopped(); finished && !last {
+		d.watch()
+	}
+}
+
+// pass carries until the end and tells the relay how it ended. It reports whether
+// that was a clean end, which the other leg was told of.
+func (d *direction) pass() bool {
 	failed, err := d.carry()
 	if failed == nil && d.live.finished(d) {
 		err = d.to.closeWrite()
@@ -52,14 +62,29 @@ func (d *direction) run() {
 			d.live.hangUp(d)
 		case err != nil:
 			failed = d.to
+		default:
+			return true
 		}
 	}
 	if failed == nil || !d.live.fail(failed.lost, err) {
-		return
+		return false
 	}
 	if failed == d.to {
 		d.live.deaf(d)
 	} else {
+		d.live.reset()
+	}
+	return false
+}
+
+// watch sees that d.from, which has half-closed, is reset or lost. The end of the
+// relay closes d.from, and so ends it too.
+func (d *direction) watch() {
+	err := d.from.waitReset()
+	if d.from.shut.Load() {
+		return // both directions have finished: what became of d.from then is its own business
+	}
+	if err != nil && d.live.fail(d.from.lost, err) {
 		d.live.reset()
 	}
 }

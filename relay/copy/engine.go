@@ -8,6 +8,9 @@
 // systems, it copies through pooled buffers; a stream that cannot be waited on
 // holds one while it is idle.
 //
+// A direction that has finished stays, without a buffer, for as long as the other
+// goes on: it waits for the news that its source is gone.
+//
 // Limits cost no system call and no timer per relay: one goroutine looks at the
 // relays that have limits when the earliest of them may have passed, at most ten
 // times a second. A limit therefore ends a relay up to 100 ms late.
@@ -45,7 +48,7 @@ func New() *Engine {
 
 // Start implements relay.Engine.
 func (e *Engine) Start(p relay.Pair, done func(relay.Result)) relay.Live {
-	l := &live{engine: e, limits: p.Limits, done: done, start: e.now(), running: 2}
+	l := &live{engine: e, limits: p.Limits, done: done, start: e.now(), carrying: 2, running: 2}
 	l.active.Store(int64(l.start))
 	l.client.init(p.Client, relay.ClientClosed, relay.ClientReset)
 	l.upstream.init(p.Upstream, relay.UpstreamClosed, relay.UpstreamReset)

@@ -24,14 +24,15 @@ type live struct {
 	start            time.Duration // all times are on the engine's clock
 	active           atomic.Int64  // when a byte was last delivered; kept up only for limits.Idle
 
-	mu      sync.Mutex
-	running int           // directions that have not left
-	clean   int           // directions that have finished
-	first   relay.Reason  // which side finished first
-	half    time.Duration // when it did
-	reason  relay.Reason  // why the relay is being cut short, or empty
-	err     error         // detail of reason
-	over    bool          // both directions have ended: nothing is left to cut
+	mu       sync.Mutex
+	carrying int           // directions that have not stopped
+	running  int           // directions that have not left
+	clean    int           // directions that have finished
+	first    relay.Reason  // which side finished first
+	half     time.Duration // when it did
+	reason   relay.Reason  // why the relay is being cut short, or empty
+	err      error         // detail of reason
+	over     bool          // both directions have stopped: nothing is left to cut
 }
 
 // Bytes implements relay.Live.
@@ -96,7 +97,7 @@ func (l *live) hangUp(d *direction) {
 	both, first := l.clean == 2, l.first
 	l.mu.Unlock()
 	if both || !l.fail(first, nil) {
-		return // the last direction to leave closes both legs
+		return // the last direction to stop closes both legs
 	}
 	d.to.close()
 	l.reset()
@@ -108,7 +109,7 @@ func (l *live) hangUp(d *direction) {
 // a client reads the answer of an upstream that did not want all it was sent.
 func (l *live) deaf(d *direction) {
 	l.mu.Lock()
-	alone := l.running == 1
+	alone := l.carrying == 1
 	l.mu.Unlock()
 	until := time.Now().Add(lastWords)
 	if alone || d.to.conn.SetReadDeadline(until) != nil || d.from.conn.SetWriteDeadline(until) != nil {
@@ -116,8 +117,26 @@ func (l *live) deaf(d *direction) {
 	}
 }
 
-// leave is the last act of each direction. The second closes what is left and
-// reports.
+// stopped is called by each direction when it carries no more. The second, to
+// which it reports true, closes what is left.
+func (l *live) stopped() (last bool) {
+	l.mu.Lock()
+	l.carrying--
+	l.over = l.carrying == 0
+	last, clean := l.over, l.reason == ""
+	l.mu.Unlock()
+	switch {
+	case !last:
+	case clean:
+		l.client.close()
+		l.upstream.close()
+	default:
+		l.reset()
+	}
+	return last
+}
+
+// leave is the last act of each direction. The second reports.
 func (l *live) leave() {
 	l.mu.Lock()
 	l.running--
@@ -125,17 +144,11 @@ func (l *live) leave() {
 		l.mu.Unlock()
 		return
 	}
-	l.over = true
 	result := relay.Result{Received: l.up.moved.Load(), Sent: l.down.moved.Load(), Reason: l.reason, Err: l.err}
-	l.mu.Unlock()
-
 	if result.Reason == "" {
 		result.Reason = l.first
-		l.client.close()
-		l.upstream.close()
-	} else {
-		l.reset()
 	}
+	l.mu.Unlock()
 	l.engine.forget(l)
 	l.done(result)
 	l.engine.leave()
@@ -209,6 +222,23 @@ func (g *leg) closeWrite() error {
 	}
 	g.shut.Store(true)
 	return c.CloseWrite()
+}
+
+// waitReset waits, after an end of file, until the leg turns out to be reset, or is
+// closed; see relay.Watcher.
+func (g *leg) waitReset() error {
+	for c := g.conn; ; {
+		switch s := c.(type) {
+		case relay.Watcher:
+			return s.WaitReset()
+		case *net.TCPConn:
+			return g.waitTCP()
+		case relay.Layered:
+			c = s.NetConn()
+		default:
+			return nil
+		}
+	}
 }
 
 func (g *leg) close() { g.end.Do(func() { g.outer.Close() }) }

@@ -185,9 +185,38 @@ func tcpClosed(c *net.TCPConn) bool {
 		return false
 	}
 	closed := false
-	raw.Control(func(fd uintptr) {
-		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-		closed = err == nil && info.State == unix.BPF_TCP_CLOSE
-	})
+	raw.Control(func(fd uintptr) { closed = isClosed(fd) })
 	return closed
+}
+
+func isClosed(fd uintptr) bool {
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	return err == nil && info.State == unix.BPF_TCP_CLOSE
+}
+
+// waitTCP waits until the kernel holds a TCP connection whose end of file was read
+// for closed in both directions, and returns why: a reset of the peer, or that
+// keepalive or a write found it dead. It looks when the poller has news of the
+// socket, of which there is little, and of a reset at once.
+func (g *leg) waitTCP() error {
+	raw, err := g.tcp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	why := syscall.ECONNRESET
+	err = raw.Read(func(fd uintptr) bool {
+		if !isClosed(fd) || g.shut.Load() {
+			return false
+		}
+		// A reset behind an end of file is an EPIPE (tcp_reset in Linux).
+		errno, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		if err == nil && errno != 0 && syscall.Errno(errno) != unix.EPIPE {
+			why = syscall.Errno(errno)
+		}
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	return os.NewSyscallError("wait", why)
 }

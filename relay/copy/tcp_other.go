@@ -11,6 +11,10 @@ func (d *direction) ends() (source, sink) { return d.plainEnds() }
 // can then look like an end of file.
 func tcpClosed(*net.TCPConn) bool { return false }
 
+// waitTCP cannot tell here: a reset of a connection that has half-closed shows when
+// it is written to.
+func (*leg) waitTCP() error { return nil }
+
 // pipe does not occur: nothing is spliced here.
 type pipe struct{}
 

@@ -28,8 +28,8 @@ func Pipe() (*PipeEnd, *PipeEnd) {
 	return a, b
 }
 
-// PipeEnd is one end of a Pipe. It is a net.Conn, a relay.CloseWriter and a
-// relay.Resetter.
+// PipeEnd is one end of a Pipe. It is a net.Conn, a relay.CloseWriter, a
+// relay.Resetter and a relay.Watcher.
 type PipeEnd struct {
 	peer    *PipeEnd
 	mu      *sync.Mutex // shared by both ends
@@ -102,6 +102,21 @@ func (p *PipeEnd) Write(b []byte) (n int, err error) {
 			n += len(part)
 			p.peer.changed.Broadcast()
 			continue
+		}
+		p.changed.Wait()
+	}
+}
+
+// WaitReset implements relay.Watcher.
+func (p *PipeEnd) WaitReset() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for {
+		switch {
+		case p.closed:
+			return net.ErrClosed
+		case p.reset != nil:
+			return p.reset
 		}
 		p.changed.Wait()
 	}

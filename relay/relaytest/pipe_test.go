@@ -58,6 +58,24 @@ func TestPipe(t *testing.T) {
 				t.Errorf("read: %v, want io.EOF", err)
 			}
 		}},
+		{"a reset after half-close is told", func(t *testing.T, a, b *relaytest.PipeEnd) {
+			a.CloseWrite()
+			if _, err := b.Read(make([]byte, 8)); err != io.EOF {
+				t.Errorf("read: %v, want io.EOF", err)
+			}
+			time.AfterFunc(time.Hour, func() { a.Reset("REVOKED") })
+			var reset *relay.ResetError
+			if err := b.WaitReset(); !errors.As(err, &reset) || reset.Reason != "REVOKED" {
+				t.Errorf("wait: %v, want a reset with its reason", err)
+			}
+		}},
+		{"close ends the wait for a reset", func(t *testing.T, a, b *relaytest.PipeEnd) {
+			a.CloseWrite()
+			time.AfterFunc(time.Hour, func() { b.Close() })
+			if err := b.WaitReset(); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("wait: %v, want net.ErrClosed", err)
+			}
+		}},
 		{"close with bytes unread resets, after what was sent", func(t *testing.T, a, b *relaytest.PipeEnd) {
 			io.WriteString(a, "not wanted")
 			io.WriteString(b, "sorry")

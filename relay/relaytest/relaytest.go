@@ -43,6 +43,9 @@ func Run(t *testing.T, open Open) {
 		{"client resets", testClientResets},
 		{"upstream resets", testUpstreamResets},
 		{"reset after half-close", testResetAfterHalfClose},
+		{"client half-closes and is gone", testClientGone},
+		{"upstream half-closes and is gone", testUpstreamGone},
+		{"bulk after half-close", testBulkAfterHalfClose},
 		{"cut", testCut},
 		{"cut under back-pressure", testCutUnderBackPressure},
 		{"cut with bytes unread", testCutUnread},
@@ -218,6 +221,50 @@ func testResetAfterHalfClose(r *rig) {
 	relay.Reset(r.upstream, relay.UpstreamReset)
 	r.seesReset(r.client)
 	r.carried(r.ends(relay.UpstreamReset), len(question), len(answer))
+}
+
+func testClientGone(r *rig) {
+	testGone(r, r.client, r.upstream)
+	r.carried(r.ends(relay.ClientReset), len(question), 0)
+	r.cannotWrite(r.upstream)
+}
+
+func testUpstreamGone(r *rig) {
+	testGone(r, r.upstream, r.client)
+	r.carried(r.ends(relay.UpstreamReset), 0, len(question))
+	r.cannotWrite(r.client)
+}
+
+// testGone resets the direction that has finished, while the other peer is silent:
+// nothing is read or written that could fail.
+func testGone(r *rig, asker, answerer net.Conn) {
+	r.passes(asker, answerer, question)
+	closeWrite(r.t, asker)
+	r.readsEnd(answerer)
+	relay.Reset(asker, relay.ClientReset)
+}
+
+// testBulkAfterHalfClose has a client that has half-closed take much: it is
+// there all the time, whatever its socket has to report.
+func testBulkAfterHalfClose(r *rig) {
+	const size = 4 << 20
+	closeWrite(r.t, r.client)
+	r.readsEnd(r.upstream)
+	content := newStream(11)
+	sent := make(chan error, 1)
+	go func() {
+		_, err := content.sendTo(r.upstream, size)
+		sent <- err
+	}()
+	if err := content.checkFrom(r.client, size); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := <-sent; err != nil {
+		r.t.Fatal(err)
+	}
+	closeWrite(r.t, r.upstream)
+	r.readsEnd(r.client)
+	r.carried(r.ends(relay.ClientClosed), 0, size)
 }
 
 func testCut(r *rig) {

@@ -128,6 +128,21 @@ func (r *rig) seesReset(peer net.Conn) {
 	}
 }
 
+// cannotWrite checks that a peer that has read the end of file is told of a reset
+// when it writes.
+func (r *rig) cannotWrite(peer net.Conn) {
+	r.t.Helper()
+	for {
+		switch _, err := peer.Write([]byte("x")); {
+		case relay.IsReset(err):
+			return
+		case err != nil:
+			r.t.Errorf("peer writes with error %v, want a reset", err)
+			return
+		}
+	}
+}
+
 // stream is an endless sequence of bytes that repeats after a length that no
 // buffer divides, so that a chunk lost, doubled or out of place shows.
 type stream []byte

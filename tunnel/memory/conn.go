@@ -25,7 +25,10 @@ type Conn struct {
 	gone chan struct{} // closed with err
 }
 
-var _ tunnel.Conn = (*Conn)(nil)
+var (
+	_ tunnel.Conn    = (*Conn)(nil)
+	_ tunnel.Watcher = (*Conn)(nil)
+)
 
 // pipe returns the two ends of a stream.
 func pipe() (*Conn, *Conn) {
@@ -76,6 +79,24 @@ func (c *Conn) Write(p []byte) (int, error) {
 		case <-changed:
 		case <-c.gone:
 		case <-c.write.wait():
+		}
+	}
+}
+
+// WaitReset implements [tunnel.Watcher]. A peer that has closed before this end had
+// finished counts as lost: it would not hear the rest.
+func (c *Conn) WaitReset() error {
+	for {
+		if err := c.ended(); err != nil {
+			return err
+		}
+		changed, err := c.out.lost()
+		if err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-c.gone:
 		}
 	}
 }
@@ -266,6 +287,20 @@ func (q *queue) fail(why error) {
 		q.err, q.bytes = why, nil
 		q.change()
 	}
+}
+
+// lost tells why what is still written will never be read, or returns a channel to
+// wait for.
+func (q *queue) lost() (<-chan struct{}, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case q.err != nil:
+		return nil, q.err
+	case q.deaf != nil && !q.finished:
+		return nil, q.deaf
+	}
+	return q.changed, nil
 }
 
 func (q *queue) failure() error {

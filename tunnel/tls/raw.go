@@ -8,7 +8,9 @@ import (
 	"cardea/tunnel"
 )
 
-// raw is a stream that is a TLS connection.
+// raw is a stream that is a TLS connection. It is no [tunnel.Watcher]: after
+// close_notify nothing is left to read, and that the peer is gone is told by the TCP
+// connection beneath, to which NetConn leads.
 type raw struct {
 	*tls.Conn // over a strict socket
 	socket    *socket

@@ -24,6 +24,10 @@ type socket struct {
 
 var errUnannounced = &tunnel.ResetError{Reason: "the connection ended without close_notify"}
 
+// NetConn returns the connection beneath, whose kernel knows of a reset that
+// crypto/tls does not read.
+func (s *socket) NetConn() net.Conn { return s.Conn }
+
 func (s *socket) Read(p []byte) (int, error) {
 	n, err := s.Conn.Read(p)
 	if s.strict && n == 0 && err == io.EOF {

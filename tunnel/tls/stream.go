@@ -41,7 +41,10 @@ type stream struct {
 	discarded int // bytes that came after the user was done
 }
 
-var _ tunnel.Conn = (*stream)(nil)
+var (
+	_ tunnel.Conn    = (*stream)(nil)
+	_ tunnel.Watcher = (*stream)(nil)
+)
 
 // enter begins a call of the user that holds one of the locks, and fails if the
 // user is done.
@@ -102,13 +105,16 @@ func (s *stream) readable() error {
 func (s *stream) take(f frame.Frame) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch f.Type {
-	case frame.TypeData:
+	switch {
+	case f.Type == frame.TypeData && !s.gotEOF:
 		return nil
-	case frame.TypeEOF:
+	case f.Type == frame.TypeEOF && !s.gotEOF:
 		s.gotEOF = true
 		return nil
-	case frame.TypeReset:
+	case f.Type == frame.TypeDone && s.gotEOF && s.sentEOF:
+		s.gotEnd = true
+		return nil
+	case f.Type == frame.TypeReset:
 		s.gotEnd = true
 		if s.err == nil {
 			s.err = &tunnel.ResetError{Reason: f.Reason}
@@ -119,7 +125,38 @@ func (s *stream) take(f frame.Frame) error {
 		}
 		return s.err
 	}
+	if s.gotEOF {
+		return unexpected(f.Type, "DONE, after EOF of both sides, or RESET")
+	}
 	return unexpected(f.Type, "DATA, EOF or RESET")
+}
+
+// WaitReset implements [tunnel.Watcher]. It reads what may follow EOF.
+func (s *stream) WaitReset() error {
+	if err := s.enter(&s.reading); err != nil {
+		return err
+	}
+	defer s.exit(&s.reading)
+	for {
+		if watching, err := s.watchable(); !watching {
+			return err
+		}
+		f, err := s.link.frames.Next()
+		if err == nil {
+			err = s.take(f)
+		}
+		if err != nil {
+			return s.explain(err)
+		}
+	}
+}
+
+// watchable tells whether the peer can still cut the stream and do nothing else,
+// or that it was cut.
+func (s *stream) watchable() (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err == nil && s.gotEOF && !s.gotEnd, s.err
 }
 
 // Write implements net.Conn.
@@ -168,13 +205,18 @@ func (s *stream) CloseWrite() error {
 		}
 		return err
 	}
+	s.setSentEOF(true) // before the peer can answer it
 	if err := s.link.send(frame.AppendEOF(nil)); err != nil {
+		s.setSentEOF(false)
 		return s.explain(err)
 	}
+	return nil
+}
+
+func (s *stream) setSentEOF(sent bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sentEOF = true
-	return nil
+	s.sentEOF = sent
 }
 
 // explain returns what the user gets for an error of the link: its own doing if

@@ -21,6 +21,9 @@ import (
 	"go.uber.org/goleak"
 
 	"cardea/api"
+	"cardea/relay"
+	relaycopy "cardea/relay/copy"
+	"cardea/relay/relaytest"
 	"cardea/tunnel"
 )
 
@@ -46,6 +49,9 @@ func Run(t *testing.T, open Open) {
 		{"reset by the client", clientResets},
 		{"reset behind bytes is no end of file", resetBehindBytes},
 		{"reset after half-close", resetAfterHalfClose},
+		{"half-closed and gone, client", clientGone},
+		{"half-closed and gone, house", houseGone},
+		{"reset is waited for", waitsForReset},
 		{"reset wakes its own end", resetWakes},
 		{"cut under back-pressure, house blocked", cutBlockedHouse},
 		{"cut under back-pressure, client blocked", cutBlockedClient},
@@ -333,6 +339,80 @@ func resetAfterHalfClose(t *testing.T, r *road) {
 	expect(t, house, []byte("question"))
 	house.Reset("UPSTREAM_RESET")
 	expectReset(t, client, reasonOf(house, "UPSTREAM_RESET"))
+}
+
+func clientGone(t *testing.T, r *road) {
+	client, house := r.pair(t)
+	gone(t, client, house, reasonOf(house, "cancelled"))
+}
+
+func houseGone(t *testing.T, r *road) {
+	client, house := r.pair(t)
+	gone(t, house, client, reasonOf(house, "cancelled"))
+}
+
+// gone has one end half-close and then cut the stream, while what the other end is
+// relayed to is silent: a relay must learn of it.
+func gone(t *testing.T, leaver, other tunnel.Conn, reason string) {
+	near, far := relaytest.Pipe()
+	defer far.Close()
+	engine := relaycopy.New()
+	defer engine.Wait()
+	results := make(chan relay.Result, 1)
+	engine.Start(relay.Pair{Client: other, Upstream: near}, func(r relay.Result) { results <- r })
+	write(t, leaver, []byte("question"))
+	shut(t, leaver)
+	expect(t, far, []byte("question"))
+	leaver.Reset("cancelled")
+	result := <-results
+	if result.Reason != relay.ClientReset || !relay.IsReset(result.Err) {
+		t.Errorf("the relay ended as %s (%v), want %s", result.Reason, result.Err, relay.ClientReset)
+	}
+	if reason != "" && !strings.Contains(result.Err.Error(), reason) {
+		t.Errorf("the relay ended with %v, want the reason %q", result.Err, reason)
+	}
+	if _, err := far.Write([]byte("x")); !relay.IsReset(err) {
+		t.Errorf("the silent peer writes with error %v, want a reset", err)
+	}
+}
+
+// waitsForReset holds a tunnel.Watcher to its promises, at both ends.
+func waitsForReset(t *testing.T, r *road) {
+	for _, byClient := range []bool{true, false} {
+		for _, own := range []bool{true, false} {
+			leaver, other := r.pair(t)
+			watcher, ok := other.(tunnel.Watcher)
+			if !ok {
+				t.Skip("on this road the kernel tells")
+			}
+			if !byClient {
+				leaver, other = other, leaver
+				watcher = other.(tunnel.Watcher)
+			}
+			shut(t, leaver)
+			expect(t, other, nil)
+			waited := make(chan error, 1)
+			go func() { waited <- watcher.WaitReset() }()
+			write(t, other, []byte("a late answer"))
+			if _, err := io.ReadFull(leaver, make([]byte, 13)); err != nil {
+				t.Errorf("the answer while a reset is waited for: %v", err)
+			}
+			select {
+			case err := <-waited:
+				t.Fatalf("the wait ended with %v while the peer was there", err)
+			default:
+			}
+			end := leaver
+			if own {
+				end = other
+			}
+			end.Reset("cancelled")
+			if err := <-waited; !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("the wait ended with %v, want a reset", err)
+			}
+			expectReset(t, other, "cancelled")
+		}
+	}
 }
 
 func resetWakes(t *testing.T, r *road) {
