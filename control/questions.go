@@ -32,6 +32,9 @@ func (c *call) why() (any, error) {
 	if r.Now.IsZero() {
 		r.Now = c.Now()
 	}
+	if r.Facts == nil {
+		r.Facts = new(api.Facts) // of a connection of which nothing is known
+	}
 	user, err := c.subject(in.Subject, &r)
 	if err != nil {
 		return nil, err

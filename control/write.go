@@ -416,7 +416,10 @@ func (c *call) append(ctx context.Context, recs []*api.AccessLog) error {
 		return nil
 	}
 	if err := c.Audit.Append(ctx, recs...); err != nil {
-		return fmt.Errorf("record the call in the access log: %w", err)
+		c.Log.Error("a call was refused because the access log cannot be written", "error", err)
+		e := api.Errorf(api.CodeUnavailable, "nothing was done: the access log cannot be written")
+		e.Hint = "the cluster's own log says why"
+		return e
 	}
 	return nil
 }

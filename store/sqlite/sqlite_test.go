@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -410,14 +411,18 @@ func TestKillChild(t *testing.T) {
 	if path == "" {
 		t.Skip("run by TestKill")
 	}
+	round, err := strconv.Atoi(os.Getenv("CARDEA_TEST_ROUND"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	s := open(t, path)
 	var wg sync.WaitGroup
 	for w := range 8 {
 		wg.Go(func() {
 			for i := 0; ; i++ {
-				name := fmt.Sprintf("r%s-w%d-%d", os.Getenv("CARDEA_TEST_ROUND"), w, i)
+				name := fmt.Sprintf("r%d-w%d-%d", round, w, i)
 				r, err := s.Update(t.Context(), "", func(tx store.Tx) error {
-					return errors.Join(tx.Put(record(api.KindUser, name, "1", i)), tx.Put(record(api.KindGroup, fmt.Sprint(w), "1", i)))
+					return errors.Join(tx.Put(record(api.KindUser, name, "1", i)), tx.Put(record(api.KindGroup, fmt.Sprint(w), "1", round<<32+i))) // never what is there already
 				})
 				if err != nil {
 					t.Error(err)

@@ -287,6 +287,72 @@ func TestWhatCutsAStream(t *testing.T) {
 	}
 }
 
+// TestWhatCutsAHalfClosedStream is the same for a client that has sent EOF.
+func TestWhatCutsAHalfClosedStream(t *testing.T) {
+	for name, cut := range map[string]func(*speaker){
+		"RESET":        func(c *speaker) { c.say(frame.AppendReset(nil, "gone")) },
+		"close_notify": func(c *speaker) { c.CloseWrite() },
+		"FIN":          func(c *speaker) { c.NetConn().Close() },
+		"RST":          func(c *speaker) { c.NetConn().(*net.TCPConn).SetLinger(0); c.NetConn().Close() },
+		"DATA":         func(c *speaker) { c.say(data("more")) },
+		"EOF":          func(c *speaker) { c.say(eof) },
+		"DONE":         func(c *speaker) { c.say(done) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHouse()
+			g := serve(t, &tls.Server{Handler: h})
+			c := g.speak(t)
+			c.say(hello, open("nats"), eof)
+			conn := tell(t, <-h.arrivals, ok)
+			if n, err := conn.Read(make([]byte, 1)); n > 0 || err != io.EOF {
+				t.Fatalf("read %d, %v; want the end of file", n, err)
+			}
+			waited := make(chan error, 1)
+			go func() { waited <- conn.(tunnel.Watcher).WaitReset() }()
+			cut(c)
+			if err := <-waited; !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("waited: %v; want a reset", err)
+			}
+			if _, err := conn.Write([]byte("x")); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("write: %v; want a reset", err)
+			}
+			conn.Close()
+			c.Close()
+			<-g.accepted
+		})
+	}
+}
+
+// TestNothingToWaitFor has the peer end its direction while a reset is waited for:
+// the wait ends, and the connection is as good as before.
+func TestNothingToWaitFor(t *testing.T) {
+	h := newHouse()
+	g := serve(t, &tls.Server{Handler: h})
+	c := g.speak(t)
+	c.say(hello)
+	c.hear(frame.TypeHello)
+	for range 3 {
+		c.say(open("nats"), eof)
+		conn := tell(t, <-h.arrivals, ok)
+		c.hear(frame.TypeVerdict)
+		if n, err := conn.Read(make([]byte, 1)); n > 0 || err != io.EOF {
+			t.Fatalf("read %d, %v; want the end of file", n, err)
+		}
+		waited := make(chan error, 1)
+		go func() { waited <- conn.(tunnel.Watcher).WaitReset() }()
+		if err := conn.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		c.hear(frame.TypeEOF)
+		c.say(done)
+		if err := <-waited; err != nil {
+			t.Errorf("waited: %v; want nil", err)
+		}
+		conn.Close()
+		c.hear(frame.TypeDone)
+	}
+}
+
 // counting returns a Net that counts connections and keeps the last.
 func counting() (func(context.Context, string, string) (net.Conn, error), *atomic.Int64, *atomic.Pointer[net.TCPConn]) {
 	n, last := new(atomic.Int64), new(atomic.Pointer[net.TCPConn])
