@@ -18,7 +18,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"cardea/api"
-	"cardea/relay"
 )
 
 func (r *run) logs() *cobra.Command {
@@ -36,12 +35,12 @@ func (r *run) logs() *cobra.Command {
 	c.Flags().StringVar(&user, "user", "", "only records of that User")
 	c.Flags().StringVar(&service, "service", "", "only records of that Service")
 	c.Flags().StringVar(&session, "session", "", "only records of that Session")
-	c.Flags().StringVar(&typ, "type", "", "only records of that type: "+strings.Join(recordTypes, ", "))
+	c.Flags().StringVar(&typ, "type", "", "only records of that type: "+strings.Join(recordTypes(), ", "))
 	c.Flags().StringVar(&since, "since", "", "only records from then on: a time, or how long ago (1h)")
 	out := output(c, formatTable, formatJSON)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		if typ = strings.ToUpper(typ); typ != "" && !slices.Contains(recordTypes, typ) {
-			return usagef("--type: must be one of %s, found %.40q", strings.Join(recordTypes, ", "), typ)
+		if typ = strings.ToUpper(typ); typ != "" && !slices.Contains(recordTypes(), typ) {
+			return usagef("--type: must be one of %s, found %.40q", strings.Join(recordTypes(), ", "), typ)
 		}
 		q := url.Values{}
 		for name, value := range map[string]string{"user": user, "service": service, "session": session, "type": typ} {
@@ -107,8 +106,10 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 	return now.Add(-d), nil
 }
 
-// recordTypes are the types of records.
-var recordTypes = []string{string(api.LogStart), string(api.LogEnd), string(api.LogDenied), "API"}
+// recordTypes returns the types of records.
+func recordTypes() []string {
+	return []string{string(api.LogStart), string(api.LogEnd), string(api.LogDenied), "API"}
+}
 
 // logBatch is how many records are laid out together.
 const logBatch = 500
@@ -203,10 +204,14 @@ func logCells(rec *api.AccessLog) []string {
 	return cells
 }
 
+// revoked is the reason of an END whose right was withdrawn; the record then says
+// by what.
+const revoked = "REVOKED"
+
 // endWords says why a connection ended, with the detail if there is one.
 func endWords(info *api.TCPInfo, reason *api.LogReason) string {
 	detail := info.Error
-	if info.CloseReason == string(relay.Revoked) && reason != nil {
+	if info.CloseReason == revoked && reason != nil {
 		detail = cmp.Or(reason.Words, detail)
 	}
 	if detail == "" {

@@ -168,6 +168,7 @@ func writeReady(path string, v readyFile) (err error) {
 
 func (r *run) recover() *cobra.Command {
 	var dir string
+	var reset bool
 	c := &cobra.Command{
 		Use:   "recover --data-dir DIR",
 		Short: "Make a new token for root, from the data of a cluster that is stopped",
@@ -177,12 +178,13 @@ func (r *run) recover() *cobra.Command {
 		Args:    noArgs,
 	}
 	c.Flags().StringVar(&dir, "data-dir", "", "directory of the cluster; as for up if left out (or CARDEA_DATA_DIR)")
+	c.Flags().BoolVar(&reset, "reset", false, "if policies stand in root's way: remove those of the ClusterConfig, and root's Groups and other policies")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		dir, err := r.dataDir(dir)
 		if err != nil {
 			return err
 		}
-		token, err := server.Recover(c.Context(), dir, r.logger())
+		token, err := server.Recover(c.Context(), dir, reset, r.logger())
 		if err != nil {
 			return unprefixed(err)
 		}

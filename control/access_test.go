@@ -308,7 +308,7 @@ func FuzzApply(f *testing.F) {
 		switch res.Code {
 		case http.StatusOK, http.StatusBadRequest, http.StatusConflict:
 		case http.StatusForbidden, http.StatusUnauthorized: // it took root's own right
-			token := must(w.Recover(t.Context()))
+			token := must(w.Recover(t.Context(), false))
 			if err := w.Await(t.Context(), w.revision()); err != nil {
 				t.Fatal(err)
 			}

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -64,27 +65,39 @@ func (s *Server) Bootstrap(ctx context.Context) (rootToken string, err error) {
 // Recover returns a new token for root, which voids the one before, for whoever
 // owns the data. So that it is of use, root is enabled and names the Policy
 // api-full-access again, should somebody have changed that.
-func (s *Server) Recover(ctx context.Context) (rootToken string, err error) {
+//
+// If root could still not write policies, Recover fails and says why; with reset
+// it takes out of the way what people can have put there: the policies of the
+// ClusterConfig, and root's Groups and other policies.
+func (s *Server) Recover(ctx context.Context, reset bool) (rootToken string, err error) {
 	_, err = s.Store.Update(ctx, actorSystem, func(tx store.Tx) error {
 		root, err := store.Get[*api.User](tx, api.Key{Group: api.GroupCore, Kind: api.KindUser, Name: api.RootUser})
 		if api.HasCode(err, api.CodeNotFound) {
-			return fmt.Errorf("there is no cluster in this store yet: start it with cardea up")
+			return errors.New("there is no cluster in this store yet: start it with cardea up")
 		}
 		if err != nil {
 			return err
 		}
-		before := api.Clone(root)
 		root.Spec.IsDisabled = false
 		if a := &root.Spec.Authorization; !slices.Contains(a.Policies, api.PolicyAPIFullAccess) {
 			a.Policies = append(a.Policies, api.PolicyAPIFullAccess)
 		}
-		if same, err := equal(before, root); err != nil {
+		if err := s.rewrite(tx, root); err != nil {
 			return err
-		} else if !same {
-			root.Metadata.ResourceVersion, root.Metadata.UpdatedAt, root.Metadata.ActorRef = newVersion(), s.Now().UTC(), nil
-			if err := put(tx, root); err != nil {
+		}
+		why, err := s.obstacle(ctx, tx, root)
+		if err != nil {
+			return err
+		}
+		if why != "" && reset {
+			if why, err = s.clearWay(ctx, tx, root); err != nil {
 				return err
 			}
+		}
+		if why != "" {
+			e := api.Errorf(api.CodeConflict, "root could log in and not write policies: %s", why)
+			e.Hint = "recover --reset removes the policies of the ClusterConfig, and root's Groups and other policies"
+			return e
 		}
 		cred, err := store.Get[*api.Credential](tx, rootLoginKey())
 		if err != nil {
@@ -94,6 +107,58 @@ func (s *Server) Recover(ctx context.Context) (rootToken string, err error) {
 		return err
 	})
 	return rootToken, err
+}
+
+// rewrite stores what the system has changed of an Object, if it has.
+func (s *Server) rewrite(tx store.Tx, o api.Object) error {
+	before, err := stored(tx, o.Header().Key())
+	if err != nil {
+		return err
+	}
+	if same, err := equal(before, o); err != nil || same {
+		return err
+	}
+	m := &o.Header().Metadata
+	m.ResourceVersion, m.UpdatedAt, m.ActorRef = newVersion(), s.Now().UTC(), nil
+	return put(tx, o)
+}
+
+// obstacle returns why a new Session of root could not write policies, "" if it
+// could.
+func (s *Server) obstacle(ctx context.Context, tx store.Tx, root *api.User) (why string, err error) {
+	if s.Proposed == nil {
+		return "", nil
+	}
+	trial := &api.Session{
+		Head:   api.Head{Metadata: api.Metadata{Name: "root-recovery", UID: newUID()}},
+		Spec:   api.SessionSpec{State: api.SessionActive, ExpiresAt: s.Now().Add(time.Hour)},
+		Status: api.SessionStatus{UserRef: root.Ref()},
+	}
+	trial.Default()
+	if err := put(tx, trial); err != nil {
+		return "", err
+	}
+	a := about(verbUpdate, api.Key{Kind: api.KindPolicy})
+	d, err := s.Proposed(ctx, tx, api.Request{Service: api.APIService, Session: trial.Metadata.UID, Facts: &api.Facts{API: &a}, Now: s.Now()})
+	if err == nil && !d.Allowed() {
+		why = d.Words
+	}
+	return why, errors.Join(err, tx.Delete(trial.Key()))
+}
+
+// clearWay takes out of root's way what people can have put there, and returns
+// what is still in it.
+func (s *Server) clearWay(ctx context.Context, tx store.Tx, root *api.User) (why string, err error) {
+	cc, err := store.Get[*api.ClusterConfig](tx, api.Key{Group: api.GroupCore, Kind: api.KindClusterConfig, Name: api.ClusterConfigName})
+	if err != nil {
+		return "", err
+	}
+	cc.Spec.Authorization = api.Authorization{}
+	root.Spec.Groups, root.Spec.Authorization = nil, api.Authorization{Policies: []string{api.PolicyAPIFullAccess}}
+	if err := errors.Join(s.rewrite(tx, cc), s.rewrite(tx, root)); err != nil {
+		return "", err
+	}
+	return s.obstacle(ctx, tx, root)
 }
 
 // renewRootLogin gives root's Credential a new token, which can be used once.

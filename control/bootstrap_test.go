@@ -71,7 +71,7 @@ func TestRecover(t *testing.T) {
 	if err := w.do(root, "GET", "/api/self", nil, nil); !api.HasCode(err, api.CodeUnauthenticated) {
 		t.Fatalf("a disabled User: %v", err)
 	}
-	token, err := w.Recover(t.Context())
+	token, err := w.Recover(t.Context(), false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -60,18 +60,22 @@ func (c *call) login(limit *limiter) (any, error) {
 
 	ctx := c.r.Context()
 	// Strangers take no turn among the writers: first it is looked at without.
-	err = c.Store.View(ctx, func(r store.Reader) error {
-		_, user, err := c.admit(r, uid, hash)
+	admit := func(r store.Reader) (*api.Credential, *api.User, error) {
+		cred, user, err := c.admit(r, uid, hash)
 		if err == nil && in.User != "" && user.Metadata.Name != in.User {
-			return api.Errorf(api.CodeConflict, "the token is of User %s, not of %s", user.Metadata.Name, in.User)
+			err = api.Errorf(api.CodeConflict, "the token is of User %s, not of %s", user.Metadata.Name, in.User)
 		}
+		return cred, user, err
+	}
+	err = c.Store.View(ctx, func(r store.Reader) error {
+		_, _, err := admit(r)
 		return err
 	})
 	var out api.LoginResponse
 	var rev api.Revision
 	if err == nil {
 		rev, err = c.Store.Update(ctx, actorSystem, func(tx store.Tx) error {
-			cred, user, err := c.admit(tx, uid, hash)
+			cred, user, err := admit(tx)
 			if err != nil {
 				return err
 			}

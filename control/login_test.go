@@ -165,7 +165,7 @@ func TestNoLoginWithoutRecord(t *testing.T) {
 	w.journal.fail = errors.New("the disk is full")
 	before := w.revision()
 	err := w.do(nil, "POST", "/api/login", api.LoginRequest{Token: rootToken, CSR: newPerson(t).csr(t)}, nil)
-	if !api.HasCode(err, api.CodeInternal) || strings.Contains(err.Error(), "disk") {
+	if !api.HasCode(err, api.CodeUnavailable) || strings.Contains(err.Error(), "disk") {
 		t.Errorf("got %v", err)
 	}
 	if w.revision() != before {
@@ -214,7 +214,7 @@ func TestRenew(t *testing.T) {
 		t.Errorf("by another key: %v", err)
 	}
 	// Root's Session is still there; its User may not renew once it is disabled.
-	root = w.login(must(w.Recover(t.Context())))
+	root = w.login(must(w.Recover(t.Context(), false)))
 	w.mustApply(root, `{'kind':'User','metadata':{'name':'bob'},'spec':{'type':'HUMAN','isDisabled':true}}`)
 	if _, err := renew(bob, bob.csr(t)); !api.HasCode(err, api.CodeUnauthenticated) {
 		t.Errorf("of a disabled User: %v", err)

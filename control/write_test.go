@@ -387,7 +387,7 @@ func TestNoWriteWithoutRecord(t *testing.T) {
 	w, root := newRoot(t)
 	w.journal.fail = errors.New("the disk is full")
 	before := w.revision()
-	if _, err := w.apply(root, group1); !api.HasCode(err, api.CodeInternal) {
+	if _, err := w.apply(root, group1); !api.HasCode(err, api.CodeUnavailable) {
 		t.Errorf("got %v", err)
 	}
 	if w.revision() != before {

@@ -266,8 +266,9 @@ func (f *floor) stop() {
 }
 
 // Recover returns a token that logs root in, once, for whoever owns the data
-// directory of a cluster that does not run.
-func Recover(ctx context.Context, dataDir string, log *slog.Logger) (token string, err error) {
+// directory of a cluster that does not run. reset is that of
+// [control.Server.Recover].
+func Recover(ctx context.Context, dataDir string, reset bool, log *slog.Logger) (token string, err error) {
 	if _, err := os.Stat(filepath.Join(dataDir, storeFile)); err != nil {
 		return "", fmt.Errorf("there is no cluster in %s: %w", dataDir, err)
 	}
@@ -281,6 +282,7 @@ func Recover(ctx context.Context, dataDir string, log *slog.Logger) (token strin
 		return "", err
 	}
 	defer st.Close()
-	c := &control.Server{Store: st, Log: log, Now: time.Now}
-	return c.Recover(ctx)
+	decider := &local.Decider{Store: st, Identity: identity.Any{}, Log: log}
+	c := &control.Server{Store: st, Proposed: decider.Propose, Log: log, Now: time.Now}
+	return c.Recover(ctx, reset)
 }

@@ -311,7 +311,7 @@ func TestDieAnywhere(t *testing.T) {
 			}
 		}
 		for size := s.size; size <= states[i+1].size; size++ {
-			if size%37 == 0 || size == states[i+1].size || slices.Contains(content[max(0, size-2):min(len(content), size+1)], '\n') {
+			if size%101 == 0 || size == states[i+1].size || slices.Contains(content[max(0, size-2):min(len(content), size+1)], '\n') {
 				dies(size)
 			}
 		}
