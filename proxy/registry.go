@@ -122,10 +122,10 @@ func (r *registry) wake() {
 	}
 }
 
-// next takes a Grant out of the queue: its question, and the config that it has.
+// next takes a Grant out of the queue: its question, and the answer that it has.
 // It returns nil if the queue is empty. Each Grant is asked for by one asker at
 // a time, so that answers are in the order of the questions.
-func (r *registry) next() (*Grant, api.Request, *api.ServiceConfig) {
+func (r *registry) next() (*Grant, api.Request, api.Decision) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for len(r.queue) > 0 {
@@ -142,9 +142,9 @@ func (r *registry) next() (*Grant, api.Request, *api.ServiceConfig) {
 		g.asking, g.again = true, false
 		req := g.req
 		req.AtLeast = r.seen
-		return g, req, g.held.Config
+		return g, req, g.held
 	}
-	return nil, api.Request{}, nil
+	return nil, api.Request{}, api.Decision{}
 }
 
 // answered notes that the question of g is answered, or cannot be. It puts g

@@ -62,17 +62,17 @@ func (g *Gate) answer(ctx context.Context) {
 		case <-g.registry.queued:
 		}
 		for {
-			grant, req, config := g.registry.next()
+			grant, req, held := g.registry.next()
 			if grant == nil {
 				break
 			}
-			g.ask(ctx, grant, req, config)
+			g.ask(ctx, grant, req, held)
 		}
 	}
 }
 
 // ask repeats the question of a Grant and acts on the answer.
-func (g *Gate) ask(ctx context.Context, grant *Grant, req api.Request, config *api.ServiceConfig) {
+func (g *Gate) ask(ctx context.Context, grant *Grant, req api.Request, held api.Decision) {
 	asked := time.Now()
 	req.Now = asked
 	dctx, cancel := context.WithTimeout(ctx, g.askTimeout())
@@ -84,14 +84,25 @@ func (g *Gate) ask(ctx context.Context, grant *Grant, req api.Request, config *a
 		g.registry.doubt(grant)
 	case !d.Allowed():
 		grant.revoke(&d, words(&d))
-	case configName(d.Config) != configName(config):
+	case uid(d.Subject.Service) != uid(held.Subject.Service):
+		d.Effect, d.Reason, d.Words = api.Deny, api.ReasonNoService, "the Service was deleted, and made again under the same name"
+		grant.revoke(&d, d.Words)
+	case configName(d.Config) != configName(held.Config):
 		d.Effect, d.Reason = api.Deny, api.ReasonConfig
-		d.Words = fmt.Sprintf("config %q would be chosen now, not %q", configName(d.Config), configName(config))
+		d.Words = fmt.Sprintf("config %q would be chosen now, not %q", configName(d.Config), configName(held.Config))
 		grant.revoke(&d, d.Words)
 	default:
-		d.Config = config // what is still allowed keeps what it has
+		d.Config = held.Config // what is still allowed keeps what it has
 		g.registry.replace(grant, d, asked)
 	}
+}
+
+// uid returns that of a reference, "" if there is none.
+func uid(r *api.Ref) string {
+	if r == nil {
+		return ""
+	}
+	return r.UID
 }
 
 func configName(c *api.ServiceConfig) string {

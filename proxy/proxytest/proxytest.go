@@ -334,6 +334,11 @@ func Run(t *testing.T, s Subject) {
 			t.Errorf("reason = %+v", r)
 		}
 	})
+	in("a Service that was made again is another one", func(t *testing.T, w *World) {
+		c, _ := open(t, w)
+		w.Decider.Set(func(d *Decider) { d.service = "another" }, session("ann"))
+		wantReset(t, c)
+	})
 	in("kill ends one connection", func(t *testing.T, w *World) {
 		c, _ := open(t, w)
 		live := w.Gate.List()

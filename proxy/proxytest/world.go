@@ -29,6 +29,7 @@ type Decider struct {
 	asked    int
 	revision uint64
 	config   string
+	service  string // the uid of every Service
 	until    time.Time
 	bound    bool
 	deaf     bool // changes and heartbeats do not get through
@@ -52,7 +53,7 @@ func (d *Decider) Decide(_ context.Context, r api.Request) (api.Decision, error)
 		ID: "decision-" + uid, Revision: api.Revision{Epoch: 1, Number: d.revision}, Lease: 30 * time.Second,
 		Effect: api.Deny, Reason: api.ReasonUnauthenticated, TimeBound: d.bound,
 		DependsOn: []api.Key{{Kind: api.KindSession, Name: uid}, {Kind: api.KindService, Name: r.Service}},
-		Subject:   api.Subject{Mode: d.mode(r.Service), Service: &api.Ref{Kind: api.KindService, Name: r.Service}},
+		Subject:   api.Subject{Mode: d.mode(r.Service), Service: &api.Ref{Kind: api.KindService, Name: r.Service, UID: d.service}},
 		Config:    &api.ServiceConfig{Name: d.config, Upstream: api.Upstream{URL: "tcp://upstream:1"}},
 	}
 	may, known := d.users[uid]
