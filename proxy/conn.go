@@ -367,6 +367,10 @@ type leg struct {
 	conn *Conn
 }
 
+// NetConn implements relay.Layered: the conn itself tells of a reset behind its
+// end.
+func (l *leg) NetConn() net.Conn { return l.Conn }
+
 // Reset implements relay.Resetter.
 func (l *leg) Reset(reason string) error {
 	l.conn.mu.Lock()

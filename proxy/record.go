@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"cardea/api"
@@ -19,7 +20,10 @@ func (c *Conn) append(rec *api.AccessLog) error {
 // any more. If the log cannot take it now, it is kept and tried again each
 // second: meanwhile nobody new gets in, so that no more is owed than was live.
 func (g *Gate) owe(ctx context.Context, rec *api.AccessLog) {
-	if err := g.Audit.Append(context.WithoutCancel(ctx), rec); err != nil {
+	switch err := g.Audit.Append(context.WithoutCancel(ctx), rec); {
+	case errors.Is(err, audit.ErrMalformed):
+		g.Log.Error("a record can never be written to the access log", "connection", rec.Entry.Common.ConnectionID, "error", err)
+	case err != nil:
 		g.Log.Error("the access log cannot be written; its records are kept until it can", "error", err)
 		g.mu.Lock()
 		g.owed = append(g.owed, rec)

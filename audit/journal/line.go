@@ -28,25 +28,23 @@ type line struct {
 	At       time.Time `json:"at"` // when it was written
 	Kind     kind      `json:"kind"`
 
-	Record json.RawMessage `json:"record"` // an api.AccessLog
-	Head   *Head           `json:"head"`
-	Open   *openSet        `json:"open"`
-	Repair *repair         `json:"repair"`
-	Gap    *gap            `json:"gap"`
-
-	Foreign *Foreign `json:"foreign"`
+	Record  json.RawMessage `json:"record"` // an api.AccessLog
+	Head    *Head           `json:"head"`
+	Open    *openSet        `json:"open"`
+	Repair  *repair         `json:"repair"`
+	Gap     *gap            `json:"gap"`
+	Foreign *Foreign        `json:"foreign"`
 }
 
 // kind says what a line is.
 type kind string
 
 const (
-	kindRecord kind = "record" // one access log record
-	kindHead   kind = "head"   // the signed state of the chain before this line
-	kindOpen   kind = "open"   // the first lines of a segment: which connections are open
-	kindRepair kind = "repair" // something went wrong, as it may, and nothing that was acknowledged is lost
-	kindGap    kind = "gap"    // something is missing that was there
-
+	kindRecord  kind = "record"  // one access log record
+	kindHead    kind = "head"    // the signed state of the chain before this line
+	kindOpen    kind = "open"    // the first lines of a segment: which connections are open
+	kindRepair  kind = "repair"  // something went wrong, as it may, and nothing that was acknowledged is lost
+	kindGap     kind = "gap"     // something is missing that was there
 	kindForeign kind = "foreign" // something was there that the journal did not write
 )
 

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net"
 	"net/netip"
 	"os"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -93,6 +95,43 @@ func TestBackPressure(t *testing.T) {
 		synctest.Wait()
 		if !done {
 			t.Fatal("the writer still waits")
+		}
+	})
+}
+
+// TestWaitReset tells a peer that has closed from one that only half-closed: the
+// first will not hear what this end still has to say.
+func TestWaitReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, finished := range []bool{false, true} {
+			client, server := pair(t)
+			client.CloseWrite()
+			if n, err := server.Read(make([]byte, 1)); n > 0 || err != io.EOF {
+				t.Fatalf("read %d, %v; want the end of file", n, err)
+			}
+			waited := make(chan error, 1)
+			go func() { waited <- server.(tunnel.Watcher).WaitReset() }()
+			time.Sleep(time.Hour)
+			if finished {
+				server.CloseWrite()
+			}
+			client.Close()
+			synctest.Wait()
+			select {
+			case err := <-waited:
+				if finished || !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("with this end finished %v: the wait ended with %v", finished, err)
+				}
+			default:
+				if !finished {
+					t.Error("the peer has closed, and the wait goes on")
+				}
+				server.Close()
+				if err := <-waited; !errors.Is(err, net.ErrClosed) {
+					t.Errorf("the wait ended with %v, want net.ErrClosed", err)
+				}
+			}
+			server.Close()
 		}
 	})
 }

@@ -58,7 +58,8 @@
 // EOF says that no more DATA comes from that side; the other side may go on.
 // RESET says that the stream is cut, and why: the receiver must not let what it
 // got so far look finished. It may be sent at any time, in place of whatever
-// else would come, also before VERDICT and after EOF.
+// else would come, also before VERDICT and after EOF; so whoever has received EOF
+// reads on, and does not let the stream outlive a peer that is gone.
 //
 // # The end of a stream
 //
