@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -26,10 +25,12 @@ type Cluster struct {
 	Listen string    // HOST:PORT
 	Log    io.Writer // what the server says; nil is nowhere
 
-	up   *exec.Cmd
-	done chan error // gives what Wait returned, once
-	mu   sync.Mutex
-	ca   string
+	Took time.Duration // the last Up, until it served
+
+	up    *exec.Cmd
+	done  chan error // gives what Wait returned, once
+	token string     // of root, if it has never logged in
+	ca    string
 }
 
 // Build builds the program into dir, or takes the one that CARDEA_BIN names.
@@ -55,11 +56,20 @@ func FreePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-// Start starts the server and waits until it serves. The first time it logs
-// root in, in the home "root".
+// Start is Up, and the first time logs root in, in the home "root".
 func (c *Cluster) Start(ctx context.Context) error {
+	if err := c.Up(ctx); err != nil || c.token == "" {
+		return err
+	}
+	_, err := c.Run(ctx, "root", nil, "login", c.Listen, "--token", c.token, "--ca-sha256", c.ca)
+	return err
+}
+
+// Up starts the server and waits until it serves.
+func (c *Cluster) Up(ctx context.Context) error {
 	ready := filepath.Join(c.Dir, "ready.json")
 	os.Remove(ready)
+	begin := time.Now()
 	c.up = exec.Command(c.Bin, "up", "--data-dir", filepath.Join(c.Dir, "data"), "--listen", c.Listen, "--ready-file", ready)
 	var stderr bytes.Buffer
 	c.up.Stderr = &stderr
@@ -86,15 +96,12 @@ func (c *Cluster) Start(ctx context.Context) error {
 		case <-time.After(time.Millisecond):
 		}
 	}
-	c.mu.Lock()
-	c.ca = r.CASHA256
-	c.mu.Unlock()
-	if r.Token == "" {
-		return nil
-	}
-	_, err := c.Run(ctx, "root", nil, "login", c.Listen, "--token", r.Token, "--ca-sha256", r.CASHA256)
-	return err
+	c.Took, c.ca, c.token = time.Since(begin), r.CASHA256, r.Token
+	return nil
 }
+
+// PID is the server's.
+func (c *Cluster) PID() int { return c.up.Process.Pid }
 
 // Signal sends a signal to the server and waits until it is gone.
 func (c *Cluster) Signal(s os.Signal) error {
