@@ -146,7 +146,7 @@ func TestCompactedStoreIsLoadedAgain(t *testing.T) {
 		w := policytest.NewWorld()
 		w.Service.Spec.Authorization = policytest.Inline(policytest.Allow(""))
 		st := &forgetful{memory.New(), make(chan func())}
-		defer st.Close()
+		t.Cleanup(func() { st.Close() }) // after the Decider
 		from := policytest.Put(t, st, w.Objects()...)
 		d := open(t, st, policytest.Verifier{})
 		next, stop := iter.Pull2(d.Changes(t.Context(), from))
