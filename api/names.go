@@ -95,7 +95,7 @@ func (m *Metadata) validateName(p *Problems, depth int) {
 	}
 	for _, l := range parts {
 		if !validLabel(l) {
-			p.Add("/metadata/name", labelRule, m.Name)
+			p.Add("/metadata/name", labelRule, l)
 			return
 		}
 	}

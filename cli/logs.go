@@ -217,7 +217,7 @@ func endWords(info *api.TCPInfo, reason *api.LogReason) string {
 	if detail == "" {
 		return plain(info.CloseReason)
 	}
-	return plain(info.CloseReason) + ": " + plain(short(detail, 60))
+	return plain(info.CloseReason) + ": " + plain(short(detail, 160))
 }
 
 // short cuts what is longer than so many characters.

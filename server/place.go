@@ -13,6 +13,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// checkWhole refuses a data directory from which a part is missing: to make the
+// part anew would found another cluster in the place of the one that was there.
+func checkWhole(dir string) error {
+	there := func(name string) bool {
+		_, err := os.Stat(filepath.Join(dir, name))
+		return err == nil
+	}
+	db, key, log := there(storeFile), there(keyFile), there(logDir)
+	switch {
+	case db && !key:
+		return fmt.Errorf("%s is missing from the data directory, and %s cannot be read without it; restore it from a backup", keyFile, storeFile)
+	case !db && log: // a first start that was cut short has no log yet
+		return fmt.Errorf("%s is missing from the data directory, whose %s belongs to a cluster; restore it from a backup, or choose an empty directory with --data-dir", storeFile, logDir)
+	}
+	return nil
+}
+
 // listen opens the port of the cluster.
 func listen(ctx context.Context, address string) (net.Listener, error) {
 	var lc net.ListenConfig

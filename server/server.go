@@ -107,6 +107,9 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	if h.lock, err = openDataDir(cfg.DataDir); err != nil {
 		return nil, err
 	}
+	if err := checkWhole(cfg.DataDir); err != nil {
+		return nil, err
+	}
 	keeper, err := secret.Open(filepath.Join(cfg.DataDir, keyFile))
 	if err != nil {
 		return nil, err
@@ -277,6 +280,9 @@ func Recover(ctx context.Context, dataDir string, reset bool, log *slog.Logger) 
 		return "", err
 	}
 	defer lock.Close()
+	if err := checkWhole(dataDir); err != nil {
+		return "", err
+	}
 	st, err := sqlite.Open(ctx, filepath.Join(dataDir, storeFile), sqlite.Options{Log: log})
 	if err != nil {
 		return "", err
