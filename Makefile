@@ -23,7 +23,7 @@ tools:
 	test/setup
 
 test: tools lint build
-	CARDEA_BIN=$(CURDIR)/$(BIN) $(GO) test -race -timeout 20m ./...
+	CARDEA_BIN=$(CURDIR)/$(BIN) test/run
 	FUZZTIME=$(FUZZTIME) test/fuzz
 
 lint:
