@@ -34,7 +34,7 @@ const plan = `
 	store            : api
 	store/*          : api store
 	secret           : api store
-	identity         : api store
+	identity         : api
 	identity/*       : api identity
 	cert             : api store secret identity/*
 
@@ -45,16 +45,16 @@ const plan = `
 	audit/*          : api audit
 	tunnel           : api
 	tunnel/*         : api wire/* tunnel
-	ingress          : api wire/*
+	ingress          : api
 	upstream         : api
 
 	proxy            : api policy relay audit
 	mode/*           : api wire/* proxy
 	mode             : proxy mode/*
 
-	control          : api manifest store store/* policy policy/* secret identity identity/* cert audit proxy mode rpc
-	client           : api wire/* relay relay/* tunnel tunnel/* rpc
-	server           : api manifest relay relay/* rpc store store/* secret identity identity/* cert policy policy/* audit audit/* tunnel tunnel/* ingress upstream proxy mode control
+	control          : api manifest store policy identity identity/* cert audit rpc
+	client           : api relay relay/* tunnel tunnel/* rpc
+	server           : api relay/* store store/* secret identity identity/* cert policy/* audit/* tunnel/* ingress upstream proxy mode control
 	cli              : api manifest rpc client server policy/local
 	cmd/*            : cli
 	bench/*          : *

@@ -24,7 +24,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -62,7 +61,7 @@ func run(ctx context.Context, live string, rounds int) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.Stop(ctx)) }()
-	upstream, stop, err := echo()
+	upstream, stop, err := cluster.Echo()
 	if err != nil {
 		return err
 	}
@@ -181,27 +180,6 @@ func say(c net.Conn) error {
 	}
 	_, err := bufio.NewReader(c).ReadString('\n')
 	return err
-}
-
-func echo() (address string, stop func(), err error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", nil, err
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				io.Copy(c, c)
-				c.Close()
-			}()
-		}
-	})
-	return l.Addr().String(), func() { l.Close(); wg.Wait() }, nil
 }
 
 func quantiles(d []time.Duration) string {

@@ -34,7 +34,11 @@ func TestKill(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := &cluster.Cluster{Bin: bin, Dir: dir, Listen: fmt.Sprintf("127.0.0.1:%d", port)}
-	upstream := echo(t)
+	upstream, stop, err := cluster.Echo()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stop)
 	if err := c.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -210,26 +214,4 @@ func exchange(c net.Conn) error {
 	}
 	_, err := bufio.NewReader(c).ReadString('\n')
 	return err
-}
-
-// echo is an upstream.
-func echo(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				io.Copy(c, c)
-				c.Close()
-			}()
-		}
-	}()
-	return l.Addr().String()
 }

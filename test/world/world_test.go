@@ -24,6 +24,7 @@ import (
 	"cardea/client"
 	"cardea/manifest"
 	"cardea/server"
+	"cardea/test/cluster"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -149,25 +150,12 @@ func (w *world) logs() []api.AccessLog {
 // echo is an upstream that answers each line with itself.
 func echo(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address, stop, err := cluster.Echo()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				io.Copy(c, c)
-				c.Close()
-			})
-		}
-	})
-	t.Cleanup(func() { l.Close(); wg.Wait() })
-	return l.Addr().String()
+	t.Cleanup(stop)
+	return address
 }
 
 const groupOne = "kind: Group\nmetadata: {name: group-1}\nspec: {}\n"
