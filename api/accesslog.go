@@ -46,6 +46,8 @@ type AccessLogCommon struct {
 	EndedAt         time.Time  `json:"endedAt,omitzero"`
 	IsAuthenticated bool       `json:"isAuthenticated"`
 	IsAuthorized    bool       `json:"isAuthorized"`
+	IsPublic        bool       `json:"isPublic,omitempty"`    // it came in through the Service's public port
+	IsAnonymous     bool       `json:"isAnonymous,omitempty"` // nobody asked who it is
 	Status          Status     `json:"status"`
 	Mode            Mode       `json:"mode,omitempty"`
 	Reason          *LogReason `json:"reason,omitempty"`
@@ -59,6 +61,7 @@ type AccessLogCommon struct {
 	ServiceRef      *Ref       `json:"serviceRef,omitempty"`
 	SessionRef      *Ref       `json:"sessionRef,omitempty"`
 	UserRef         *Ref       `json:"userRef,omitempty"`
+	DeviceRef       *Ref       `json:"deviceRef,omitempty"`
 }
 
 // LogReason says why.

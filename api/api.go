@@ -76,6 +76,9 @@ type Metadata struct {
 	UpdatedAt       time.Time `json:"updatedAt,omitzero"`
 	ActorRef        *Ref      `json:"actorRef,omitempty"` // the Session that wrote it last
 	IsSystem        bool      `json:"isSystem,omitempty"` // made by the first start; cannot be deleted
+	// ApplySet is the set that the Object was applied with: apply --prune deletes
+	// what bears the set and is no longer in the input.
+	ApplySet string `json:"applySet,omitempty"`
 }
 
 // A Ref names an Object in output and logs.

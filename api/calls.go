@@ -10,20 +10,32 @@ import (
 //	POST   /api/login                                   LoginRequest → LoginResponse (no certificate needed)
 //	POST   /api/renew                                   RenewRequest → LoginResponse (by proof of the Session's key)
 //	GET    /api/self                                    → Self
-//	GET    /api/self/services                           → Reachable
+//	GET    /api/self/services?denied=true               → Reachable
+//	POST   /api/self/device                             DeviceRequest → DeviceResponse; makes a Device of the caller's machine
 //	POST   /api/logout                                  → Empty; ends the caller's Session
-//	POST   /api/apply                                   ApplyRequest → ApplyResponse
-//	GET    /api/core/v1/{plural}                        → List
+//	POST   /api/apply?allowLockout=true                 ApplyRequest → ApplyResponse
+//	GET    /api/core/v1/{plural}?limit=N&after=NAME&namespace=N&user=U&label=K%3DV   → List
+//	GET    /api/core/v1/{plural}?watch=true&revision=E.N → WatchEvent, one JSON value a line
 //	GET    /api/core/v1/{plural}/{name}                 → the Object
 //	POST   /api/core/v1/{plural}                        the Object → WriteResponse; CONFLICT if it exists
 //	PUT    /api/core/v1/{plural}/{name}                 the Object → WriteResponse; CONFLICT if resourceVersion is stale
+//	PATCH  /api/core/v1/{plural}/{name}                 a merge patch (RFC 7386) → WriteResponse
 //	DELETE /api/core/v1/{plural}/{name}                 → WriteResponse
 //	POST   /api/core/v1/credentials/{name}/token        → TokenResponse; makes a new token, the old one is void
 //	POST   /api/why                                     WhyRequest → Explanation
 //	GET    /api/conns                                   → Connections
 //	DELETE /api/conns/{id}                              → Empty
-//	GET    /api/logs?follow=true&user=U&service=S&session=N&type=T&since=RFC3339   → AccessLog, one JSON value a line
+//	GET    /api/logs?follow=true&user=U&service=S&session=N&type=T&decision=ID&since=RFC3339&until=RFC3339&limit=N
+//	                                                    → AccessLog, one JSON value a line
 //	POST   /api/logs/verify                             → VerifyReport
+//	GET    /api/backup                                  → a backup of the store, one JSON value a line
+//	POST   /api/rotate                                  RotateRequest → RotateResponse
+//	GET    /api/health                                  → Health
+//	GET    /api/openapi.json                            → the OpenAPI document of this API
+//	GET    /livez, /readyz                              → "ok" (no certificate needed), or 503 and why not
+//	GET    /metrics                                     → metrics in the Prometheus text format
+//
+// What changes Objects takes dryRun=true, and then changes nothing.
 //
 // A failure is an Error with the HTTP status of its code: INVALID 400,
 // UNAUTHENTICATED 401, PERMISSION_DENIED 403, NOT_FOUND 404, CONFLICT 409,
@@ -50,6 +62,25 @@ type LoginResponse struct {
 	Certificate []byte    `json:"certificate"` // leaf, DER
 	CA          [][]byte  `json:"ca"`          // roots, DER
 	NotAfter    time.Time `json:"notAfter"`    // of the certificate
+	// State is that of the Session: with PENDING nothing can be reached until an
+	// administrator approves it.
+	State SessionState `json:"state"`
+	// Now is the clock of the cluster: a client whose own differs says so.
+	Now time.Time `json:"now"`
+}
+
+// A DeviceRequest registers the machine of the caller as a Device of his User and
+// binds his Session to it. A machine that was registered before stays the Device
+// it is.
+type DeviceRequest struct {
+	OSType OSType       `json:"osType"`
+	Report DeviceReport `json:"report"`
+}
+
+// A DeviceResponse is the Device, and what became of it.
+type DeviceResponse struct {
+	Device  *Device `json:"device"`
+	Created bool    `json:"created"`
 }
 
 // A RenewRequest asks for a new certificate for the Session's key. It proves the
@@ -70,6 +101,21 @@ type Self struct {
 // Reachable is the Services that a Session may connect to now, ordered by name.
 type Reachable struct {
 	Items []ReachableService `json:"items"`
+	// Denied is, if it is asked for, the Services that the Session may see and not
+	// connect to, and why: those first of which it lacks least.
+	Denied []DeniedService `json:"denied,omitempty"`
+	// Domain is that of the cluster: NAME.NAMESPACE.svc.DOMAIN is a Service's server
+	// name for bare TLS.
+	Domain string `json:"domain"`
+}
+
+// A DeniedService is a Service that a Session may see and not connect to.
+type DeniedService struct {
+	Name        string     `json:"name"`
+	Mode        Mode       `json:"mode"`
+	Description string     `json:"description,omitempty"`
+	Reason      ReasonType `json:"reason"`
+	Message     string     `json:"message,omitempty"` // the rule's, for callers
 }
 
 // A ReachableService is what a Session may know of a Service that it may reach.
@@ -84,6 +130,13 @@ type ReachableService struct {
 type ApplyRequest struct {
 	Documents []json.RawMessage `json:"documents"`
 	DryRun    bool              `json:"dryRun,omitempty"`
+	// Set stamps what is written as belonging to a set; CONFLICT if it bears the
+	// stamp of another.
+	Set string `json:"set,omitempty"`
+	// Prune deletes what bears the stamp of Set and is not among the documents.
+	Prune bool `json:"prune,omitempty"`
+	// Diff asks for the Objects before and after in each Result.
+	Diff bool `json:"diff,omitempty"`
 }
 
 // Action says what became of an Object.
@@ -102,6 +155,9 @@ type Result struct {
 	Kind   string `json:"kind"`
 	Name   string `json:"name"`
 	Action Action `json:"action"`
+	// Before and After are the Objects, redacted, if they were asked for.
+	Before json.RawMessage `json:"before,omitempty"`
+	After  json.RawMessage `json:"after,omitempty"`
 }
 
 // An ApplyResponse says what became of each document, in order. It is sent once
@@ -124,6 +180,28 @@ type WriteResponse struct {
 type List struct {
 	Items    []json.RawMessage `json:"items"`
 	Revision Revision          `json:"revision"`
+	// Next is the name to go on after, if there are more than were asked for.
+	Next string `json:"next,omitempty"`
+}
+
+// WatchType says what a WatchEvent tells.
+type WatchType string
+
+// The types of a WatchEvent.
+const (
+	WatchPut     WatchType = "PUT"     // the Object was made or changed, or has come into view
+	WatchDeleted WatchType = "DELETED" // it was deleted, or has gone out of view
+	// WatchSynced says that everything up to Revision has been told. It comes
+	// after each commit, and at least once every 15 seconds.
+	WatchSynced WatchType = "SYNCED"
+)
+
+// A WatchEvent is one line of a watch. It begins at a revision, as a List has
+// one; CONFLICT says that history does not reach back that far: list again.
+type WatchEvent struct {
+	Type     WatchType       `json:"type"`
+	Object   json.RawMessage `json:"object,omitempty"`
+	Revision Revision        `json:"revision"`
 }
 
 // A TokenResponse carries a token, once.
@@ -146,6 +224,7 @@ type Connection struct {
 	Service       string    `json:"service"`
 	User          string    `json:"user,omitempty"`
 	Session       string    `json:"session,omitempty"`
+	Device        string    `json:"device,omitempty"`
 	Source        string    `json:"source,omitempty"`   // HOST:PORT
 	Upstream      string    `json:"upstream,omitempty"` // HOST:PORT
 	ConfigName    string    `json:"configName,omitempty"`
@@ -171,4 +250,33 @@ type VerifyReport struct {
 	Open     int64    `json:"open"`               // STARTs whose connection is live
 	Findings []string `json:"findings,omitempty"` // what is wrong, one sentence each
 	Notes    []string `json:"notes,omitempty"`    // what is worth saying and not wrong
+}
+
+// A RotateRequest makes a new key: "ca" (the cluster's CA), "audit" (signs the
+// log) or "seal" (encrypts Secrets). What the old one made stays good for an
+// overlap, and clients learn a new CA when they renew.
+type RotateRequest struct {
+	What string `json:"what"`
+}
+
+// A RotateResponse says what was made, and until when the old one counts.
+type RotateResponse struct {
+	What     string    `json:"what"`
+	KeyID    string    `json:"keyID"`
+	CASHA256 string    `json:"caSHA256,omitempty"` // the new pin, of "ca"
+	Overlap  time.Time `json:"overlap,omitzero"`
+}
+
+// Health is how the cluster does.
+type Health struct {
+	OK     bool          `json:"ok"`
+	Checks []HealthCheck `json:"checks"`
+}
+
+// A HealthCheck is one thing that was looked at.
+type HealthCheck struct {
+	Name  string `json:"name"`
+	OK    bool   `json:"ok"`
+	Words string `json:"words,omitempty"`
+	Hint  string `json:"hint,omitempty"` // the way out
 }

@@ -5,6 +5,7 @@ package api
 type Context struct {
 	User      *User      `json:"user,omitempty"`
 	Session   *Session   `json:"session,omitempty"`
+	Device    *Device    `json:"device,omitempty"` // the one that the Session is bound to
 	Groups    []*Group   `json:"groups,omitempty"` // those of the User that exist
 	Service   *Service   `json:"service,omitempty"`
 	Namespace *Namespace `json:"namespace,omitempty"`
@@ -20,7 +21,7 @@ type Facts struct {
 	Port      int       `json:"port,omitempty"`      // source port
 	Listener  string    `json:"listener,omitempty"`  // our own address, HOST:PORT
 	ProxiedBy string    `json:"proxiedBy,omitempty"` // the proxy that told us IP and Port
-	Tunnel    string    `json:"tunnel,omitempty"`    // "cardea/1", "tls", "memory"
+	Tunnel    string    `json:"tunnel,omitempty"`    // "cardea/1", "tls", "memory", "public"
 	TLS       *TLSFacts `json:"tls,omitempty"`
 	API       *APIFacts `json:"api,omitempty" cardea:"protocol"`
 }
@@ -45,8 +46,11 @@ type ClientCertificate struct {
 
 // APIFacts is what ctx.request.api says of a call to Cardea's own API.
 type APIFacts struct {
-	// Verb is get, list, create, update, delete, renew, why, conns or logs; apply
-	// asks for create or update of each document.
+	// Verb is get, list, watch, create, update, delete, renew, why, conns, kill,
+	// logs, metrics, backup or rotate; apply asks for create or update of each
+	// document. A write may ask for more: escalate if it gives a right that the
+	// writer does not have, use for a Secret that it names, publish for a Service
+	// that needs no Session, approve for the state of a Session or Device.
 	Verb      string `json:"verb"`
 	Kind      string `json:"kind,omitempty"`
 	Name      string `json:"name,omitempty"`

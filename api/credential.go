@@ -34,9 +34,23 @@ type CredentialSpec struct {
 	IsDisabled         bool      `json:"isDisabled,omitempty"`
 	// Authorization is copied onto the Sessions that it makes.
 	Authorization Authorization `json:"authorization,omitzero"`
-	SessionType   NotYet        `json:"sessionType,omitzero"`
-	AutoDelete    NotYet        `json:"autoDelete,omitzero"`
+	SessionType   SessionType   `json:"sessionType,omitempty"` // CLIENT
+	// AutoDelete deletes it when it has been used MaxAuthentications times. Its
+	// Sessions stay.
+	AutoDelete bool `json:"autoDelete,omitempty"`
 }
+
+// SessionType says how a Session is used.
+type SessionType string
+
+// SessionClient is the type of a Session that is bound to a key on a device.
+const SessionClient SessionType = "CLIENT"
+
+// Values implements Enum.
+func (SessionType) Values() []string { return []string{string(SessionClient)} }
+
+// Later implements LaterEnum.
+func (SessionType) Later() []string { return []string{"CLIENTLESS"} }
 
 // CredentialStatus is what the cluster knows of it.
 type CredentialStatus struct {
@@ -44,6 +58,8 @@ type CredentialStatus struct {
 	TokenSHA256          string    `json:"tokenSHA256,omitempty"`
 	TotalAuthentications int       `json:"totalAuthentications,omitempty"`
 	LastAuthenticationAt time.Time `json:"lastAuthenticationAt,omitzero"`
+	TotalRotations       int       `json:"totalRotations,omitempty"` // how often a new token was made
+	LastRotationAt       time.Time `json:"lastRotationAt,omitzero"`
 }
 
 // Default implements Object.
@@ -51,6 +67,9 @@ func (c *Credential) Default() {
 	c.APIVersion, c.Kind = Version, KindCredential
 	if c.Spec.Type == "" {
 		c.Spec.Type = CredentialAuthToken
+	}
+	if c.Spec.SessionType == "" {
+		c.Spec.SessionType = SessionClient
 	}
 }
 
@@ -64,6 +83,9 @@ func (c *Credential) Validate(p *Problems) {
 	}
 	if n := c.Spec.MaxAuthentications; n < 0 || n > 1_000_000 {
 		p.Add("/spec/maxAuthentications", "must be from 0 to 1000000", strconv.Itoa(n))
+	}
+	if c.Spec.AutoDelete && c.Spec.MaxAuthentications == 0 {
+		p.Add("/spec/autoDelete", "needs maxAuthentications", "true")
 	}
 	c.Spec.Authorization.validate(p, "/spec/authorization")
 }

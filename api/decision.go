@@ -12,6 +12,9 @@ type EvidenceKind string
 const (
 	EvidenceCertificate EvidenceKind = "CERTIFICATE" // Data is the leaf certificate, DER; its key was proved
 	EvidenceMemory      EvidenceKind = "MEMORY"      // Data is a Session uid; inside one process only
+	// EvidenceAnonymous is that of a caller who came in through the public port of
+	// a Service and whom nobody asked who he is. Inside one process only.
+	EvidenceAnonymous EvidenceKind = "ANONYMOUS"
 )
 
 // Evidence is what a caller presented, opaque to all but package identity. The
@@ -59,6 +62,9 @@ const (
 	ReasonKeyMismatch      ReasonType = "KEY_MISMATCH" // the Session is bound to another key
 	ReasonUserDisabled     ReasonType = "USER_DEACTIVATED"
 	ReasonNoUser           ReasonType = "NO_USER"
+	ReasonDeviceNotActive  ReasonType = "DEVICE_NOT_ACTIVE"
+	ReasonAnonymous        ReasonType = "ANONYMOUS" // the Service is open to everyone
+	ReasonLimit            ReasonType = "LIMIT"     // as many connections as there may be
 	ReasonNoService        ReasonType = "NO_SERVICE"
 	ReasonServiceDisabled  ReasonType = "SERVICE_DISABLED"
 	ReasonConfig           ReasonType = "DYNAMIC_CONFIG" // no config could be chosen
@@ -132,17 +138,22 @@ func (d *Decision) Allowed() bool { return d.Effect == Allow && d.Lease > 0 }
 type Subject struct {
 	Session   *Ref `json:"session,omitempty"`
 	User      *Ref `json:"user,omitempty"`
+	Device    *Ref `json:"device,omitempty"`
 	Service   *Ref `json:"service,omitempty"`
 	Namespace *Ref `json:"namespace,omitempty"`
 	Region    *Ref `json:"region,omitempty"`
 	Mode      Mode `json:"mode,omitempty"`
+	// IsAnonymous is set if nobody asked who the caller is.
+	IsAnonymous bool `json:"isAnonymous,omitempty"`
 }
 
-// Limits bound a connection; zero is none.
+// Limits bound what is granted; zero is no bound.
 type Limits struct {
-	Idle      time.Duration `json:"idle,omitempty"`
-	HalfClose time.Duration `json:"halfClose,omitempty"`
-	Duration  time.Duration `json:"duration,omitempty"`
+	Connections           int           `json:"connections,omitempty"`           // of the Service, live at once
+	ConnectionsPerSession int           `json:"connectionsPerSession,omitempty"` // of the Session or, without one, the source address
+	Idle                  time.Duration `json:"idle,omitempty"`
+	HalfClose             time.Duration `json:"halfClose,omitempty"`
+	Duration              time.Duration `json:"duration,omitempty"`
 }
 
 // A Change says that answers which depend on one of Keys may no longer hold.

@@ -17,6 +17,11 @@ type Kind struct {
 	// ByHand is whether people make and change Objects of the kind with apply;
 	// the others are made by the system (a Session by logging in).
 	ByHand bool
+	// Updatable is whether people change the spec of Objects of a kind that they
+	// do not make.
+	Updatable bool
+	// Later is whether the kind is known and Objects of it cannot be made yet.
+	Later bool
 }
 
 // A Column is a column of the table that `get` prints.
@@ -37,21 +42,27 @@ const (
 	KindCredential    = "Credential"
 	KindSecret        = "Secret"
 	KindPolicy        = "Policy"
-	KindRegion        = "Region" // appears in references only
+	KindDevice        = "Device"
+	KindAuthenticator = "Authenticator"
+	KindRegion        = "Region"
+	KindGateway       = "Gateway"
+
+	KindIdentityProvider = "IdentityProvider"
 )
 
 // Kinds returns the table of kinds in the order in which Objects that refer to
 // each other are best written and read: what is referred to comes first.
 func Kinds() []Kind {
 	return []Kind{
-		clusterConfigKind(), secretKind(), policyKind(), namespaceKind(), groupKind(),
-		userKind(), serviceKind(), credentialKind(), sessionKind(),
+		clusterConfigKind(), regionKind(), gatewayKind(), secretKind(), policyKind(), identityProviderKind(),
+		namespaceKind(), groupKind(), userKind(), serviceKind(), credentialKind(), deviceKind(), sessionKind(),
+		authenticatorKind(),
 	}
 }
 
 // LaterKinds returns the names of the kinds that are known and not yet to be had.
 func LaterKinds() []string {
-	return []string{"Device", "IdentityProvider", "Authenticator", "Gateway", "Region", "Config",
+	return []string{"Config",
 		"TCPMapping", "TLSContext", "Host", "Listener", "Module", "TCPRoute", "TLSRoute",
 		"Workload", "RuleSet", "ServiceDependencyPolicy", "ExternalNetwork"}
 }
@@ -78,6 +89,16 @@ func KindOf(name string) (Kind, bool) {
 		return secretKind(), true
 	case KindPolicy:
 		return policyKind(), true
+	case KindDevice:
+		return deviceKind(), true
+	case KindAuthenticator:
+		return authenticatorKind(), true
+	case KindRegion:
+		return regionKind(), true
+	case KindGateway:
+		return gatewayKind(), true
+	case KindIdentityProvider:
+		return identityProviderKind(), true
 	}
 	return Kind{}, false
 }

@@ -24,9 +24,31 @@ const (
 type PolicySpec struct {
 	Rules []Rule `json:"rules,omitempty"`
 	// Attrs is what the rules see as attrs.
-	Attrs            Attrs  `json:"attrs,omitempty"`
-	IsDisabled       bool   `json:"isDisabled,omitempty"` // its rules do not count
-	EnforcementRules NotYet `json:"enforcementRules,omitzero"`
+	Attrs      Attrs `json:"attrs,omitempty"`
+	IsDisabled bool  `json:"isDisabled,omitempty"` // its rules do not count
+	// EnforcementRules say for which requests the rules count. Without any they
+	// always do. If a rule of effect ENFORCE matches they count; else, if one of
+	// effect IGNORE matches, or there is one of effect ENFORCE, they do not.
+	EnforcementRules []EnforcementRule `json:"enforcementRules,omitempty"`
+}
+
+// Enforcement is the effect of an EnforcementRule.
+type Enforcement string
+
+// The values of Enforcement.
+const (
+	Enforce Enforcement = "ENFORCE"
+	Ignore  Enforcement = "IGNORE"
+)
+
+// Values implements Enum.
+func (Enforcement) Values() []string { return []string{string(Enforce), string(Ignore)} }
+
+// An EnforcementRule says whether the rules of its Policy count for the requests
+// that its condition matches.
+type EnforcementRule struct {
+	Effect    Enforcement `json:"effect"`
+	Condition Condition   `json:"condition"`
 }
 
 // PolicyStatus is empty for now.
@@ -76,12 +98,40 @@ type Conditions struct {
 type Authorization struct {
 	Policies       []string       `json:"policies,omitempty"`
 	InlinePolicies []InlinePolicy `json:"inlinePolicies,omitempty"`
+	// EnableAnonymous, of a Service only, decides on those who have no Session by
+	// the policies of the Service, its Namespace and the ClusterConfig; without it
+	// an anonymous Service is open to everyone.
+	EnableAnonymous bool `json:"enableAnonymous,omitempty"`
 }
 
 // An InlinePolicy is a Policy that stands in the Object that uses it.
 type InlinePolicy struct {
 	Name string     `json:"name,omitempty"`
 	Spec PolicySpec `json:"spec"`
+}
+
+// AuthorizationOf returns what o attaches Policies by, nil if its kind has no
+// such thing.
+func AuthorizationOf(o Object) *Authorization {
+	switch o := o.(type) {
+	case *ClusterConfig:
+		return &o.Spec.Authorization
+	case *Namespace:
+		return &o.Spec.Authorization
+	case *Service:
+		return &o.Spec.Authorization
+	case *User:
+		return &o.Spec.Authorization
+	case *Group:
+		return &o.Spec.Authorization
+	case *Credential:
+		return &o.Spec.Authorization
+	case *Session:
+		return &o.Spec.Authorization
+	case *Device:
+		return &o.Spec.Authorization
+	}
+	return nil
 }
 
 // Default implements Object.
@@ -122,6 +172,16 @@ func (s *PolicySpec) validate(p *Problems, at string) {
 		}
 		r.Condition.validate(p, at+"/condition", 1)
 	}
+	if len(s.EnforcementRules) > maxRules {
+		p.Add(at+"/enforcementRules", fmt.Sprintf("must be at most %d", maxRules), strconv.Itoa(len(s.EnforcementRules)))
+	}
+	for i := range s.EnforcementRules {
+		r, at := &s.EnforcementRules[i], fmt.Sprintf("%s/enforcementRules/%d", at, i)
+		if r.Effect == "" {
+			p.Add(at+"/effect", "is required", "").Allowed = r.Effect.Values()
+		}
+		r.Condition.validate(p, at+"/condition", 1)
+	}
 }
 
 func (c *Condition) validate(p *Problems, at string, depth int) {
@@ -156,7 +216,15 @@ func (c *Condition) validate(p *Problems, at string, depth int) {
 	}
 }
 
+// validate checks the authorization of an Object that is no Service.
 func (a *Authorization) validate(p *Problems, at string) {
+	if a.EnableAnonymous {
+		p.Add(at+"/enableAnonymous", "must be left out: only Services have it", "true")
+	}
+	a.validatePolicies(p, at)
+}
+
+func (a *Authorization) validatePolicies(p *Problems, at string) {
 	if len(a.Policies) > maxPolicies {
 		p.Add(at+"/policies", fmt.Sprintf("must be at most %d", maxPolicies), strconv.Itoa(len(a.Policies)))
 	}

@@ -1,6 +1,11 @@
 package api
 
-import "strconv"
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
 
 // A Secret holds a value that other Objects use by name. The value is encrypted
 // at rest and no API returns it.
@@ -14,7 +19,25 @@ type Secret struct {
 
 // SecretSpec is what an administrator sets.
 type SecretSpec struct {
-	Attrs Attrs `json:"attrs,omitempty"`
+	// Bind restricts what the Secret may be used for. It is checked each time.
+	Bind  *SecretBinding `json:"bind,omitempty"`
+	Attrs Attrs          `json:"attrs,omitempty"`
+}
+
+// A SecretBinding lists where a Secret may be used; an empty list is anywhere.
+type SecretBinding struct {
+	Services []string `json:"services,omitempty"` // SERVICE or SERVICE.NAMESPACE
+	Hosts    []string `json:"hosts,omitempty"`    // of upstreams, as in their URLs
+}
+
+// Allows reports whether the Secret may be used for that Service (its full name)
+// towards that host.
+func (b *SecretBinding) Allows(service, host string) bool {
+	if b == nil {
+		return true
+	}
+	return (len(b.Services) == 0 || slices.ContainsFunc(b.Services, func(s string) bool { return ServiceName(s) == service })) &&
+		(len(b.Hosts) == 0 || slices.ContainsFunc(b.Hosts, func(h string) bool { return strings.EqualFold(h, host) }))
 }
 
 // SecretData is the value: text, or bytes in base64.
@@ -51,6 +74,13 @@ const maxSecret = 512 << 10
 // Validate implements Object.
 func (s *Secret) Validate(p *Problems) {
 	s.Metadata.validate(p, 1)
+	if b := s.Spec.Bind; b != nil {
+		for i, h := range b.Hosts {
+			if !validHost(h) {
+				p.Add(fmt.Sprintf("/spec/bind/hosts/%d", i), "must be a DNS name or an IP address", h)
+			}
+		}
+	}
 	switch {
 	case s.Data == nil:
 		if len(s.Status.Sealed) == 0 {

@@ -1,13 +1,18 @@
 package api
 
 import (
+	"cmp"
+	"crypto/x509"
+	"errors"
 	"fmt"
+	"iter"
 	"net"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // A Service is one protected resource.
@@ -39,17 +44,42 @@ type ServiceSpec struct {
 	Mode Mode `json:"mode"`
 	// Port is the Service's own: any number of Services may have the same. Left
 	// out, it comes from the upstream's URL.
-	Port          int            `json:"port,omitempty"`
-	IsDisabled    bool           `json:"isDisabled,omitempty"` // a disabled Service refuses everyone
+	Port       int  `json:"port,omitempty"`
+	IsDisabled bool `json:"isDisabled,omitempty"` // a disabled Service refuses everyone
+	// IsPublic opens the port of the Service itself, where the cluster listens,
+	// for those who have no Session. It needs IsAnonymous.
+	IsPublic bool `json:"isPublic,omitempty"`
+	// IsAnonymous lets in who has no Session: everybody, or with
+	// authorization.enableAnonymous whom policies allow.
+	IsAnonymous bool `json:"isAnonymous,omitempty"`
+	// IsTLS makes the public port speak TLS, with a certificate of the cluster's CA.
+	IsTLS         bool           `json:"isTLS,omitempty"`
 	Region        string         `json:"region,omitempty"`
 	Authorization Authorization  `json:"authorization,omitzero"`
 	Config        *ServiceConfig `json:"config,omitempty"`
 	DynamicConfig *DynamicConfig `json:"dynamicConfig,omitempty"`
+	Limits        *ServiceLimits `json:"limits,omitempty"`
 	Attrs         Attrs          `json:"attrs,omitempty"`
-	IsPublic      NotYet         `json:"isPublic,omitzero"`
-	IsAnonymous   NotYet         `json:"isAnonymous,omitzero"`
-	IsTLS         NotYet         `json:"isTLS,omitzero"`
-	Deployment    NotYet         `json:"deployment,omitzero"`
+	// Deployment has no effect yet: one process serves every Service.
+	Deployment *Deployment `json:"deployment,omitempty"`
+}
+
+// ServiceLimits bound the connections of a Service; what is left out is not bounded.
+type ServiceLimits struct {
+	Connections           int `json:"connections,omitempty"`           // live at once
+	ConnectionsPerSession int `json:"connectionsPerSession,omitempty"` // live at once, of one Session; of one source address on the public port
+	// IdleTimeout ends a connection on which nothing passed for so long.
+	IdleTimeout *Duration `json:"idleTimeout,omitempty"`
+	// HalfCloseTimeout ends a connection of which one side has finished and the
+	// other says nothing for so long.
+	HalfCloseTimeout *Duration `json:"halfCloseTimeout,omitempty"`
+	// MaxDuration ends a connection that has lasted so long.
+	MaxDuration *Duration `json:"maxDuration,omitempty"`
+}
+
+// Deployment says how a Service is run.
+type Deployment struct {
+	Replicas int `json:"replicas,omitempty"`
 }
 
 // DefaultConfig is the name of spec.config in decisions and logs.
@@ -58,24 +88,73 @@ const DefaultConfig = "default"
 // A ServiceConfig says how a Service's upstream is reached. spec.config has the
 // name "default".
 type ServiceConfig struct {
-	Name              string   `json:"name,omitempty"`
-	Upstream          Upstream `json:"upstream"`
-	Parent            NotYet   `json:"parent,omitzero"`
-	TLS               NotYet   `json:"tls,omitzero"`
-	ClientCertificate NotYet   `json:"clientCertificate,omitzero"`
-	HTTP              NotYet   `json:"http,omitzero"`
-	SSH               NotYet   `json:"ssh,omitzero"`
-	Postgres          NotYet   `json:"postgres,omitzero"`
-	MySQL             NotYet   `json:"mysql,omitzero"`
-	Kubernetes        NotYet   `json:"kubernetes,omitzero"`
+	Name string `json:"name,omitempty"`
+	// Parent names the config from which this one takes what it leaves out.
+	Parent   string   `json:"parent,omitempty"`
+	Upstream Upstream `json:"upstream,omitzero"`
+	// TLS says how TLS to the upstream is spoken; it is spoken if this, or
+	// clientCertificate, is there, or the URL says so.
+	TLS *UpstreamTLS `json:"tls,omitempty"`
+	// ClientCertificate is the older form of tls.clientCertificate.
+	ClientCertificate *ClientCertificateSource `json:"clientCertificate,omitempty"`
+	HTTP              NotYet                   `json:"http,omitzero"`
+	SSH               NotYet                   `json:"ssh,omitzero"`
+	Postgres          NotYet                   `json:"postgres,omitzero"`
+	MySQL             NotYet                   `json:"mysql,omitzero"`
+	Kubernetes        NotYet                   `json:"kubernetes,omitzero"`
+	SOCKS5            NotYet                   `json:"socks5,omitzero"`
+	RDP               NotYet                   `json:"rdp,omitzero"`
+	MCP               NotYet                   `json:"mcp,omitzero"`
+	LLM               NotYet                   `json:"llm,omitzero"`
 }
 
-// An Upstream is where the traffic of a Service goes.
+// An Upstream is where the traffic of a Service goes: one URL, or several
+// endpoints.
 type Upstream struct {
-	URL         string `json:"url"` // tcp://HOST:PORT
-	Loadbalance NotYet `json:"loadbalance,omitzero"`
-	User        NotYet `json:"user,omitzero"`
-	Container   NotYet `json:"container,omitzero"`
+	// URL is tcp://HOST:PORT, tls://HOST:PORT, or one whose scheme is that of a
+	// protocol over TCP, as postgres://HOST, and then says the port.
+	URL         string       `json:"url,omitempty"`
+	Loadbalance *Loadbalance `json:"loadbalance,omitempty"`
+	// ConnectTimeout bounds the time until a connection, TLS included, is there;
+	// 10 seconds if it is left out.
+	ConnectTimeout *Duration `json:"connectTimeout,omitempty"`
+	User           NotYet    `json:"user,omitzero"`
+	Container      NotYet    `json:"container,omitzero"`
+}
+
+// Loadbalance lists the endpoints of an upstream. They are tried in turn: each
+// connection begins with another one, and goes on to the next when one fails.
+type Loadbalance struct {
+	Endpoints []UpstreamEndpoint `json:"endpoints"`
+}
+
+// An UpstreamEndpoint is one of several places of an upstream.
+type UpstreamEndpoint struct {
+	URL  string `json:"url"`
+	User NotYet `json:"user,omitzero"`
+}
+
+// UpstreamTLS says how TLS to an upstream is spoken. Its certificate is verified
+// against TrustedCAs if there are any, else against those of the system.
+type UpstreamTLS struct {
+	TrustedCAs         []string `json:"trustedCAs,omitempty"`         // PEM
+	AppendToSystemPool bool     `json:"appendToSystemPool,omitempty"` // trust TrustedCAs beside those of the system
+	// ServerName is the name that is asked for and verified; the host of the URL
+	// if it is left out.
+	ServerName string `json:"serverName,omitempty"`
+	// InsecureSkipVerify accepts any certificate: whoever stands in between reads
+	// and writes everything. Each write and `why` warn of it.
+	InsecureSkipVerify bool                     `json:"insecureSkipVerify,omitempty"`
+	ClientCertificate  *ClientCertificateSource `json:"clientCertificate,omitempty"`
+}
+
+// ClientCertificateSource says where the certificate is by which Cardea shows
+// itself to the upstream.
+type ClientCertificateSource struct {
+	// FromSecret names a Secret with a certificate chain and its key, PEM.
+	FromSecret string `json:"fromSecret"`
+	// TrustedCAs is of the older form: PEM of what the upstream is verified against.
+	TrustedCAs []string `json:"trustedCAs,omitempty"`
 }
 
 // DynamicConfig chooses among several configs.
@@ -97,6 +176,18 @@ type ConfigRule struct {
 // ServiceStatus is what the cluster knows of it.
 type ServiceStatus struct {
 	Port int `json:"port,omitempty"` // the one in force
+	// NoEffect lists the fields of spec that are kept and have no effect yet.
+	NoEffect []string `json:"noEffect,omitempty"`
+	// Conditions say how the Service does in this process; they are not stored.
+	Conditions []StatusCondition `json:"conditions,omitempty"`
+}
+
+// A StatusCondition says one thing of the state of an Object.
+type StatusCondition struct {
+	Type    string    `json:"type"`   // "Listening"
+	Status  string    `json:"status"` // "True" or "False"
+	Message string    `json:"message,omitempty"`
+	Since   time.Time `json:"since,omitzero"`
 }
 
 // Default implements Object.
@@ -110,64 +201,217 @@ func (s *Service) Default() {
 		c.Name = DefaultConfig
 	}
 	s.Status.Port = s.Spec.Port
-	if c := s.Spec.Config; c != nil && s.Status.Port == 0 {
-		if _, port, err := c.Upstream.HostPort(); err == nil {
-			s.Status.Port = port
+	for c := range s.configs() {
+		if s.Status.Port != 0 {
+			break
+		}
+		if e, err := c.Upstream.Endpoints(); err == nil && len(e) > 0 {
+			s.Status.Port = e[0].Port
+		}
+	}
+	s.Status.NoEffect = nil
+	if s.Spec.Deployment != nil {
+		s.Status.NoEffect = []string{"spec.deployment"}
+	}
+}
+
+// configs yields the configs, spec.config first.
+func (s *Service) configs() iter.Seq[*ServiceConfig] {
+	return func(yield func(*ServiceConfig) bool) {
+		if s.Spec.Config != nil && !yield(s.Spec.Config) {
+			return
+		}
+		if d := s.Spec.DynamicConfig; d != nil {
+			for i := range d.Configs {
+				if !yield(&d.Configs[i]) {
+					return
+				}
+			}
 		}
 	}
 }
 
-// Config returns the config of that name, and nil if there is none.
+// Config returns the config of that name as it is written, and nil if there is none.
 func (s *Service) Config(name string) *ServiceConfig {
-	if name == DefaultConfig {
-		return s.Spec.Config
-	}
-	if d := s.Spec.DynamicConfig; d != nil {
-		for i := range d.Configs {
-			if d.Configs[i].Name == name {
-				return &d.Configs[i]
-			}
+	for c := range s.configs() {
+		if c.Name == name {
+			return c
 		}
 	}
 	return nil
 }
 
-// HostPort returns the host and the port of an upstream's URL. The error says
-// what is wrong with it, without repeating the URL.
-func (u *Upstream) HostPort() (host string, port int, err error) {
-	const want = "must be tcp://HOST:PORT"
-	p, err := url.Parse(u.URL)
-	switch {
-	case u.URL == "":
-		return "", 0, fmt.Errorf("is required: tcp://HOST:PORT")
-	case err != nil || p.Opaque != "" || p.Hostname() == "":
-		return "", 0, fmt.Errorf("%s", want)
-	case slices.Contains([]string{"tls", "https", "ssh", "postgres", "postgresql", "mysql", "redis", "http", "udp", "quic"}, p.Scheme):
-		return "", 0, fmt.Errorf("%s: the scheme %s is not yet available", want, p.Scheme)
-	case p.Scheme != "tcp":
-		return "", 0, fmt.Errorf("%s: the scheme must be tcp", want)
-	case p.User != nil || p.RawQuery != "" || p.Fragment != "" || (p.Path != "" && p.Path != "/"):
-		return "", 0, fmt.Errorf("%s: no user, path, query or fragment", want)
-	case p.Port() == "":
-		return "", 0, fmt.Errorf("%s: the port is missing", want)
+// EffectiveConfig returns the config of that name with what it takes from its
+// parents, and nil if there is none. What it shares with s must not be written to.
+func (s *Service) EffectiveConfig(name string) *ServiceConfig {
+	c := s.Config(name)
+	if c == nil {
+		return nil
 	}
-	port, err = strconv.Atoi(p.Port())
-	if err != nil || port < 1 || port > 65535 {
-		return "", 0, fmt.Errorf("%s: the port must be from 1 to 65535", want)
+	out := *c
+	seen := []string{name}
+	for up := s.Config(c.Parent); up != nil && !slices.Contains(seen, up.Name); up = s.Config(up.Parent) {
+		seen = append(seen, up.Name)
+		out.inherit(up)
 	}
-	if !validHost(p.Hostname()) {
-		return "", 0, fmt.Errorf("%s: HOST must be a DNS name or an IP address", want)
-	}
-	return p.Hostname(), port, nil
+	return &out
 }
 
-// Address returns the upstream as HOST:PORT, or "" if its URL is not valid.
+// inherit takes from p what c leaves out: field by field, but for the place of
+// the upstream (url or loadbalance), which is taken whole or not at all. Lists of
+// CAs are joined.
+func (c *ServiceConfig) inherit(p *ServiceConfig) {
+	u, pu := &c.Upstream, &p.Upstream
+	if u.URL == "" && u.Loadbalance == nil {
+		u.URL, u.Loadbalance = pu.URL, pu.Loadbalance
+	}
+	if u.ConnectTimeout == nil {
+		u.ConnectTimeout = pu.ConnectTimeout
+	}
+	if c.ClientCertificate == nil {
+		c.ClientCertificate = p.ClientCertificate
+	}
+	if p.TLS == nil {
+		return
+	}
+	if c.TLS == nil {
+		c.TLS = p.TLS
+		return
+	}
+	t := *c.TLS
+	t.TrustedCAs = slices.Concat(p.TLS.TrustedCAs, t.TrustedCAs)
+	t.AppendToSystemPool = t.AppendToSystemPool || p.TLS.AppendToSystemPool
+	t.ServerName = cmp.Or(t.ServerName, p.TLS.ServerName)
+	t.InsecureSkipVerify = t.InsecureSkipVerify || p.TLS.InsecureSkipVerify
+	if t.ClientCertificate == nil {
+		t.ClientCertificate = p.TLS.ClientCertificate
+	}
+	c.TLS = &t
+}
+
+// Certificate returns where the certificate is that the upstream is shown, nil
+// if it is shown none. Of the two forms tls.clientCertificate counts first.
+func (c *ServiceConfig) Certificate() *ClientCertificateSource {
+	if c.TLS != nil && c.TLS.ClientCertificate != nil {
+		return c.TLS.ClientCertificate
+	}
+	return c.ClientCertificate
+}
+
+// Secrets yields the names of the Secrets that the config uses, and the pointer
+// of each within it.
+func (c *ServiceConfig) Secrets() iter.Seq2[string, string] {
+	return func(yield func(name, pointer string) bool) {
+		if c.TLS != nil && c.TLS.ClientCertificate != nil && !yield(c.TLS.ClientCertificate.FromSecret, "/tls/clientCertificate/fromSecret") {
+			return
+		}
+		if c.ClientCertificate != nil {
+			yield(c.ClientCertificate.FromSecret, "/clientCertificate/fromSecret")
+		}
+	}
+}
+
+// An Endpoint is one place where an upstream can be reached.
+type Endpoint struct {
+	Host string // a DNS name or an IP address
+	Port int
+	TLS  bool // the URL says that TLS is spoken
+}
+
+// Address returns HOST:PORT.
+func (e Endpoint) Address() string { return net.JoinHostPort(e.Host, strconv.Itoa(e.Port)) }
+
+// Endpoints returns the places of the upstream, at least one. The error says what
+// is wrong with the first that is, without repeating its URL.
+func (u *Upstream) Endpoints() ([]Endpoint, error) {
+	if u.Loadbalance == nil {
+		e, err := parseEndpoint(u.URL)
+		return []Endpoint{e}, err
+	}
+	var list []Endpoint
+	for _, x := range u.Loadbalance.Endpoints {
+		e, err := parseEndpoint(x.URL)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, e)
+	}
+	if len(list) == 0 {
+		return nil, errors.New("has no endpoints")
+	}
+	return list, nil
+}
+
+// Address returns the first endpoint as HOST:PORT, or "" if there is none.
 func (u *Upstream) Address() string {
-	h, p, err := u.HostPort()
+	e, err := u.Endpoints()
 	if err != nil {
 		return ""
 	}
-	return net.JoinHostPort(h, strconv.Itoa(p))
+	return e[0].Address()
+}
+
+// scheme returns the port that the scheme of an upstream's URL stands for, 0 if
+// it stands for none, and whether TLS is spoken from the first byte.
+func scheme(s string) (port int, tls, ok bool) {
+	switch s {
+	case "tcp":
+		return 0, false, true
+	case "tls":
+		return 0, true, true
+	case "ssh":
+		return 22, false, true
+	case "postgres", "postgresql":
+		return 5432, false, true
+	case "mysql":
+		return 3306, false, true
+	case "redis":
+		return 6379, false, true
+	case "mongodb":
+		return 27017, false, true
+	case "amqp":
+		return 5672, false, true
+	case "rdp":
+		return 3389, false, true
+	case "http", "ws":
+		return 80, false, true
+	case "https", "wss":
+		return 443, true, true
+	}
+	return 0, false, false
+}
+
+func parseEndpoint(text string) (Endpoint, error) {
+	const want = "must be tcp://HOST:PORT or tls://HOST:PORT"
+	var none Endpoint
+	p, err := url.Parse(text)
+	switch {
+	case text == "":
+		return none, errors.New("is required: tcp://HOST:PORT")
+	case err != nil || p.Opaque != "" || p.Hostname() == "":
+		return none, errors.New(want)
+	case slices.Contains([]string{"udp", "quic", "dns", "h2c", "unix", "socks5", "dot"}, p.Scheme):
+		return none, fmt.Errorf("%s: the scheme %s is not yet available", want, p.Scheme)
+	}
+	e := Endpoint{Host: p.Hostname()}
+	var ok bool
+	if e.Port, e.TLS, ok = scheme(p.Scheme); !ok {
+		return none, errors.New(want + ": the scheme must be tcp, tls or that of a protocol over TCP")
+	}
+	switch {
+	case p.User != nil || p.RawQuery != "" || p.Fragment != "" || (p.Path != "" && p.Path != "/"):
+		return none, errors.New(want + ": no user, path, query or fragment")
+	case p.Port() == "" && e.Port == 0:
+		return none, errors.New(want + ": the port is missing")
+	case p.Port() != "":
+		if e.Port, err = strconv.Atoi(p.Port()); err != nil || e.Port < 1 || e.Port > 65535 {
+			return none, errors.New(want + ": the port must be from 1 to 65535")
+		}
+	}
+	if !validHost(e.Host) {
+		return none, errors.New(want + ": HOST must be a DNS name or an IP address")
+	}
+	return e, nil
 }
 
 func validHost(h string) bool {
@@ -185,8 +429,13 @@ func validHost(h string) bool {
 	return true
 }
 
-// maxConfigs is the most configs, and rules, that a dynamicConfig may have.
-const maxConfigs = 1000
+// Limits of a Service.
+const (
+	maxConfigs   = 1000 // and as many rules, of a dynamicConfig
+	maxEndpoints = 100
+	maxCAs       = 32
+	maxReplicas  = 100
+)
 
 // Validate implements Object. It does not compile expressions.
 func (s *Service) Validate(p *Problems) {
@@ -206,34 +455,152 @@ func (s *Service) Validate(p *Problems) {
 	if s.Spec.Region != "default" {
 		p.Add("/spec/region", "must be \"default\": other Regions are not yet available", s.Spec.Region)
 	}
-	s.Spec.Authorization.validate(p, "/spec/authorization")
-	if s.Spec.Config == nil {
-		p.Add("/spec/config", "is required", "")
-	} else {
-		if n := s.Spec.Config.Name; n != DefaultConfig {
-			p.Add("/spec/config/name", "must be \"default\" or left out", n)
+	s.validatePublic(p)
+	s.Spec.Authorization.validatePolicies(p, "/spec/authorization")
+	s.Spec.Limits.validate(p, "/spec/limits")
+	if d := s.Spec.Deployment; d != nil && (d.Replicas < 0 || d.Replicas > maxReplicas) {
+		p.Add("/spec/deployment/replicas", fmt.Sprintf("must be from 0 to %d", maxReplicas), strconv.Itoa(d.Replicas))
+	}
+	switch c, d := s.Spec.Config, s.Spec.DynamicConfig; {
+	case c != nil:
+		if c.Name != DefaultConfig {
+			p.Add("/spec/config/name", "must be \"default\" or left out", c.Name)
 		}
-		s.Spec.Config.validate(p, "/spec/config")
+		if c.Parent != "" {
+			p.Add("/spec/config/parent", "must be left out: spec.config has no parent", c.Parent)
+		}
+		s.validateConfig(p, "/spec/config", c)
+	case d == nil || len(d.Configs) == 0:
+		p.Add("/spec/config", "is required, unless dynamicConfig has configs", "")
 	}
 	if s.Spec.DynamicConfig != nil {
-		s.Spec.DynamicConfig.validate(p, "/spec/dynamicConfig")
+		s.validateDynamic(p, "/spec/dynamicConfig")
 	}
 }
 
-func (c *ServiceConfig) validate(p *Problems, at string) {
-	if _, _, err := c.Upstream.HostPort(); err != nil {
-		p.Add(at+"/upstream/url", err.Error(), c.Upstream.URL)
+func (s *Service) validatePublic(p *Problems) {
+	spec := &s.Spec
+	switch {
+	case spec.IsPublic && !spec.IsAnonymous:
+		p.Add("/spec/isPublic", "needs isAnonymous: true; a public Service that asks who comes is not yet available in mode TCP", "true").
+			Hint = "who has a Session reaches every Service, through cardea connect or with its certificate"
+	case spec.IsAnonymous && !spec.IsPublic:
+		p.Add("/spec/isAnonymous", "needs isPublic: true", "true")
+	case spec.IsTLS && !spec.IsPublic:
+		p.Add("/spec/isTLS", "needs isPublic: true; TLS within the private network is not yet available", "true")
+	case spec.IsPublic && s.Status.Port == 0:
+		p.Add("/spec/port", "is required for a public Service", "")
+	}
+	if spec.Authorization.EnableAnonymous && !spec.IsAnonymous {
+		p.Add("/spec/authorization/enableAnonymous", "needs isAnonymous: true", "true")
 	}
 }
 
-func (d *DynamicConfig) validate(p *Problems, at string) {
+func (l *ServiceLimits) validate(p *Problems, at string) {
+	if l == nil {
+		return
+	}
+	for _, x := range []struct {
+		name string
+		n    int
+	}{{"connections", l.Connections}, {"connectionsPerSession", l.ConnectionsPerSession}} {
+		if x.n < 0 || x.n > 1_000_000 {
+			p.Add(at+"/"+x.name, "must be from 0 (no limit) to 1000000", strconv.Itoa(x.n))
+		}
+	}
+	l.IdleTimeout.validate(p, at+"/idleTimeout", 100*time.Millisecond, maxDuration)
+	l.HalfCloseTimeout.validate(p, at+"/halfCloseTimeout", 100*time.Millisecond, maxDuration)
+	l.MaxDuration.validate(p, at+"/maxDuration", 100*time.Millisecond, maxDuration)
+}
+
+// validateConfig checks a config as it is with what it takes from its parents.
+func (s *Service) validateConfig(p *Problems, at string, c *ServiceConfig) {
+	u := &c.Upstream
+	switch {
+	case u.URL != "" && u.Loadbalance != nil:
+		p.Add(at+"/upstream", "must have one of url and loadbalance", "both")
+	case u.Loadbalance != nil:
+		s.validateEndpoints(p, at+"/upstream/loadbalance/endpoints", u.Loadbalance.Endpoints)
+	case u.URL != "" || c.Parent == "":
+		if _, err := parseEndpoint(u.URL); err != nil {
+			p.Add(at+"/upstream/url", err.Error(), u.URL)
+		}
+	}
+	u.ConnectTimeout.validate(p, at+"/upstream/connectTimeout", 10*time.Millisecond, time.Hour)
+	if t := c.TLS; t != nil {
+		validateCAs(p, at+"/tls/trustedCAs", t.TrustedCAs)
+		if t.ServerName != "" && !validHost(t.ServerName) {
+			p.Add(at+"/tls/serverName", "must be a DNS name or an IP address", t.ServerName)
+		}
+		if t.InsecureSkipVerify {
+			p.Warn(at+"/tls/insecureSkipVerify", "the upstream is not verified: whoever stands in between reads and writes everything", "true").
+				Hint = "list its CA in trustedCAs instead"
+		}
+		t.ClientCertificate.validate(p, at+"/tls/clientCertificate")
+		if t.ClientCertificate != nil && len(t.ClientCertificate.TrustedCAs) > 0 {
+			p.Add(at+"/tls/clientCertificate/trustedCAs", "must be left out here", "").Hint = "use tls.trustedCAs"
+		}
+	}
+	c.ClientCertificate.validate(p, at+"/clientCertificate")
+	if c.ClientCertificate != nil && c.TLS != nil && c.TLS.ClientCertificate != nil {
+		p.Add(at+"/clientCertificate", "must be left out where tls.clientCertificate is there", "")
+	}
+}
+
+func (s *Service) validateEndpoints(p *Problems, at string, list []UpstreamEndpoint) {
+	if len(list) == 0 || len(list) > maxEndpoints {
+		p.Add(at, fmt.Sprintf("must be 1 to %d", maxEndpoints), strconv.Itoa(len(list)))
+	}
+	first := Endpoint{}
+	for i, x := range list {
+		e, err := parseEndpoint(x.URL)
+		at := fmt.Sprintf("%s/%d/url", at, i)
+		switch {
+		case err != nil:
+			p.Add(at, err.Error(), x.URL)
+		case first == Endpoint{}:
+			first = e
+		case e.TLS != first.TLS:
+			p.Add(at, "must have the scheme of the other endpoints", x.URL)
+		case e.Port != first.Port && s.Spec.Port == 0:
+			p.Add(at, fmt.Sprintf("must have port %d, as the others, or spec.port must be set", first.Port), x.URL)
+		}
+	}
+}
+
+func validateCAs(p *Problems, at string, list []string) {
+	if len(list) > maxCAs {
+		p.Add(at, fmt.Sprintf("must be at most %d", maxCAs), strconv.Itoa(len(list)))
+	}
+	for i, text := range list {
+		if !x509.NewCertPool().AppendCertsFromPEM([]byte(text)) {
+			p.Add(fmt.Sprintf("%s/%d", at, i), "must be a certificate, PEM", "")
+		}
+	}
+}
+
+func (c *ClientCertificateSource) validate(p *Problems, at string) {
+	if c == nil {
+		return
+	}
+	if !validLabel(c.FromSecret) {
+		p.Add(at+"/fromSecret", "must name a Secret with a certificate and its key", c.FromSecret)
+	}
+	validateCAs(p, at+"/trustedCAs", c.TrustedCAs)
+}
+
+func (s *Service) validateDynamic(p *Problems, at string) {
+	d := s.Spec.DynamicConfig
 	if len(d.Configs) > maxConfigs {
 		p.Add(at+"/configs", fmt.Sprintf("must be at most %d", maxConfigs), strconv.Itoa(len(d.Configs)))
 	}
 	if len(d.Rules) > maxConfigs {
 		p.Add(at+"/rules", fmt.Sprintf("must be at most %d", maxConfigs), strconv.Itoa(len(d.Rules)))
 	}
-	names := []string{DefaultConfig}
+	var names []string
+	if s.Spec.Config != nil {
+		names = []string{DefaultConfig}
+	}
 	for i := range d.Configs {
 		c, at := &d.Configs[i], fmt.Sprintf("%s/configs/%d", at, i)
 		switch {
@@ -241,11 +608,14 @@ func (d *DynamicConfig) validate(p *Problems, at string) {
 			p.Add(at+"/name", "is required", "")
 		case !validLabel(c.Name):
 			p.Add(at+"/name", labelRule, c.Name)
-		case slices.Contains(names, c.Name):
+		case slices.Contains(names, c.Name) || c.Name == DefaultConfig:
 			p.Add(at+"/name", "must not be there twice; spec.config has the name \"default\"", c.Name)
 		}
 		names = append(names, c.Name)
-		c.validate(p, at)
+		s.validateConfig(p, at, c)
+	}
+	for i := range d.Configs {
+		s.validateParent(p, fmt.Sprintf("%s/configs/%d", at, i), &d.Configs[i], names)
 	}
 	for i := range d.Rules {
 		r, at := &d.Rules[i], fmt.Sprintf("%s/rules/%d", at, i)
@@ -256,6 +626,44 @@ func (d *DynamicConfig) validate(p *Problems, at string) {
 			p.Add(at+"/configName", "must name a config of this Service", r.ConfigName).Allowed = names
 		}
 	}
+}
+
+// validateParent checks that the parents of a config exist and lead somewhere.
+func (s *Service) validateParent(p *Problems, at string, c *ServiceConfig, names []string) {
+	if c.Parent == "" {
+		return
+	}
+	if !slices.Contains(names, c.Parent) {
+		p.Add(at+"/parent", "must name a config of this Service", c.Parent).Allowed = names
+		return
+	}
+	path := []string{c.Name}
+	for up := c.Parent; up != ""; {
+		if path = append(path, up); slices.Contains(path[:len(path)-1], up) {
+			p.Add(at+"/parent", "must not lead back to a config below it", c.Parent).Hint = "the circle is " + strings.Join(path, " → ")
+			return
+		}
+		parent := s.Config(up)
+		if parent == nil {
+			return // reported there
+		}
+		up = parent.Parent
+	}
+	if u := s.EffectiveConfig(c.Name).Upstream; u.URL == "" && u.Loadbalance == nil {
+		p.Add(at+"/upstream", "is required: no parent has one either", "")
+	}
+}
+
+// upstream returns the upstream of spec.config for a table.
+func (s *Service) upstream() string {
+	c := s.Spec.Config
+	switch {
+	case c == nil:
+		return ""
+	case c.Upstream.Loadbalance != nil && len(c.Upstream.Loadbalance.Endpoints) > 0:
+		return fmt.Sprintf("%s (and %d more)", c.Upstream.Loadbalance.Endpoints[0].URL, len(c.Upstream.Loadbalance.Endpoints)-1)
+	}
+	return c.Upstream.URL
 }
 
 func serviceKind() Kind {
@@ -270,11 +678,9 @@ func serviceKind() Kind {
 				return ""
 			}},
 			{Heading: "UPSTREAM", Cell: func(o Object) string {
-				if c := o.(*Service).Spec.Config; c != nil {
-					return c.Upstream.URL
-				}
-				return ""
+				return o.(*Service).upstream()
 			}},
+			{Heading: "PUBLIC", Wide: true, Cell: func(o Object) string { return yes(o.(*Service).Spec.IsPublic) }},
 			{Heading: "DISABLED", Wide: true, Cell: func(o Object) string { return yes(o.(*Service).Spec.IsDisabled) }},
 		}}
 }

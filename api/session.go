@@ -38,6 +38,9 @@ type SessionStatus struct {
 	Type          string `json:"type,omitempty"` // CLIENT
 	UserRef       Ref    `json:"userRef"`
 	CredentialRef *Ref   `json:"credentialRef,omitempty"` // by which it was made
+	DeviceRef     *Ref   `json:"deviceRef,omitempty"`     // the Device it was bound to
+	// CertificateSeconds is how long its certificates are good; 0 is 4 hours.
+	CertificateSeconds int `json:"certificateSeconds,omitempty"`
 	// KeySHA256 is the SHA-256, in hex, of the public key (SubjectPublicKeyInfo,
 	// DER) that the Session is bound to. From login on, the key is the credential.
 	KeySHA256 string `json:"keySHA256,omitempty"`
@@ -64,9 +67,15 @@ func (s *Session) Validate(p *Problems) {
 
 func sessionKind() Kind {
 	return Kind{Name: KindSession, Plural: "sessions", Short: []string{"sess"},
-		New: func() Object { return new(Session) },
+		Updatable: true, New: func() Object { return new(Session) },
 		Columns: []Column{
 			{Heading: "USER", Cell: func(o Object) string { return o.(*Session).Status.UserRef.Name }},
+			{Heading: "DEVICE", Wide: true, Cell: func(o Object) string {
+				if d := o.(*Session).Status.DeviceRef; d != nil {
+					return d.Name
+				}
+				return ""
+			}},
 			{Heading: "STATE", Cell: func(o Object) string { return string(o.(*Session).Spec.State) }},
 			{Heading: "EXPIRES", Cell: func(o Object) string { return o.(*Session).Spec.ExpiresAt.UTC().Format(time.RFC3339) }},
 		}}

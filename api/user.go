@@ -27,15 +27,16 @@ func (UserType) Values() []string { return []string{string(UserHuman), string(Us
 
 // UserSpec is what an administrator sets.
 type UserSpec struct {
-	Type           UserType      `json:"type"`
-	Groups         []string      `json:"groups,omitempty"`
-	Email          string        `json:"email,omitempty"`
-	IsDisabled     bool          `json:"isDisabled,omitempty"` // a disabled User reaches nothing
-	Authorization  Authorization `json:"authorization,omitzero"`
-	Attrs          Attrs         `json:"attrs,omitempty"`
-	Info           *UserInfo     `json:"info,omitempty"`
-	Session        NotYet        `json:"session,omitzero"`
-	Authentication NotYet        `json:"authentication,omitzero"`
+	Type          UserType      `json:"type"`
+	Groups        []string      `json:"groups,omitempty"`
+	Email         string        `json:"email,omitempty"`
+	IsDisabled    bool          `json:"isDisabled,omitempty"` // a disabled User reaches nothing
+	Authorization Authorization `json:"authorization,omitzero"`
+	Attrs         Attrs         `json:"attrs,omitempty"`
+	Info          *UserInfo     `json:"info,omitempty"`
+	// Session overrides what the ClusterConfig says of Sessions.
+	Session        *SessionSettings `json:"session,omitempty"`
+	Authentication NotYet           `json:"authentication,omitzero"`
 }
 
 // UserInfo describes a person; nothing follows from it.
@@ -49,11 +50,17 @@ type UserInfo struct {
 	Country    string `json:"country,omitempty"`
 }
 
-// UserStatus is empty for now.
-type UserStatus struct{}
+// UserStatus is what the cluster knows of it.
+type UserStatus struct {
+	// NoEffect lists the fields of spec that are kept and have no effect yet.
+	NoEffect []string `json:"noEffect,omitempty"`
+}
 
 // Default implements Object.
-func (u *User) Default() { u.APIVersion, u.Kind = Version, KindUser }
+func (u *User) Default() {
+	u.APIVersion, u.Kind = Version, KindUser
+	u.Status.NoEffect = u.Spec.Session.noEffect("spec.session")
+}
 
 // Validate implements Object.
 func (u *User) Validate(p *Problems) {
@@ -66,6 +73,7 @@ func (u *User) Validate(p *Problems) {
 		p.Add("/spec/email", "must be a lower-case address of at most 150 bytes", e)
 	}
 	u.Spec.Authorization.validate(p, "/spec/authorization")
+	u.Spec.Session.validate(p, "/spec/session")
 }
 
 func userKind() Kind {

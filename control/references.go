@@ -27,7 +27,7 @@ func references(o api.Object) []reference {
 		refs = append(refs, reference{to: api.Key{Group: api.GroupCore, Kind: kind, Name: name}, pointer: pointer})
 		return &refs[len(refs)-1]
 	}
-	if a := authorization(o); a != nil {
+	if a := api.AuthorizationOf(o); a != nil {
 		for i, name := range a.Policies {
 			add(api.KindPolicy, name, fmt.Sprintf("/spec/authorization/policies/%d", i))
 		}
@@ -49,27 +49,6 @@ func references(o api.Object) []reference {
 		add(api.KindUser, o.Status.UserRef.Name, "/status/userRef").owned = true
 	}
 	return refs
-}
-
-// authorization returns what o names as its authorization, nil if its kind has none.
-func authorization(o api.Object) *api.Authorization {
-	switch o := o.(type) {
-	case *api.ClusterConfig:
-		return &o.Spec.Authorization
-	case *api.Namespace:
-		return &o.Spec.Authorization
-	case *api.Service:
-		return &o.Spec.Authorization
-	case *api.User:
-		return &o.Spec.Authorization
-	case *api.Group:
-		return &o.Spec.Authorization
-	case *api.Credential:
-		return &o.Spec.Authorization
-	case *api.Session:
-		return &o.Spec.Authorization
-	}
-	return nil
 }
 
 // checkReferences reports what o names and what does not exist. What is in

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -25,7 +26,7 @@ func TestApply(t *testing.T) {
 		{Kind: "User", Name: "alice", Action: api.ActionCreated},
 		{Kind: "Group", Name: "group-1", Action: api.ActionCreated},
 	}
-	if !slices.Equal(out.Results, want) || out.Revision != w.revision() {
+	if !reflect.DeepEqual(out.Results, want) || out.Revision != w.revision() {
 		t.Errorf("got %+v", out)
 	}
 	s := get[*api.Service](w, api.KindService, "nats.default")
@@ -348,7 +349,7 @@ func TestDelete(t *testing.T) {
 	before := w.revision()
 	var out api.WriteResponse
 	w.must(root, "DELETE", "/api/core/v1/users/alice", nil, &out)
-	if out.Result != (api.Result{Kind: "User", Name: "alice", Action: api.ActionDeleted}) || out.Revision.Number != before.Number+1 {
+	if !reflect.DeepEqual(out.Result, api.Result{Kind: "User", Name: "alice", Action: api.ActionDeleted}) || out.Revision.Number != before.Number+1 {
 		t.Errorf("got %+v", out)
 	}
 	for kind, name := range map[string]string{"User": "alice", "Credential": "c1", "Session": p.session} {

@@ -227,7 +227,7 @@ func (c *Conn) Relay(up net.Conn) {
 		up = g.Conn
 	}
 	d := c.gate.registry.decision(c.first)
-	limits := relay.Limits(d.Limits)
+	limits := relay.Limits{Idle: d.Limits.Idle, HalfClose: d.Limits.HalfClose, Duration: d.Limits.Duration}
 	live := c.gate.Engine.Start(relay.Pair{Client: c.leg(), Upstream: up, Limits: limits}, c.relayed)
 	c.mu.Lock()
 	c.live = live

@@ -68,10 +68,11 @@ type Dialer struct {
 // Dial connects to the upstream of cfg. A failure is an [*Error]. The connection
 // is a *net.TCPConn with keep-alive.
 func (d *Dialer) Dial(ctx context.Context, cfg *api.ServiceConfig) (net.Conn, error) {
-	host, port, err := cfg.Upstream.HostPort()
+	ends, err := cfg.Upstream.Endpoints()
 	if err != nil {
 		return nil, &Error{Reason: DialFailed, Words: "spec.config.upstream.url " + err.Error(), Err: err}
 	}
+	host, port := ends[0].Host, ends[0].Port
 	timeout := d.Timeout
 	if timeout == 0 {
 		timeout = DefaultTimeout

@@ -27,18 +27,14 @@ func Check(p *api.Problems, o api.Object) {
 	switch o := o.(type) {
 	case *api.Policy:
 		c.policy(&o.Spec, "/spec")
-	case *api.Service:
-		c.authorization(&o.Spec.Authorization)
-		if d := o.Spec.DynamicConfig; d != nil {
-			for i := range d.Rules {
-				c.condition(&d.Rules[i].Condition, nil, fmt.Sprintf("/spec/dynamicConfig/rules/%d/condition", i))
-			}
-		}
-	case *api.Credential:
-		c.authorization(&o.Spec.Authorization)
 	default:
-		if a := authorizationOf(o); a != nil {
+		if a := api.AuthorizationOf(o); a != nil {
 			c.authorization(a)
+		}
+	}
+	if s, ok := o.(*api.Service); ok && s.Spec.DynamicConfig != nil {
+		for i := range s.Spec.DynamicConfig.Rules {
+			c.condition(&s.Spec.DynamicConfig.Rules[i].Condition, nil, fmt.Sprintf("/spec/dynamicConfig/rules/%d/condition", i))
 		}
 	}
 }

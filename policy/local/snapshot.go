@@ -110,26 +110,6 @@ type policyEntry struct {
 	err   error
 }
 
-// authorizationOf returns the authorization whose policies count when a decision
-// depends on o, and nil if o has none.
-func authorizationOf(o api.Object) *api.Authorization {
-	switch o := o.(type) {
-	case *api.Service:
-		return &o.Spec.Authorization
-	case *api.Namespace:
-		return &o.Spec.Authorization
-	case *api.User:
-		return &o.Spec.Authorization
-	case *api.Group:
-		return &o.Spec.Authorization
-	case *api.Session:
-		return &o.Spec.Authorization
-	case *api.ClusterConfig:
-		return &o.Spec.Authorization
-	}
-	return nil
-}
-
 // load returns the snapshot of what is in the store now.
 func load(ctx context.Context, st store.Store, c *compiler) (s *snapshot, err error) {
 	err = st.View(ctx, func(r store.Reader) error {
@@ -227,7 +207,7 @@ func decode[T api.Object](c *compiler, change store.Change) (T, error) {
 func newEntry[T api.Object](c *compiler, change store.Change) *entry[T] {
 	o, err := decode[T](c, change)
 	return &entry[T]{
-		attachee: attachee{key: change.Key, ref: o.Header().Ref(), attached: c.attachments(authorizationOf(o), change.Key), err: err},
+		attachee: attachee{key: change.Key, ref: o.Header().Ref(), attached: c.attachments(api.AuthorizationOf(o), change.Key), err: err},
 		object:   o,
 	}
 }
