@@ -75,10 +75,20 @@ func (d *Duration) validate(p *Problems, at string, least, most time.Duration) {
 		}
 		found = append(found, u.name)
 		if *u.n < 0 || int64(*u.n) > int64(most/u.is) || time.Duration(*u.n)*u.is < least {
-			p.Add(at+"/"+u.name, fmt.Sprintf("must be from %s to %s", least, most), fmt.Sprint(*u.n))
+			p.Add(at+"/"+u.name, fmt.Sprintf("must be from %s to %s", words(least), words(most)), fmt.Sprint(*u.n))
 		}
 	}
 	if len(found) != 1 {
 		p.Add(at, "must have exactly one of milliseconds, seconds, minutes, hours, days, weeks, months", strings.Join(found, " and "))
 	}
+}
+
+// words returns a length of time in the largest unit that divides it.
+func words(d time.Duration) string {
+	for _, u := range []unit{{nil, "days", day}, {nil, "hours", time.Hour}, {nil, "minutes", time.Minute}, {nil, "seconds", time.Second}} {
+		if d%u.is == 0 {
+			return fmt.Sprintf("%d %s", d/u.is, u.name)
+		}
+	}
+	return fmt.Sprintf("%d milliseconds", d.Milliseconds())
 }

@@ -28,10 +28,7 @@ type IdentityProviderStatus struct{}
 func (i *IdentityProvider) Default() { i.APIVersion, i.Kind = Version, KindIdentityProvider }
 
 // Validate implements Object.
-func (i *IdentityProvider) Validate(p *Problems) {
-	i.Metadata.validate(p, 1)
-	p.Add("/kind", "IdentityProvider is not yet available", "")
-}
+func (i *IdentityProvider) Validate(p *Problems) { i.Metadata.validate(p, 1) }
 
 func identityProviderKind() Kind {
 	return Kind{Name: KindIdentityProvider, Plural: "identityproviders", Short: []string{"idp"}, Later: true,

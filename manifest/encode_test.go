@@ -30,7 +30,7 @@ func TestEncode(t *testing.T) {
 		kinds[d.Object.Header().Kind] = true
 	}
 	for _, k := range api.Kinds() {
-		if !kinds[k.Name] {
+		if !kinds[k.Name] && !k.Later {
 			t.Errorf("testdata/all-kinds.yaml has no %s", k.Name)
 		}
 	}

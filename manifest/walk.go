@@ -96,12 +96,13 @@ func (w *walker) kindOf() (api.Kind, bool) {
 	if !ok {
 		return api.Kind{}, false
 	}
-	if k, ok := api.KindOf(name); ok {
+	k, known := api.KindOf(name)
+	if known && !k.Later {
 		w.kind = name
 		return k, true
 	}
 	names := kindNames()
-	if slices.Contains(api.LaterKinds(), name) {
+	if known || slices.Contains(api.LaterKinds(), name) {
 		w.add(n, "/kind", name+" is not yet available", "").Allowed = names
 		return api.Kind{}, false
 	}
@@ -110,10 +111,13 @@ func (w *walker) kindOf() (api.Kind, bool) {
 	return api.Kind{}, false
 }
 
+// kindNames returns the kinds that people write.
 func kindNames() []string {
 	var names []string
 	for _, k := range api.Kinds() {
-		names = append(names, k.Name)
+		if k.ByHand {
+			names = append(names, k.Name)
+		}
 	}
 	return names
 }
