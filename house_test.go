@@ -25,6 +25,8 @@ const module = "cardea/"
 // conformance suites (*test) and tests may import anything.
 const plan = `
 	api              :
+	api/gen          :
+	api/gen/*        : api
 	wire/*           :
 	manifest         : api
 	relay            :

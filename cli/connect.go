@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"strconv"
@@ -136,7 +137,12 @@ func (r *run) detach(ctx context.Context, home string, ports []client.Port) erro
 
 // background is the process in the background.
 func (r *run) background(ctx context.Context, home string) error {
-	log := r.logger()
+	file, err := client.OpenLog(home)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	log := slog.New(slog.NewTextHandler(file, nil))
 	me := &client.Client{Home: home, Log: log}
 	defer me.Close()
 	d := &client.Daemon{Home: home, Ports: &client.Ports{Dialer: me, Log: log}, Log: log, Now: time.Now}

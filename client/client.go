@@ -14,9 +14,12 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -26,17 +29,19 @@ import (
 	tunneltls "cardea/tunnel/tls"
 )
 
-// A Client acts for the Session of a home. Home is all that it needs; set the
-// fields before the first use. End it with [Client.Close].
+// A Client acts for the Session of a home. Its zero value acts for that of the
+// person who runs the program; set fields before the first use. End it with
+// [Client.Close].
 //
 // It follows the home: after another login there, or a renewal by another
 // process, it acts for the Session that is there now.
 type Client struct {
-	Home string           // the directory
+	Home string           // the directory; "" is cardea in the user's configuration directory, as for the command line
 	Log  *slog.Logger     // nil is silence
 	Now  func() time.Time // nil is time.Now
 
 	mu    sync.Mutex
+	home  string // Home, or what stands for it; "" before
 	seen  stamp  // of the home when it was last read
 	login *login // as it was then; nil before
 }
@@ -95,7 +100,7 @@ func (c *Client) Logout(ctx context.Context) error {
 	if err != nil && !api.HasCode(err, api.CodeUnauthenticated) {
 		return err
 	}
-	return forget(ctx, c.Home)
+	return forget(ctx, l.home)
 }
 
 // Forget removes the Session from a home, and tells nobody: in the cluster it
@@ -119,18 +124,21 @@ func (c *Client) Close() error {
 func (c *Client) current(ctx context.Context) (*login, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	seen, err := look(c.Home)
+	if err := c.findHome(); err != nil {
+		return nil, err
+	}
+	seen, err := look(c.home)
 	if err != nil {
 		return nil, err
 	}
 	if c.login != nil && seen == c.seen {
 		return c.login, nil
 	}
-	s, seen, err := load(ctx, c.Home)
+	s, seen, err := load(ctx, c.home)
 	if err != nil {
 		return nil, err
 	}
-	if c.login != nil && c.login.same(s) {
+	if c.login != nil && c.login.same(s) && c.login.trusts(s) {
 		c.login.renewed(s.certificate)
 	} else {
 		if c.login != nil {
@@ -142,9 +150,22 @@ func (c *Client) current(ctx context.Context) (*login, error) {
 	return c.login, nil
 }
 
+// findHome sets the directory of the Session.
+func (c *Client) findHome() error {
+	if c.home = c.Home; c.home != "" {
+		return nil
+	}
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return fmt.Errorf("there is no directory for the Session: %w", err)
+	}
+	c.home = filepath.Join(dir, "cardea")
+	return nil
+}
+
 // open prepares what it takes to act for a Session.
 func (c *Client) open(s *state) *login {
-	l := &login{state: *s, home: c.Home, log: c.Log, now: c.Now}
+	l := &login{state: *s, home: c.home, log: c.Log, now: c.Now}
 	if l.log == nil {
 		l.log = slog.New(slog.DiscardHandler)
 	}

@@ -193,22 +193,60 @@ func save(ctx context.Context, home string, s *state) error {
 	if err != nil {
 		return fmt.Errorf("encode the key: %w", err)
 	}
-	text, err := json.MarshalIndent(s.record, "", "  ")
-	if err != nil {
-		return fmt.Errorf("encode %s: %w", sessionFile, err)
-	}
 	// A crash between two of these leaves a certificate of another key, which
 	// read tells.
 	return errors.Join(
 		writeFile(home, keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
 		saveCertificate(home, s),
-		writeFile(home, sessionFile, append(text, '\n')),
+		saveRecord(home, s),
 	)
+}
+
+// saveRecord puts the record of s into a home. Its lock must be held.
+func saveRecord(home string, s *state) error {
+	text, err := json.MarshalIndent(s.record, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", sessionFile, err)
+	}
+	return writeFile(home, sessionFile, append(text, '\n'))
 }
 
 // saveCertificate puts the certificate of s into a home. Its lock must be held.
 func saveCertificate(home string, s *state) error {
 	return writeFile(home, certificateFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.certificate.Certificate[0]}))
+}
+
+// The files that [Export] writes.
+const (
+	ExportedKey         = "key.pem"
+	ExportedCertificate = "cert.pem"
+	ExportedCA          = "ca.pem"
+)
+
+// Export writes the Session of a home to a directory as other TLS programs read
+// it: key, certificate and CAs, PEM. The key does not follow when the Session is
+// replaced, nor the certificate when it is renewed.
+func Export(ctx context.Context, home, dir string) error {
+	s, _, err := load(ctx, home)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(s.key)
+	if err != nil {
+		return fmt.Errorf("encode the key: %w", err)
+	}
+	var cas []byte
+	for _, ca := range s.CA {
+		cas = append(cas, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca})...)
+	}
+	return errors.Join(
+		writeFile(dir, ExportedKey, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
+		writeFile(dir, ExportedCertificate, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.certificate.Certificate[0]})),
+		writeFile(dir, ExportedCA, cas),
+	)
 }
 
 // forget removes the Session of a home.

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +31,12 @@ type Session struct {
 	User                string    `json:"user"`
 	Session             string    `json:"session"`
 	CertificateNotAfter time.Time `json:"certificateNotAfter"`
+	// State is that of the Session when it was made: with PENDING it waits for an
+	// administrator's approval. Only a login tells.
+	State api.SessionState `json:"state,omitempty"`
+	// ClockSkew is by how much the clock of this machine is ahead of the
+	// cluster's. Only a login tells.
+	ClockSkew time.Duration `json:"clockSkew,omitempty"`
 }
 
 // Login proves a token to the cluster at address, HOST:PORT, and puts the
@@ -80,6 +87,7 @@ func LoginAs(ctx context.Context, home, user, address, token, caSHA256 string) (
 	}
 	return Session{
 		Address: address, Domain: domain, CASHA256: s.fingerprint(), User: out.User, Session: out.Session, CertificateNotAfter: out.NotAfter,
+		State: out.State, ClockSkew: time.Since(out.Now).Truncate(time.Second),
 	}, nil
 }
 
@@ -195,6 +203,11 @@ func (l *login) same(s *state) bool {
 	return l.Address == s.Address && l.Domain == s.Domain && l.Session == s.Session && l.key.Equal(s.key)
 }
 
+// trusts reports whether s trusts the same CAs: after a rotation it does not.
+func (l *login) trusts(s *state) bool {
+	return slices.EqualFunc(l.CA, s.CA, slices.Equal)
+}
+
 // certificate returns the certificate as it stands.
 func (l *login) certificate() *tls.Certificate {
 	l.mu.Lock()
@@ -288,10 +301,17 @@ func (l *login) renew(ctx context.Context) (*tls.Certificate, error) {
 		}
 		return nil, fmt.Errorf("renew the Session's certificate: %w", err)
 	}
+	// The CAs that we know vouch for those that come: this is how pins follow when
+	// the cluster's CA is rotated.
+	s.CA = out.CA
 	if err := s.check(out.Certificate); err != nil {
 		return nil, fmt.Errorf("%s renewed the certificate with one that cannot be used: %w", l.Address, err)
 	}
-	return s.certificate, saveCertificate(l.home, s)
+	if err := saveCertificate(l.home, s); err != nil || l.trusts(s) {
+		return s.certificate, err
+	}
+	l.log.Info("the cluster has a new CA", "sha256", s.fingerprint())
+	return s.certificate, saveRecord(l.home, s)
 }
 
 // loggedOut says that a Session is missing, and what to do.

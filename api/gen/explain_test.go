@@ -1,0 +1,44 @@
+package gen
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestExplain(t *testing.T) {
+	d, err := Explain("Service", "spec.config.upstream")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := func(d Doc) (list []string) {
+		for _, f := range d.Fields {
+			list = append(list, f.Path[strings.LastIndexByte(f.Path, '.')+1:])
+		}
+		return list
+	}
+	if got := names(d); !slices.Equal(got, []string{"url", "loadbalance", "connectTimeout", "user", "container"}) {
+		t.Errorf("the fields of an upstream are %q", got)
+	}
+	if u := d.Fields[3]; !u.NotYet {
+		t.Errorf("upstream.user is there: %+v", u)
+	}
+	if d, err = Explain("Service", "spec.mode"); err != nil || !slices.Equal(d.Values, []string{"TCP"}) || !slices.Contains(d.Later, "HTTP") || !d.Required {
+		t.Errorf("spec.mode: %+v, %v", d, err)
+	}
+	if d, err = Explain("Policy", "spec.rules"); err != nil || d.Type != "list of object" || !slices.Contains(names(d), "condition") {
+		t.Errorf("spec.rules: %+v, %v", d, err)
+	}
+	if d, err = Explain("Policy", "spec.rules[0].condition.all.of.any"); err != nil || d.Text == "" && len(d.Fields) == 0 {
+		t.Errorf("conditions within conditions: %+v, %v", d, err)
+	}
+	if d, err = Explain("User", ""); err != nil || !strings.Contains(d.Text, "person or a program") {
+		t.Errorf("User: %+v, %v", d, err)
+	}
+	if _, err = Explain("User", "spec.gruops"); err == nil || !strings.Contains(err.Error(), "groups") {
+		t.Errorf("a field that is not there: %v", err)
+	}
+	if _, err = Explain("Usr", ""); err == nil {
+		t.Error("a kind that is not there was explained")
+	}
+}

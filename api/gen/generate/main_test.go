@@ -1,0 +1,70 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+
+	"cardea/api"
+	"cardea/api/gen"
+)
+
+// TestFresh: what is checked in is what the sources say now.
+func TestFresh(t *testing.T) {
+	want, err := generate("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile("../openapi.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("api/gen/openapi.go is not what package api says: run make gen")
+	}
+}
+
+// TestDocument: every reference leads somewhere, every field of a document that a
+// person writes says what it is for, and each call is there.
+func TestDocument(t *testing.T) {
+	var doc struct {
+		Paths      map[string]map[string]json.RawMessage
+		Components struct {
+			Schemas map[string]struct {
+				Properties map[string]struct {
+					Description string
+					NotYet      any `json:"x-not-yet"`
+				}
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(gen.OpenAPI), &doc); err != nil {
+		t.Fatal(err)
+	}
+	for part := range strings.SplitSeq(gen.OpenAPI, `"#/components/schemas/`) {
+		name, _, _ := strings.Cut(part, `"`)
+		if _, ok := doc.Components.Schemas[name]; !ok && !strings.HasPrefix(part, "{") {
+			t.Errorf("nothing is called %q", name)
+		}
+	}
+	for _, k := range api.Kinds() {
+		if doc.Paths["/api/core/v1/"+k.Plural]["get"] == nil || doc.Paths["/api/core/v1/"+k.Plural+"/{name}"]["get"] == nil {
+			t.Errorf("%s cannot be read", k.Name)
+		}
+		if (doc.Paths["/api/core/v1/"+k.Plural]["post"] != nil) != k.ByHand {
+			t.Errorf("%s: whether people make it is said wrongly", k.Name)
+		}
+	}
+	for _, at := range []string{"/api/login", "/api/apply", "/api/logs", "/readyz", "/api/core/v1/credentials/{name}/token"} {
+		if doc.Paths[at] == nil {
+			t.Errorf("%s is missing", at)
+		}
+	}
+	for _, s := range []string{"ServiceSpec", "ServiceLimits", "UpstreamTLS", "SessionSettings", "PolicySpec"} {
+		if len(doc.Components.Schemas[s].Properties) == 0 {
+			t.Errorf("%s has no fields", s)
+		}
+	}
+}
