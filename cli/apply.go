@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,54 +19,109 @@ import (
 	"cardea/policy/local"
 )
 
+// applyOptions are what apply and diff have in common.
+type applyOptions struct {
+	dryRun, diff, prune, allowLockout bool
+	set                               string
+}
+
+func (o *applyOptions) flags(c *cobra.Command) {
+	c.Flags().StringVar(&o.set, "set", "", "stamp what is written as belonging to that set")
+	c.Flags().BoolVar(&o.prune, "prune", false, "delete what bears the stamp of --set and is not in the documents")
+	c.Flags().BoolVar(&o.allowLockout, "allow-lockout", false, "also if you could no longer write policies afterwards")
+}
+
 func (r *run) apply() *cobra.Command {
 	var files []string
-	var dryRun, allowLockout bool
+	var opt applyOptions
 	c := &cobra.Command{
 		Use:   "apply [-f] PATH…",
 		Short: "Make resources as documents say, all of them or none",
 		Long: "Reads YAML or JSON documents from files, directories (*.yaml, *.yml, *.json) or, for -,\n" +
-			"standard input, and writes them in one transaction, if nothing is wrong with any.",
-		Example: "  cardea apply -f service.yaml\n  cardea apply ./resources --dry-run\n  cat service.yaml | cardea apply -",
+			"standard input, and writes them in one transaction, if nothing is wrong with any.\n\n" +
+			"With --set, what is written is stamped; --prune then deletes what bears the stamp and is no\n" +
+			"longer in the documents. It says first what that is, and touches nothing else.",
+		Example: "  cardea apply -f service.yaml\n  cardea apply ./resources --dry-run\n  cat service.yaml | cardea apply -\n" +
+			"  cardea apply ./prod --set prod --prune",
 	}
 	fileFlag(c, &files)
-	c.Flags().Bool("prune", false, "")
-	later(c, "prune")
-	c.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be done, and do nothing")
-	c.Flags().BoolVar(&allowLockout, "allow-lockout", false, "also if you could no longer write policies afterwards")
+	opt.flags(c)
+	c.Flags().BoolVar(&opt.dryRun, "dry-run", false, "say what would be done, and do nothing")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		docs, _, err := r.documents(append(files, args...)) // the cluster warns of more
-		if err != nil {
-			return r.unchanged(err)
+		paths := append(files, args...)
+		if opt.prune && opt.set == "" {
+			u := usagef("--prune needs --set: it deletes what bears the stamp of a set")
+			u.hint = "cardea apply PATH --set NAME --prune"
+			return u
 		}
-		call, err := r.api(c.Context())
+		if opt.prune && !opt.dryRun && !slices.Contains(paths, "-") { // what is read twice must be there twice
+			if err := r.announce(c.Context(), paths, opt); err != nil {
+				return err
+			}
+		}
+		_, out, err := r.send(c.Context(), paths, opt)
 		if err != nil {
 			return err
 		}
-		in := api.ApplyRequest{DryRun: dryRun}
-		for _, d := range docs {
-			in.Documents = append(in.Documents, d.JSON)
-		}
-		path := "/api/apply"
-		if allowLockout {
-			path += "?allowLockout=true"
-		}
-		var out api.ApplyResponse
-		if err := call.Do(c.Context(), http.MethodPost, path, in, &out); err != nil {
-			return r.unchanged(located(docs, err))
-		}
-		r.tellAll(locate(docs, out.Warnings))
+		r.tellAll(out.warnings)
 		for _, x := range out.Results {
-			r.printResult(x, dryRun)
+			r.printResult(x, opt.dryRun)
 		}
 		for _, x := range out.Results {
-			if x.Kind == api.KindCredential && x.Action == api.ActionCreated && !dryRun {
+			if x.Kind == api.KindCredential && x.Action == api.ActionCreated && !opt.dryRun {
 				fmt.Fprintf(r.Err, "hint: cardea create credential %s --rotate prints a token for it\n", x.Name)
 			}
 		}
 		return nil
 	}
 	return c
+}
+
+// announce says what will be deleted.
+func (r *run) announce(ctx context.Context, paths []string, opt applyOptions) error {
+	opt.dryRun = true
+	_, out, err := r.send(ctx, paths, opt)
+	if err != nil {
+		return err
+	}
+	for _, x := range out.Results {
+		if x.Action == api.ActionDeleted {
+			fmt.Fprintf(r.Err, "no longer in the documents, will be deleted: %s\n", slashName(x.Kind, x.Name))
+		}
+	}
+	return nil
+}
+
+// An applied is the answer to an apply, with its warnings in their places.
+type applied struct {
+	api.ApplyResponse
+	warnings manifest.Diagnostics
+}
+
+// send applies the documents of files.
+func (r *run) send(ctx context.Context, paths []string, opt applyOptions) ([]manifest.Document, *applied, error) {
+	docs, _, err := r.documents(paths) // the cluster warns of more
+	if err != nil {
+		return nil, nil, r.unchanged(err)
+	}
+	call, err := r.api(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	in := api.ApplyRequest{DryRun: opt.dryRun, Diff: opt.diff, Set: opt.set, Prune: opt.prune}
+	for _, d := range docs {
+		in.Documents = append(in.Documents, d.JSON)
+	}
+	path := "/api/apply"
+	if opt.allowLockout {
+		path += "?allowLockout=true"
+	}
+	out := new(applied)
+	if err := call.Do(ctx, http.MethodPost, path, in, &out.ApplyResponse); err != nil {
+		return nil, nil, r.unchanged(located(docs, err))
+	}
+	out.warnings = locate(docs, out.Warnings)
+	return docs, out, nil
 }
 
 func (r *run) check() *cobra.Command {

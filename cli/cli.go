@@ -73,9 +73,6 @@ func (p *Program) Run(ctx context.Context, args []string) int {
 				return err
 			}
 			started = true
-			if err := laterFlag(c); err != nil {
-				return err
-			}
 			return verb(c, args)
 		}
 	})
@@ -165,10 +162,10 @@ func (r *run) root() *cobra.Command {
 			c.AddCommand(v)
 		}
 	}
-	add("use", r.login(), r.logout(), r.status(), r.connect(), r.disconnect())
-	add("rule", r.apply(), r.check(), r.get(), r.describe(), r.create(), r.delete())
-	add("see", r.why(), r.conns(), r.logs())
-	add("run", r.up(), r.demo(), r.recover())
+	add("use", r.login(), r.logout(), r.status(), r.services(), r.connect(), r.disconnect(), r.auth())
+	add("rule", r.apply(), r.diff(), r.check(), r.get(), r.describe(), r.explainKind(), r.create(), r.edit(), r.update(), r.delete())
+	add("see", r.why(), r.conns(), r.logs(), r.doctor())
+	add("run", r.up(), r.demo(), r.backup(), r.restore(), r.rotate(), r.recover())
 	c.AddCommand(r.version())
 	c.AddCommand(laterVerbs()...)
 	return c

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -86,11 +85,7 @@ func (r *run) reachable(c *cobra.Command) error {
 		fmt.Fprintln(r.Out, "this Session may reach no Service")
 		return needs
 	}
-	t := &table{headings: []string{"SERVICE", "MODE", "PORT", "DESCRIPTION"}}
-	for _, s := range list.Items {
-		t.add(s.Name, string(s.Mode), strconv.Itoa(s.Port), s.Description)
-	}
-	if err := t.print(r.Out); err != nil {
+	if err := servicesTable(list.Items).print(r.Out); err != nil {
 		return err
 	}
 	return needs

@@ -67,7 +67,7 @@ func (r *run) conns() *cobra.Command {
 func connTable(list []api.Connection, wide bool, now time.Time) *table {
 	t := &table{headings: []string{"ID", "USER", "SERVICE", "SOURCE", "UPSTREAM", "AGE", "RECEIVED", "SENT"}}
 	if wide {
-		t.headings = append(t.headings, "SESSION", "CONFIG", "TUNNEL", "DECISION", "RULE")
+		t.headings = append(t.headings, "SESSION", "DEVICE", "CONFIG", "TUNNEL", "DECISION", "RULE")
 	}
 	for _, c := range list {
 		age := now.Sub(c.StartedAt).Truncate(time.Second)
@@ -77,7 +77,7 @@ func connTable(list []api.Connection, wide bool, now time.Time) *table {
 			if c.Rule != nil {
 				rule = ruleWords(*c.Rule)
 			}
-			row = append(row, c.Session, c.ConfigName, c.Tunnel, c.DecisionID, rule)
+			row = append(row, c.Session, c.Device, c.ConfigName, c.Tunnel, c.DecisionID, rule)
 		}
 		t.add(row...)
 	}

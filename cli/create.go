@@ -1,6 +1,9 @@
 package cli
 
 import (
+	"bytes"
+	"cmp"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -135,32 +138,73 @@ func (r *run) createService() *cobra.Command {
 	return c
 }
 
-func (r *run) createSecret() *cobra.Command {
-	var value, file string
-	c := r.creator(kindOf(api.KindSecret), "Create a Secret, whose value nobody can read back", "secret db-password --file password.txt", func(string) (api.Object, error) {
-		if (value == "") == (file == "") {
-			return nil, usagef("a Secret needs one of --value and --file")
+// A secretSource says where the value of a Secret comes from.
+type secretSource struct{ value, file, cert, certKey string }
+
+func (s *secretSource) flags(c *cobra.Command) {
+	c.Flags().StringVar(&s.value, "value", "", "the value; - reads it from standard input")
+	c.Flags().StringVarP(&s.file, "file", "f", "", "the file that holds the value, byte for byte")
+	c.Flags().StringVar(&s.cert, "cert", "", "the file of a certificate chain, PEM; needs --cert-key")
+	c.Flags().StringVar(&s.certKey, "cert-key", "", "the file of the key of --cert, PEM")
+}
+
+// secretData reads the value of a Secret. A certificate and its key are one value,
+// the chain first.
+func (r *run) secretData(s *secretSource) (*api.SecretData, error) {
+	given := 0
+	for _, set := range []bool{s.value != "", s.file != "", s.cert != "" || s.certKey != ""} {
+		if set {
+			given++
 		}
-		b := []byte(value)
-		if value == "-" {
-			file = "-"
+	}
+	if given != 1 || (s.cert == "") != (s.certKey == "") {
+		return nil, usagef("a Secret needs one of --value, --file, and --cert with --cert-key")
+	}
+	var b []byte
+	switch {
+	case s.cert != "":
+		if _, err := tls.LoadX509KeyPair(s.cert, s.certKey); err != nil {
+			return nil, fmt.Errorf("--cert %s and --cert-key %s: %w", s.cert, s.certKey, err)
 		}
-		if file != "" {
-			var err error
-			if _, b, err = r.read(file); err != nil {
+		for _, file := range []string{s.cert, s.certKey} {
+			_, part, err := r.read(file)
+			if err != nil {
 				return nil, err
 			}
+			b = append(append(b, bytes.TrimSpace(part)...), '\n')
 		}
-		s := &api.Secret{Data: new(api.SecretData)}
-		if utf8.Valid(b) {
-			s.Data.Value = string(b)
-		} else {
-			s.Data.ValueBytes = b
+	case s.file != "" || s.value == "-":
+		var err error
+		if _, b, err = r.read(cmp.Or(s.file, "-")); err != nil {
+			return nil, err
 		}
-		return s, nil
-	})
-	c.Flags().StringVar(&value, "value", "", "the value; - reads it from standard input")
-	c.Flags().StringVarP(&file, "file", "f", "", "the file that holds the value, byte for byte")
+	default:
+		b = []byte(s.value)
+	}
+	if utf8.Valid(b) {
+		return &api.SecretData{Value: string(b)}, nil
+	}
+	return &api.SecretData{ValueBytes: b}, nil
+}
+
+func (r *run) createSecret() *cobra.Command {
+	var from secretSource
+	var services, hosts []string
+	c := r.creator(kindOf(api.KindSecret), "Create a Secret, whose value nobody can read back",
+		"secret db-password --file password.txt\n  cardea create secret db-cert --cert client.pem --cert-key client.key --bind-service pg", func(string) (api.Object, error) {
+			data, err := r.secretData(&from)
+			if err != nil {
+				return nil, err
+			}
+			s := &api.Secret{Data: data}
+			if len(services)+len(hosts) > 0 {
+				s.Spec.Bind = &api.SecretBinding{Services: services, Hosts: hosts}
+			}
+			return s, nil
+		})
+	from.flags(c)
+	c.Flags().StringArrayVar(&services, "bind-service", nil, "a Service that may use it, and no other; may be repeated")
+	c.Flags().StringArrayVar(&hosts, "bind-host", nil, "a host that it may be used for, and no other; may be repeated")
 	return c
 }
 
@@ -175,7 +219,7 @@ func (r *run) createCredential() *cobra.Command {
 	var user, typ, expireIn string
 	var policies []string
 	var maxAuthn int
-	var once, rotate bool
+	var once, rotate, autoDelete bool
 	k := kindOf(api.KindCredential)
 	c := &cobra.Command{
 		Use: "credential NAME --user USER", Aliases: append([]string{k.Plural}, k.Short...),
@@ -190,20 +234,21 @@ func (r *run) createCredential() *cobra.Command {
 	c.Flags().StringVar(&expireIn, "expire-in", "", "how long its token can be used: 30m, 2h, 7d; for ever if left out")
 	c.Flags().IntVar(&maxAuthn, "max-authn", 0, "how often its token can be used; 0 is any number")
 	c.Flags().BoolVar(&once, "one-time", false, "its token can be used once")
+	c.Flags().BoolVar(&autoDelete, "auto-delete", false, "delete it when it has been used as often as it can be")
 	c.Flags().BoolVar(&rotate, "rotate", false, "make a new token for a Credential that exists")
 	policyFlag(c, &policies)
 	out := output(c, formatTable, formatJSON, formatYAML)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		o := &api.Credential{Spec: api.CredentialSpec{
 			Type: api.CredentialType(strings.ToUpper(strings.ReplaceAll(typ, "-", "_"))), User: user,
-			MaxAuthentications: maxAuthn, Authorization: api.Authorization{Policies: policies},
+			MaxAuthentications: maxAuthn, AutoDelete: autoDelete, Authorization: api.Authorization{Policies: policies},
 		}}
 		o.Kind, o.Metadata.Name = k.Name, args[0]
 		if user == "" && !rotate {
 			return usagef("a Credential needs --user")
 		}
 		if rotate {
-			for _, name := range []string{"type", "expire-in", "max-authn", "one-time", "policy"} {
+			for _, name := range []string{"type", "expire-in", "max-authn", "one-time", "auto-delete", "policy"} {
 				if c.Flags().Changed(name) {
 					return usagef("--rotate changes the token and nothing else: --%s has to be applied as a document", name)
 				}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -61,17 +62,20 @@ func objectPath(k api.Kind, name string) string {
 }
 
 func (r *run) get() *cobra.Command {
-	var namespace, user string
+	var q listQuery
+	var watch bool
 	c := &cobra.Command{
 		Use:   "get KIND [NAME…]",
 		Short: "Show resources",
 		Long: "Shows the resources of a kind, or those that are named. \"get all\" is every resource that\n" +
-			"people wrote; with -o yaml, as apply takes it.",
-		Example:           "  cardea get services\n  cardea get user alice -o yaml\n  cardea get all -o yaml > backup.yaml",
+			"people wrote; with -o yaml, as apply takes it. -w goes on with what changes.",
+		Example:           "  cardea get services\n  cardea get user alice -o yaml\n  cardea get sessions --user alice -w\n  cardea get all -o yaml > all.yaml",
 		ValidArgsFunction: completeKinds,
 	}
-	c.Flags().StringVarP(&namespace, "namespace", "n", "", "only Services of that Namespace")
-	c.Flags().StringVar(&user, "user", "", "only Sessions and Credentials of that User")
+	c.Flags().StringVarP(&q.namespace, "namespace", "n", "", "only Services of that Namespace")
+	c.Flags().StringVar(&q.user, "user", "", "only what belongs to that User: Sessions, Devices, Credentials")
+	c.Flags().StringArrayVarP(&q.labels, "label", "l", nil, "only what has the label: KEY=VALUE; may be repeated")
+	c.Flags().BoolVarP(&watch, "watch", "w", false, "go on with what changes")
 	out := output(c, formatTable, formatWide, formatJSON, formatYAML, formatName)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) == 0 {
@@ -102,6 +106,9 @@ func (r *run) get() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if len(args) > 1 && watch {
+			return usagef("-w watches a kind, not names")
+		}
 		if len(args) > 1 {
 			list, failure := named(c.Context(), call, k, args[1:])
 			if len(list) > 0 {
@@ -111,12 +118,12 @@ func (r *run) get() *cobra.Command {
 			}
 			return failure
 		}
-		list, err := listKind(c.Context(), call, k)
+		list, at, err := q.list(c.Context(), call, k)
 		if err != nil {
 			return err
 		}
-		if list, err = filter(list, namespace, user); err != nil {
-			return err
+		if watch {
+			return r.watch(c, call, k, &q, out.value, list, at)
 		}
 		if len(list) == 0 && (out.value == formatTable || out.value == formatWide) {
 			fmt.Fprintf(r.Err, "there are no %s\n", k.Plural)
@@ -129,9 +136,98 @@ func (r *run) get() *cobra.Command {
 
 // listKind returns all Objects of a kind.
 func listKind(ctx context.Context, call *rpc.Client, k api.Kind) ([]json.RawMessage, error) {
-	var list api.List
-	err := call.Do(ctx, http.MethodGet, "/api/core/v1/"+k.Plural, nil, &list)
-	return list.Items, err
+	list, _, err := new(listQuery).list(ctx, call, k)
+	return list, err
+}
+
+// A listQuery says which Objects of a kind are meant.
+type listQuery struct {
+	namespace, user string
+	labels          []string
+}
+
+// pageSize is how many Objects are asked for at once.
+const pageSize = 1000
+
+func (q *listQuery) values() url.Values {
+	v := url.Values{}
+	for name, value := range map[string]string{"namespace": q.namespace, "user": q.user} {
+		if value != "" {
+			v.Set(name, value)
+		}
+	}
+	for _, l := range q.labels {
+		v.Add("label", l)
+	}
+	return v
+}
+
+// list returns the Objects of a kind, page by page, and the revision of the first
+// page: what changed later a watch from there tells.
+func (q *listQuery) list(ctx context.Context, call *rpc.Client, k api.Kind) (all []json.RawMessage, at api.Revision, err error) {
+	v := q.values()
+	v.Set("limit", strconv.Itoa(pageSize))
+	for {
+		var page api.List
+		if err := call.Do(ctx, http.MethodGet, "/api/core/v1/"+k.Plural+"?"+v.Encode(), nil, &page); err != nil {
+			return nil, at, err
+		}
+		if all = append(all, page.Items...); at == (api.Revision{}) {
+			at = page.Revision
+		}
+		if page.Next == "" {
+			return all, at, nil
+		}
+		v.Set("after", page.Next)
+	}
+}
+
+// watch prints a list and then what changes, until ctx is done.
+func (r *run) watch(c *cobra.Command, call *rpc.Client, k api.Kind, q *listQuery, format string, list []json.RawMessage, at api.Revision) error {
+	show := func(raw json.RawMessage, deleted bool) error {
+		switch {
+		case format == formatJSON:
+			_, err := fmt.Fprintf(r.Out, "%s\n", raw)
+			return err
+		case format == formatYAML:
+			return manifest.Encode(r.Out, raw)
+		}
+		o, err := decode(raw)
+		if err != nil {
+			return err
+		}
+		t := kindTable(k, []api.Object{o}, format == formatWide, false)
+		t.headings = nil
+		if deleted {
+			t.rows[0] = append(t.rows[0], "(deleted)")
+		}
+		return t.print(r.Out)
+	}
+	if len(list) > 0 {
+		if err := printObjects(r.Out, format, list, false, false); err != nil {
+			return err
+		}
+	}
+	v := q.values()
+	v.Set("watch", "true")
+	v.Set("revision", at.String())
+	err := call.Stream(c.Context(), http.MethodGet, "/api/core/v1/"+k.Plural+"?"+v.Encode(), nil, func(line json.RawMessage) error {
+		var e api.WatchEvent
+		if err := json.Unmarshal(line, &e); err != nil {
+			return fmt.Errorf("the cluster sent an event that is not understood: %w", err)
+		}
+		if e.Type == api.WatchSynced {
+			return nil
+		}
+		return show(e.Object, e.Type == api.WatchDeleted)
+	})
+	if c.Context().Err() != nil { // Ctrl-C
+		return nil
+	}
+	if err == nil {
+		err = hinted(errors.New("the cluster ended the watch: it stopped, or you may not read on"), "start it again")
+	}
+	return err
 }
 
 // named returns the Objects of a kind that have these names: those that could be
@@ -202,31 +298,6 @@ func asWritten(list []json.RawMessage) ([]json.RawMessage, error) {
 		}
 	}
 	return docs, nil
-}
-
-// filter keeps Services of a Namespace, and what belongs to a User.
-func filter(list []json.RawMessage, namespace, user string) ([]json.RawMessage, error) {
-	if namespace == "" && user == "" {
-		return list, nil
-	}
-	var kept []json.RawMessage
-	for _, raw := range list {
-		o, err := decode(raw)
-		if err != nil {
-			return nil, err
-		}
-		owner, in := "", api.NamespaceOf(o.Header().Metadata.Name)
-		switch o := o.(type) {
-		case *api.Session:
-			owner = o.Status.UserRef.Name
-		case *api.Credential:
-			owner = o.Spec.User
-		}
-		if (user == "" || owner == user) && (namespace == "" || in == namespace) {
-			kept = append(kept, raw)
-		}
-	}
-	return kept, nil
 }
 
 func (r *run) describe() *cobra.Command {

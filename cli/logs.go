@@ -22,7 +22,8 @@ import (
 
 func (r *run) logs() *cobra.Command {
 	var follow bool
-	var user, service, session, typ, since string
+	var user, service, session, decision, typ, since, until string
+	var limit int
 	c := &cobra.Command{
 		Use:   "logs",
 		Short: "Show what happened",
@@ -35,15 +36,18 @@ func (r *run) logs() *cobra.Command {
 	c.Flags().StringVar(&user, "user", "", "only records of that User")
 	c.Flags().StringVar(&service, "service", "", "only records of that Service")
 	c.Flags().StringVar(&session, "session", "", "only records of that Session")
+	c.Flags().StringVar(&decision, "decision", "", "only the records of that decision")
 	c.Flags().StringVar(&typ, "type", "", "only records of that type: "+strings.Join(recordTypes(), ", "))
 	c.Flags().StringVar(&since, "since", "", "only records from then on: a time, or how long ago (1h)")
+	c.Flags().StringVar(&until, "until", "", "only records before then: a time, or how long ago (1h)")
+	c.Flags().IntVarP(&limit, "limit", "n", 0, "only so many, the latest; 0 is all")
 	out := output(c, formatTable, formatJSON)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if typ = strings.ToUpper(typ); typ != "" && !slices.Contains(recordTypes(), typ) {
 			return usagef("--type: must be one of %s, found %.40q", strings.Join(recordTypes(), ", "), typ)
 		}
 		q := url.Values{}
-		for name, value := range map[string]string{"user": user, "service": service, "session": session, "type": typ} {
+		for name, value := range map[string]string{"user": user, "service": service, "session": session, "decision": decision, "type": typ} {
 			if value != "" {
 				q.Set(name, value)
 			}
@@ -51,12 +55,21 @@ func (r *run) logs() *cobra.Command {
 		if follow {
 			q.Set("follow", "true")
 		}
-		if since != "" {
-			t, err := parseSince(since, time.Now())
-			if err != nil {
-				return usagef("--since: %v", err)
+		for name, value := range map[string]string{"since": since, "until": until} {
+			if value == "" {
+				continue
 			}
-			q.Set("since", t.UTC().Format(time.RFC3339Nano))
+			t, err := parseSince(value, time.Now())
+			if err != nil {
+				return usagef("--%s: %v", name, err)
+			}
+			q.Set(name, t.UTC().Format(time.RFC3339Nano))
+		}
+		if limit < 0 {
+			return usagef("--limit: must be 0 or more, found %d", limit)
+		}
+		if limit > 0 {
+			q.Set("limit", strconv.Itoa(limit))
 		}
 		call, err := r.api(c.Context())
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -21,7 +22,7 @@ import (
 const defaultPort = "8443"
 
 func (r *run) login() *cobra.Command {
-	var token, ca string
+	var token, tokenFile, ca, certOut string
 	var force bool
 	c := &cobra.Command{
 		Use:   "login ADDRESS --token TOKEN --ca-sha256 FINGERPRINT",
@@ -33,19 +34,21 @@ func (r *run) login() *cobra.Command {
 		Args: cobra.ExactArgs(1),
 	}
 	c.Flags().StringVar(&token, "token", "", "the token of a Credential; - reads it from standard input (or CARDEA_TOKEN)")
+	c.Flags().StringVar(&tokenFile, "token-file", "", "the file that holds the token (or CARDEA_TOKEN_FILE)")
+	c.Flags().StringVar(&certOut, "cert-out", "", "also write "+client.ExportedCertificate+", "+client.ExportedKey+" and "+client.ExportedCA+" to that directory, for other TLS programs")
 	c.Flags().StringVar(&ca, "ca-sha256", "", "SHA-256 of the cluster's CA certificate, in hex (or CARDEA_CA_SHA256)")
 	c.Flags().BoolVar(&force, "force", false, "also in place of a live Session of another User")
 	out := output(c, formatTable, formatJSON)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if token == "" || ca == "" {
-			return usagef("login needs --token and --ca-sha256")
+		if c.Flags().Changed("token") && c.Flags().Changed("token-file") {
+			return usagef("--token and --token-file cannot both be")
 		}
-		if token == "-" {
-			line, err := readLine(r.In)
-			if err != nil {
-				return fmt.Errorf("read the token from standard input: %w", err)
-			}
-			token = line
+		if (token == "" && tokenFile == "") || ca == "" {
+			return usagef("login needs --token or --token-file, and --ca-sha256")
+		}
+		token, err := r.token(token, tokenFile)
+		if err != nil {
+			return err
 		}
 		address := args[0]
 		if _, _, err := net.SplitHostPort(address); err != nil {
@@ -78,6 +81,18 @@ func (r *run) login() *cobra.Command {
 		default:
 			fmt.Fprintf(r.Err, "Session %s at %s, which was here, stays until it expires\n", old.Session, old.Address)
 		}
+		if skew := s.ClockSkew; skew.Abs() >= maxSkew {
+			fmt.Fprintf(r.Err, "warning: the clock of this machine is %s off the cluster's; certificates depend on it\n", skew.Abs())
+		}
+		if s.State == api.SessionPending {
+			fmt.Fprintf(r.Err, "the Session is PENDING: nothing can be reached until an administrator says cardea update session %s --approve\n", s.Session)
+		}
+		if certOut != "" {
+			if err := client.Export(c.Context(), home, certOut); err != nil {
+				return err
+			}
+			fmt.Fprintf(r.Err, "the certificate is in %s until %s; whoever reads its key is you\n", certOut, stamp(s.CertificateNotAfter))
+		}
 		if out.value == formatJSON {
 			return printJSON(r.Out, s)
 		}
@@ -85,6 +100,30 @@ func (r *run) login() *cobra.Command {
 		return nil
 	}
 	return c
+}
+
+// token returns the token that was given, or read from standard input or a file.
+func (r *run) token(token, file string) (string, error) {
+	switch {
+	case token == "-":
+		line, err := readLine(r.In)
+		if err != nil {
+			return "", fmt.Errorf("read the token from standard input: %w", err)
+		}
+		return line, nil
+	case token != "":
+		return token, nil
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return "", fmt.Errorf("read the token: %w", err)
+	}
+	defer f.Close()
+	line, err := readLine(f)
+	if err != nil {
+		return "", fmt.Errorf("read the token from %s: %w", file, err)
+	}
+	return line, nil
 }
 
 // liveTime bounds the look whether the Session of a home lives.
@@ -213,12 +252,9 @@ func (r *run) status() *cobra.Command {
 		if s.Session, err = me.Session(ctx); err != nil { // after the call: it may have renewed the certificate
 			return err
 		}
-		daemon, err := client.Running(ctx, home)
+		running, err := daemonStatus(ctx, home)
 		if err == nil {
-			var running client.Status
-			if running, err = daemon.Status(ctx); err == nil {
-				s.Connect = &running
-			}
+			s.Connect = &running
 		}
 		if err != nil && !errors.Is(err, client.ErrNotRunning) {
 			failure = errors.Join(failure, err)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"cardea/manifest"
 	"cardea/server"
 )
 
@@ -31,26 +32,40 @@ type readyFile struct {
 func (r *run) up() *cobra.Command {
 	var cfg server.Config
 	var ready string
+	var files []string
 	c := &cobra.Command{
 		Use:   "up",
 		Short: "Run a whole cluster in this process",
 		Long: "Runs every role in one process until Ctrl-C and prints how to reach it. What it knows is in\n" +
 			"the data directory and survives a restart.",
-		Example: "  cardea up\n  cardea up --data-dir ./data --listen 127.0.0.1:8443 --ready-file ready.json",
-		Args:    noArgs,
+		Example: "  cardea up\n  cardea up --data-dir ./data --listen 127.0.0.1:8443 --ready-file ready.json\n" +
+			"  cardea up -f ./resources\n  cardea up --store postgres://cardea@db/cardea",
+		Args: noArgs,
 	}
 	c.Flags().StringVar(&cfg.DataDir, "data-dir", "", "directory of all that it knows; in the user's state directory if left out (or CARDEA_DATA_DIR)")
 	c.Flags().StringVar(&cfg.Domain, "domain", server.DefaultDomain, "domain of the cluster; the first start decides (or CARDEA_DOMAIN)")
 	c.Flags().StringVar(&cfg.Listen, "listen", defaultListen, "HOST:PORT to listen at (or CARDEA_LISTEN)")
-	c.Flags().StringArrayP("file", "f", nil, "")
-	c.Flags().String("store", "", "")
-	later(c, "file", "store")
+	c.Flags().StringVar(&cfg.Store, "store", "", "postgres://… to keep resources in PostgreSQL; in the data directory if left out (or CARDEA_STORE)")
+	c.Flags().StringVar(&cfg.Metrics, "metrics-listen", "", "HOST:PORT that serves /metrics, /livez and /readyz to everyone by plain HTTP (or CARDEA_METRICS_LISTEN)")
+	c.Flags().DurationVar(&cfg.Grace, "grace", 0, "how long live connections may go on after SIGTERM or Ctrl-C; a second one ends them (or CARDEA_GRACE)")
+	fileFlag(c, &files)
 	c.Flags().StringVar(&ready, "ready-file", "", `file that gets {"address", "caSHA256", "token"} once it serves`)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg.Log = r.logger()
 		var err error
 		if cfg.DataDir, err = r.dataDir(cfg.DataDir); err != nil {
 			return err
+		}
+		var docs []manifest.Document
+		if len(files) > 0 {
+			var warnings manifest.Diagnostics
+			if docs, warnings, err = r.documents(files); err != nil {
+				return r.problems(err, "the cluster was not started")
+			}
+			r.tellAll(warnings)
+			for _, d := range docs {
+				cfg.Documents = append(cfg.Documents, d.JSON)
+			}
 		}
 		if ready != "" { // one of another run would be taken for ours
 			if err := os.Remove(ready); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -70,6 +85,9 @@ func (r *run) up() *cobra.Command {
 			}
 			r.printReady(s, cfg.DataDir)
 		})
+		if e := located(docs, err); e != err {
+			err = r.problems(e, "the cluster was not started")
+		}
 		return errors.Join(failure, unprefixed(err))
 	}
 	return c
@@ -94,6 +112,12 @@ func (r *run) printReady(s server.Ready, dataDir string) {
 	t.add("  address", s.Address)
 	t.add("  CA SHA-256", s.CASHA256)
 	t.add("  data", dataDir)
+	if s.Metrics != "" {
+		t.add("  metrics", "http://"+s.Metrics+"/metrics")
+	}
+	if s.Connections > 0 {
+		t.add("  connections", fmt.Sprintf("at most %d at once, by the limit of descriptors", s.Connections))
+	}
 	t.print(r.Out)
 	if s.Token != "" {
 		host, err := os.Hostname()

@@ -91,10 +91,13 @@ func tell(w io.Writer, err error) {
 
 // environment sets the flags of c that were not given and have a variable.
 func (r *run) environment(c *cobra.Command) error {
-	for _, name := range []string{"home", "token", "ca-sha256", "data-dir", "domain", "listen"} {
+	for _, name := range []string{"home", "token", "ca-sha256", "token-file", "data-dir", "domain", "listen", "store", "metrics-listen", "grace"} {
 		f, variable := c.Flags().Lookup(name), variable(name)
 		if f == nil || f.Changed || r.Getenv(variable) == "" {
 			continue
+		}
+		if name == "token" && c.Flags().Changed("token-file") || name == "token-file" && c.Flags().Changed("token") {
+			continue // a token was given, in the other way
 		}
 		if err := c.Flags().Set(name, r.Getenv(variable)); err != nil {
 			return usagef("%s: %v", variable, err)

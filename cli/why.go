@@ -97,7 +97,7 @@ func explain(w io.Writer, in api.WhyRequest, x *api.Explanation) error {
 		facts.add("The caller is told", quoted(d.Message))
 	}
 	if d.Config != nil {
-		facts.add("Goes to", fmt.Sprintf("%s (config %s)", d.Config.Upstream.URL, d.Config.Name))
+		facts.add("Goes to", fmt.Sprintf("%s (config %s)", goesTo(d.Config), d.Config.Name))
 	}
 	switch {
 	case x.Hypothetical:
@@ -137,6 +137,26 @@ func explain(w io.Writer, in api.WhyRequest, x *api.Explanation) error {
 		}
 	}
 	return nil
+}
+
+// goesTo names the endpoints of a config, and what is odd about it.
+func goesTo(c *api.ServiceConfig) string {
+	var all []string
+	ends, err := c.Upstream.Endpoints()
+	if err != nil {
+		return err.Error()
+	}
+	for _, e := range ends {
+		all = append(all, e.Address())
+	}
+	words := strings.Join(all, ", ")
+	switch {
+	case c.TLS != nil && c.TLS.InsecureSkipVerify:
+		words += " by TLS, NOT VERIFIED"
+	case c.TLS != nil || c.ClientCertificate != nil || ends[0].TLS:
+		words += " by TLS"
+	}
+	return words
 }
 
 // ruleWords says what a rule does, which one it is, and where it is written.

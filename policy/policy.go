@@ -22,6 +22,11 @@ import (
 // nothing: the lease runs on, the question is asked again, and the end of the
 // lease cuts. A DENY cuts at once.
 //
+// The first decision about a unit of work turns evidence into a Session, and every
+// later one names that Session's uid. Where nobody asked who the caller is there
+// is no Session, and every decision gets the same anonymous evidence; only who
+// made that in this process may pass it on.
+//
 // Whoever holds decisions follows Changes from the revision of the first one,
 // and on a Change asks again for exactly the held decisions whose DependsOn
 // names one of its Keys, with AtLeast set to its Revision.
@@ -41,9 +46,9 @@ type Decider interface {
 	Changes(ctx context.Context, from api.Revision) iter.Seq2[api.Change, error]
 }
 
-// An Explainer decides and shows what it considered. In why, user stands for a
-// User who may have no Session: then the decision is the one that a new Session
-// would get.
+// An Explainer decides and shows what it considered. If user is not "" it stands
+// for a User who may have no Session: then the decision is the one that a new
+// Session would get, and the evidence and Session of the request do not count.
 type Explainer interface {
 	Explain(ctx context.Context, r api.Request, user string) (api.Explanation, error)
 }

@@ -22,21 +22,16 @@ import (
 // names, types, a result that is no boolean, values that an enum does not have.
 // It warns of what may be absent and is read without has(), and of names of the
 // Service that lack its Namespace.
-func Check(p *api.Problems, o api.Object) {
-	c := checker{p, sync.OnceValue(newEnvironment)} // most Objects have no condition
-	switch o := o.(type) {
-	case *api.Policy:
-		c.policy(&o.Spec, "/spec")
-	default:
-		if a := api.AuthorizationOf(o); a != nil {
-			c.authorization(a)
-		}
-	}
-	if s, ok := o.(*api.Service); ok && s.Spec.DynamicConfig != nil {
-		for i := range s.Spec.DynamicConfig.Rules {
-			c.condition(&s.Spec.DynamicConfig.Rules[i].Condition, nil, fmt.Sprintf("/spec/dynamicConfig/rules/%d/condition", i))
-		}
-	}
+//
+// Whoever checks more than one Object calls NewChecker once.
+func Check(p *api.Problems, o api.Object) { NewChecker()(p, o) }
+
+// NewChecker returns a function that does what Check does and makes only once
+// what conditions are compiled in. It may be called by several goroutines at a
+// time.
+func NewChecker() func(*api.Problems, api.Object) {
+	env := sync.OnceValue(newEnvironment) // most Objects have no condition
+	return func(p *api.Problems, o api.Object) { checker{p, env}.object(o) }
 }
 
 // A checker reports to problems.
@@ -45,21 +40,55 @@ type checker struct {
 	env      func() environment
 }
 
-func (c checker) authorization(a *api.Authorization) {
-	for i := range a.InlinePolicies {
-		c.policy(&a.InlinePolicies[i].Spec, fmt.Sprintf("/spec/authorization/inlinePolicies/%d/spec", i))
+func (c checker) object(o api.Object) {
+	if p, ok := o.(*api.Policy); ok {
+		c.policy(&p.Spec, "/spec", absentFor(false))
+	}
+	s, isService := o.(*api.Service)
+	if a := api.AuthorizationOf(o); a != nil {
+		absent := absentFor(isService && a.EnableAnonymous)
+		for i := range a.InlinePolicies {
+			c.policy(&a.InlinePolicies[i].Spec, fmt.Sprintf("/spec/authorization/inlinePolicies/%d/spec", i), absent)
+		}
+	}
+	if isService && s.Spec.DynamicConfig != nil {
+		in := setting{absent: absentFor(s.Spec.IsAnonymous), then: "the request then is denied"}
+		for i := range s.Spec.DynamicConfig.Rules {
+			c.condition(&s.Spec.DynamicConfig.Rules[i].Condition, in, fmt.Sprintf("/spec/dynamicConfig/rules/%d/condition", i))
+		}
 	}
 }
 
-func (c checker) policy(s *api.PolicySpec, at string) {
+// A setting is where a condition stands.
+type setting struct {
+	attrs  api.Attrs // what it sees as attrs
+	absent []string  // the fields of ctx that may not be there
+	then   string    // what becomes of a condition that reads what is not there
+}
+
+// absentFor returns the fields of ctx that may be absent, of callers who may be
+// anonymous or may not. All others are there in every request that matters.
+func absentFor(anonymous bool) []string {
+	if anonymous {
+		return []string{"device", "user", "session", "groups"}
+	}
+	return []string{"device"}
+}
+
+func (c checker) policy(s *api.PolicySpec, at string, absent []string) {
+	in := setting{s.Attrs, absent, "an ALLOW then does not match, and a DENY does"}
 	for i := range s.Rules {
-		c.condition(&s.Rules[i].Condition, s.Attrs, fmt.Sprintf("%s/rules/%d/condition", at, i))
+		c.condition(&s.Rules[i].Condition, in, fmt.Sprintf("%s/rules/%d/condition", at, i))
+	}
+	in.then = "no ALLOW of the policy then counts, and every DENY does"
+	for i := range s.EnforcementRules {
+		c.condition(&s.EnforcementRules[i].Condition, in, fmt.Sprintf("%s/enforcementRules/%d/condition", at, i))
 	}
 }
 
 // condition checks all expressions of a condition, and then warns: what one of
 // them guards is guarded in the others too.
-func (c checker) condition(cond *api.Condition, attrs api.Attrs, at string) {
+func (c checker) condition(cond *api.Condition, in setting, at string) {
 	type expression struct {
 		at, text string
 		*ast.AST
@@ -92,14 +121,14 @@ func (c checker) condition(cond *api.Condition, attrs api.Attrs, at string) {
 	}
 	walk(cond, at)
 	var guards []string
-	for k := range attrs {
+	for k := range in.attrs {
 		guards = append(guards, varAttrs+"."+k)
 	}
 	for _, e := range good {
 		guards = append(guards, guardsOf(e.AST)...)
 	}
 	for _, e := range good {
-		for _, f := range append(shortNames(e.AST), c.env().unguarded(e.AST, guards)...) {
+		for _, f := range append(shortNames(e.AST), c.env().unguarded(e.AST, in, guards)...) {
 			f.warning = true
 			f.report(c.problems, e.at)
 		}
@@ -147,9 +176,7 @@ func (e environment) check(text string) (*ast.AST, []fault) {
 		first := issues.Errors()[0] // the others mostly follow from it
 		words, _, _ := strings.Cut(strings.TrimPrefix(first.Message, "Syntax error: "), " expecting ")
 		f := at(first.Location, "syntax error: "+strings.ReplaceAll(words, "'<EOF>'", "the end"))
-		if strings.HasPrefix(words, "token recognition error at: '=") {
-			f.hint = "did you mean ==?"
-		}
+		f.hint = syntaxHint(words)
 		return nil, []fault{f}
 	}
 	checked, issues := e.Check(parsed)
@@ -165,10 +192,45 @@ func (e environment) check(text string) (*ast.AST, []fault) {
 	if t := checked.OutputType(); !t.IsExactType(types.BoolType) && !t.IsExactType(types.DynType) {
 		f := fault{line: 1, column: 1, rule: "the result must be a boolean"}
 		f.found, f.hint = cel.FormatCELType(t), "compare it with something"
+		if _, ok := literalString(a.Expr()); ok {
+			f.hint = "all of it is one text: leave out the quotes around it"
+		}
 		faults = append(faults, f)
 	}
 	return a, faults
 }
+
+// syntaxHint returns what was probably meant where the parser says those words.
+func syntaxHint(words string) string {
+	if at, ok := quoted(words, "mismatched input '"); ok {
+		switch at {
+		case "and":
+			return "did you mean &&?"
+		case "or":
+			return "did you mean ||?"
+		}
+	}
+	_, at, _ := strings.Cut(words, "token recognition error at: '")
+	switch {
+	case at == "":
+	case at[0] == '=':
+		return "did you mean ==?"
+	case at[0] == '&':
+		return "did you mean &&?"
+	case at[0] == '|':
+		return "did you mean ||?"
+	case (at[0] == '"' || at[0] == '\'') && strings.Contains(at, `\`):
+		return `write a backslash twice, or the text as r"…"; in YAML, ` + quoting
+	case at[0] == '"' || at[0] == '\'':
+		return "a text begins here and does not end: YAML may have taken a quote, or all after #, for itself; " + quoting
+	case strings.HasPrefix(at, "“") || strings.HasPrefix(at, "”") || strings.HasPrefix(at, "‘") || strings.HasPrefix(at, "’"):
+		return "write straight quotes"
+	}
+	return ""
+}
+
+// quoting says how an expression is written so that YAML leaves it as it is.
+const quoting = "write the expression on a line of its own below match: |"
 
 func at(l common.Location, rule string) fault {
 	return fault{line: l.Line(), column: l.Column() + 1, rule: rule}
@@ -186,7 +248,11 @@ func (e environment) explain(a *ast.AST, err *cel.Error) fault {
 			f.hint = "did you mean ctx." + name + "?"
 			return f
 		}
-		return f.didYouMean("", name, append(allowedFunctions(), varContext, varAttrs, fnNow, "has"))
+		f = f.didYouMean("", name, append(allowedFunctions(), varContext, varAttrs, fnNow, "has"))
+		if f.hint == "" && isVariable(a, err.ExprID) {
+			f.hint = fmt.Sprintf("if a text is meant, write %q; in YAML, %s", name, quoting)
+		}
+		return f
 	}
 	if op, ok := quoted(err.Message, "found no matching overload for '"); ok {
 		_, args, _ := strings.Cut(err.Message, "applied to '")
@@ -199,6 +265,12 @@ func (e environment) explain(a *ast.AST, err *cel.Error) fault {
 	}
 	f.rule = strings.ReplaceAll(f.rule, "cardea.", "")
 	return f
+}
+
+// isVariable reports whether the part of that id is a variable.
+func isVariable(a *ast.AST, id int64) (is bool) {
+	each(a, func(x ast.Expr) { is = is || x.ID() == id && x.Kind() == ast.IdentKind })
+	return is
 }
 
 // quoted returns what stands between prefix and the next apostrophe.
@@ -443,7 +515,7 @@ func guardsOf(a *ast.AST) (paths []string) {
 // unguarded reports what an expression reads that may be absent and that no
 // guard covers. What belongs to a protocol needs none: without it, the rule does
 // not apply.
-func (e environment) unguarded(a *ast.AST, guards []string) (faults []fault) {
+func (e environment) unguarded(a *ast.AST, in setting, guards []string) (faults []fault) {
 	var seen []string
 	need := func(path, guard string, x ast.Expr) {
 		covers := func(g string) bool { return g == path || strings.HasPrefix(g, path+".") }
@@ -451,7 +523,7 @@ func (e environment) unguarded(a *ast.AST, guards []string) (faults []fault) {
 			return
 		}
 		seen = append(seen, path)
-		f := at(a.SourceInfo().GetStartLocation(x.ID()), "may be absent: an ALLOW then does not match, and a DENY does")
+		f := at(a.SourceInfo().GetStartLocation(x.ID()), "may be absent: "+in.then)
 		f.found, f.hint = path, "guard it with "+guard
 		faults = append(faults, f)
 	}
@@ -461,6 +533,9 @@ func (e environment) unguarded(a *ast.AST, guards []string) (faults []fault) {
 			operand := x.AsSelect().Operand()
 			if x.AsSelect().IsTestOnly() {
 				return
+			}
+			if f := e.fieldOf(a, x); f != nil && f.in.path == varContext && slices.Contains(in.absent, f.name) {
+				need(chain(x), "has("+chain(x)+")", x)
 			}
 			if f := e.fieldOf(a, operand); f != nil && f.optional && !f.protocol && f.in.path != varContext {
 				need(chain(operand), "has("+chain(operand)+")", operand)

@@ -4,10 +4,12 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"cardea/api"
+	"cardea/policy/policytest"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -36,6 +38,12 @@ func TestCheckMessages(t *testing.T) {
 		`ctx.user.spec.type ==`,
 		`ctx.user.spec.type = "HUMAN"`,
 		`(true`,
+		`true and true`,
+		`true & true`,
+		`ctx.user.metadata.name == "x`,
+		`ctx.user.metadata.name.matches("\d+")`,
+		`ctx.user.metadata.name == “x”`,
+		`"'a' in ctx.user.spec.groups"`,
 		// Names.
 		`ctx.user.spec.grops == []`,
 		`ctx.user.spec.colour == "red"`,
@@ -45,7 +53,9 @@ func TestCheckMessages(t *testing.T) {
 		`user.spec.type == "HUMAN"`,
 		`ctz.user.spec.type == "HUMAN"`,
 		`sise(ctx.groups) > 0`,
-		`ctx.service.spec.isPublic`,
+		`ctx.user.metadata.name == alice`,
+		`allowed(ctx.user)`,
+		`ctx.service.spec.config.http == 1`,
 		"true &&\n  ctx.user.spec.tipe == \"HUMAN\"",
 		// Types.
 		`ctx.user.metadata.name`,
@@ -72,11 +82,15 @@ func TestCheckMessages(t *testing.T) {
 		`attrs.unheard == 3`,
 		`ctx.user.metadata.labels["a-b"] == "c"`,
 		`ctx.session.status.credentialRef.name == "x"`,
+		`ctx.device.spec.state == "ACTIVE" && ctx.device.status.osType == "BEOS"`,
+		`ctx.device.status.reported.hostname == "x" && ctx.device.spec.attrs.owner == "y"`,
+		`has(ctx.device) && ctx.device.status.osType == "LINUX"`,
 	}
 	var b strings.Builder
+	check := NewChecker()
 	for _, e := range expressions {
 		var p api.Problems
-		Check(&p, &api.Policy{Spec: api.PolicySpec{
+		check(&p, &api.Policy{Spec: api.PolicySpec{
 			Attrs: api.Attrs{"known": 3},
 			Rules: []api.Rule{{Effect: api.Allow, Condition: api.Condition{Match: e}}},
 		}})
@@ -94,6 +108,56 @@ func TestCheckMessages(t *testing.T) {
 		}
 	}
 	golden(t, "check.txt", b.String())
+}
+
+// What may be absent depends on who may ask, and what becomes of it on where it is
+// read.
+func TestCheckWarnings(t *testing.T) {
+	const expression = `ctx.user.metadata.name == "x" && ctx.groups.size() > 0 && ctx.device.metadata.name == "d"`
+	condition := api.Condition{Match: expression}
+	service := func(anonymous, enabled bool) *api.Service {
+		s := &api.Service{Spec: api.ServiceSpec{IsAnonymous: anonymous, Authorization: policytest.Inline(api.Rule{Effect: api.Allow, Condition: condition})}}
+		s.Spec.Authorization.EnableAnonymous = enabled
+		return s
+	}
+	dynamic := func(anonymous bool) *api.Service {
+		s := service(anonymous, false)
+		s.Spec.Authorization = api.Authorization{}
+		s.Spec.DynamicConfig = &api.DynamicConfig{Rules: []api.ConfigRule{{Condition: condition}}}
+		return s
+	}
+	const (
+		rule    = "an ALLOW then does not match, and a DENY does"
+		enforce = "no ALLOW of the policy then counts, and every DENY does"
+		config  = "the request then is denied"
+	)
+	for _, c := range []struct {
+		name string
+		o    api.Object
+		then string
+		want []string
+	}{
+		{"a Policy", policytest.Policy("x", policytest.Allow(expression)), rule, []string{"ctx.device"}},
+		{"enforcement", &api.Policy{Spec: api.PolicySpec{EnforcementRules: []api.EnforcementRule{{Effect: api.Enforce, Condition: condition}}}}, enforce, []string{"ctx.device"}},
+		{"a Service", service(false, false), rule, []string{"ctx.device"}},
+		{"a Service that is open to everyone", service(true, false), rule, []string{"ctx.device"}},
+		{"a Service of which policies decide who comes", service(true, true), rule, []string{"ctx.user", "ctx.groups", "ctx.device"}},
+		{"dynamicConfig", dynamic(false), config, []string{"ctx.device"}},
+		{"dynamicConfig of an anonymous Service", dynamic(true), config, []string{"ctx.user", "ctx.groups", "ctx.device"}},
+	} {
+		var p api.Problems
+		Check(&p, c.o)
+		var got []string
+		for _, x := range p.List {
+			if !x.Warning || !strings.HasSuffix(x.Rule, "may be absent: "+c.then) || x.Hint != "guard it with has("+x.Found+")" {
+				t.Errorf("%s: %s", c.name, x)
+			}
+			got = append(got, x.Found)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: warned of %v, want %v", c.name, got, c.want)
+		}
+	}
 }
 
 func golden(t *testing.T, name, got string) {

@@ -28,10 +28,13 @@ func (t ternary) not() ternary { return -t }
 // An evaluation is the state of one decision as its expressions see it: an
 // activation of CEL, and a record of what could not be told.
 type evaluation struct {
-	ctx       api.Context
-	attrs     map[string]any
-	now       time.Time
-	timeBound bool // an expression that was evaluated reads the clock
+	ctx   api.Context
+	attrs map[string]any
+	now   time.Time
+	// Whether an expression that was evaluated reads the clock, or the request.
+	timeBound, perRequest bool
+
+	frame *interpreter.ExecutionFrame // see shared
 
 	// Of the current rule: whether something was unknown because the request is
 	// of another protocol, whether something was for any other reason, and the
@@ -57,6 +60,27 @@ func (e *evaluation) ResolveName(name string) (any, bool) {
 
 // Parent implements interpreter.Activation.
 func (e *evaluation) Parent() interpreter.Activation { return nil }
+
+// shared returns what expressions without a loop are evaluated in. It is made once
+// for all of a decision, as they leave nothing behind in it.
+func (e *evaluation) shared() any {
+	if e.frame == nil {
+		f, err := interpreter.NewExecutionFrame(e)
+		if err != nil {
+			return e
+		}
+		e.frame = f
+	}
+	return e.frame
+}
+
+// end gives back what was made for the evaluation.
+func (e *evaluation) end() {
+	if e.frame != nil {
+		e.frame.Close()
+		e.frame = nil
+	}
+}
 
 // begin forgets what was met before.
 func (e *evaluation) begin(attrs map[string]any) {

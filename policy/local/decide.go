@@ -1,15 +1,14 @@
 package local
 
 import (
-	"crypto/subtle"
 	"fmt"
 	"math/bits"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"cardea/api"
-	"cardea/identity"
 )
 
 // A judgment is the making of one decision on one snapshot.
@@ -20,61 +19,48 @@ type judgment struct {
 	decision   api.Decision
 
 	// Who asks for what, as far as it was found. session is nil for a User who has
+	// none, both are nil for who is anonymous, device is nil if the Session has
 	// none, and service if there is no such Service.
 	session *sessionEntry
 	user    *entry[*api.User]
+	device  *entry[*api.Device]
 	service *serviceEntry
 
-	dependsOn []api.Key // what was read so far; replaced by that of the plan
-	plan      *plan     // nil if something decided before rules were looked for
+	dependsOn []api.Key             // what was read so far; the plan, when there is one, knows all
+	place     *atomic.Pointer[plan] // where the plan is kept; nil if it is not
+	plan      *plan                 // nil if something decided before rules were looked for
+	counting  []counting            // by place in the plan, of sets of rules that do not always count
 
 	steps *[]api.Step // what was considered is added here, if it is not nil
 }
 
-// A plan is what a decision is made from once it is known who asks for what: the
-// rules that apply. It holds as long as its basis does, so the latest of a
-// Session is kept, and its decisions share what they depend on.
-type plan struct {
-	basis     basis
-	applying  []applying
-	ranks     uint32 // of the rules that apply, as in ruleSet
-	groups    []*api.Group
-	dependsOn []api.Key
-	err       error // some of the rules cannot be read
-}
-
-// A basis is what a plan is made from, beside the Session.
-type basis struct {
-	rules   rules
-	groups  tree[*entry[*api.Group]]
-	user    *entry[*api.User]
-	service *serviceEntry
-}
-
-// applying is a set of rules that applies to the request, and why it does.
-type applying struct {
-	*ruleSet
-	source
+// A counting is whether the rules of a set count for the request.
+type counting struct {
+	known bool // it was found out
+	ternary
+	cause error // why that is unknown
 }
 
 // judgments keeps those that are done, for their buffers.
 type judgments struct{ sync.Pool }
 
 // get returns one for a request that is decided on s.
-func (p *judgments) get(s *snapshot, r api.Request) *judgment {
+func (p *judgments) get(s *snapshot, r *api.Request) *judgment {
 	j, ok := p.Get().(*judgment)
 	if !ok {
 		j = new(judgment)
 	}
-	j.snapshot, j.request = s, r
-	j.ctx.Request = r.Facts
+	j.snapshot, j.request = s, *r
+	j.ctx.Request, j.now = r.Facts, r.Now
 	j.decision = api.Decision{ID: api.NewID(), Revision: s.revision, Effect: api.Deny}
 	return j
 }
 
 func (p *judgments) put(j *judgment) {
+	j.end()
 	clear(j.dependsOn)
-	*j = judgment{dependsOn: j.dependsOn[:0]}
+	clear(j.counting)
+	*j = judgment{dependsOn: j.dependsOn[:0], counting: j.counting[:0]}
 	p.Put(j)
 }
 
@@ -86,6 +72,7 @@ func (j *judgment) finish() api.Decision {
 		j.decision.DependsOn = slices.Clone(j.dependsOn)
 	}
 	j.decision.TimeBound = j.timeBound
+	j.keep()
 	return j.decision
 }
 
@@ -96,19 +83,13 @@ func (j *judgment) deny(reason api.ReasonType, words string) bool {
 	return false
 }
 
-// depends notes that the Object of a kind and name was read, or looked for. It
-// reports false if it was before.
-func (j *judgment) depends(kind, name string) bool {
-	for i := range j.dependsOn {
-		if k := &j.dependsOn[i]; k.Name == name && k.Kind == kind {
-			return false
-		}
-	}
-	j.dependsOn = append(j.dependsOn, api.Key{Group: api.GroupCore, Kind: kind, Name: name})
-	return true
+// depends notes that the Object of a kind and name was read, or looked for.
+func (j *judgment) depends(kind, name string) {
+	j.dependsOn = append(j.dependsOn, keyOf(kind, name))
 }
 
-// judge makes the decision for a User, with a Session or without, and a Service.
+// judge makes the decision for whom the Service knows: a User, with a Session or
+// without, or somebody who is anonymous.
 func (j *judgment) judge() {
 	j.makePlan()
 	if j.plan.err != nil {
@@ -116,7 +97,11 @@ func (j *judgment) judge() {
 		return
 	}
 	j.ctx.Groups = j.plan.groups
-	if j.try(); j.decision.Effect == api.Allow {
+	j.try()
+	if d := &j.decision; d.Reason == api.ReasonNoPolicyMatch && j.service.isOpen() {
+		d.Effect, d.Reason, d.Words = api.Allow, api.ReasonAnonymous, "the Service is open to everyone"
+	}
+	if j.decision.Effect == api.Allow {
 		j.chooseConfig()
 	}
 }
@@ -136,21 +121,38 @@ func (j *judgment) locate() {
 			j.decision.Subject.Namespace = &n.ref
 		}
 	}
-	if j.depends(api.KindClusterConfig, api.ClusterConfigName); j.cluster != nil {
+	j.depends(api.KindClusterConfig, api.ClusterConfigName)
+	if j.cluster != nil {
 		j.decision.Subject.Region = &j.cluster.region
 	}
 }
 
-// identify finds the Session that asks. It reports false if the decision is made.
-func (j *judgment) identify(v identity.Verifier) bool {
-	var claim identity.Claim
-	if claim.SessionUID = j.request.Session; claim.SessionUID == "" {
-		var err error
-		if claim, err = v.Verify(j.request.Evidence, j.now); err != nil {
-			return j.deny(api.ReasonUnauthenticated, err.Error())
-		}
+// admit finds out who asks and checks whether he, and the Service, may be used at
+// all. It reports false if the decision is made.
+func (j *judgment) admit(who caller, err error) bool {
+	switch {
+	case err != nil:
+		return j.deny(api.ReasonUnauthenticated, err.Error())
+	case who.anonymous:
+		return j.admitAnonymous()
 	}
-	s, ok := j.byUID.get(claim.SessionUID)
+	return j.findSession(who) && j.admitSession() && j.admitService()
+}
+
+// admitAnonymous checks that the Service is there for who has no Session. Whether
+// it exists otherwise is not said.
+func (j *judgment) admitAnonymous() bool {
+	j.decision.Subject.IsAnonymous = true
+	if j.service == nil || j.service.object.Spec.IsDisabled || !j.service.isAnonymous() {
+		return j.deny(api.ReasonUnauthenticated, "there is no Service "+api.ServiceName(j.request.Service)+" that is public, anonymous and not disabled")
+	}
+	j.place = &j.service.anonymous
+	return true
+}
+
+// findSession finds the Session that asks.
+func (j *judgment) findSession(who caller) bool {
+	s, ok := j.byUID.get(who.SessionUID)
 	if !ok {
 		return j.deny(api.ReasonNoSession, "the Session does not exist, or does not any more")
 	}
@@ -158,14 +160,14 @@ func (j *judgment) identify(v identity.Verifier) bool {
 	j.ctx.Session = s.object
 	j.decision.Subject.Session = &s.ref
 	j.depends(api.KindSession, s.key.Name)
-	if claim.KeySHA256 != "" && subtle.ConstantTimeCompare([]byte(claim.KeySHA256), []byte(s.object.Status.KeySHA256)) != 1 {
+	if !who.holds(s.object) {
 		return j.deny(api.ReasonKeyMismatch, "the Session is bound to another key")
 	}
+	j.place = s.plans.of(api.ServiceName(j.request.Service))
 	return true
 }
 
-// admitSession checks the Session and its User. It reports false if the decision
-// is made.
+// admitSession checks the Session, its User and its Device.
 func (j *judgment) admitSession() bool {
 	spec := &j.session.object.Spec
 	if spec.State != api.SessionActive {
@@ -175,8 +177,27 @@ func (j *judgment) admitSession() bool {
 		return j.deny(api.ReasonSessionExpired, "the Session expired at "+spec.ExpiresAt.UTC().Format(time.RFC3339))
 	}
 	j.decision.Until = spec.ExpiresAt
-	u := &j.session.object.Status.UserRef
-	return j.admitUser(u.Name, u.UID)
+	status := &j.session.object.Status
+	return j.admitUser(status.UserRef.Name, status.UserRef.UID) && j.admitDevice(status.DeviceRef)
+}
+
+// admitDevice checks the Device that the Session is bound to, if it is to one.
+func (j *judgment) admitDevice(ref *api.Ref) bool {
+	if ref == nil {
+		return true
+	}
+	j.depends(api.KindDevice, ref.Name)
+	d, ok := j.devices.get(ref.Name)
+	if !ok || d.ref.UID != ref.UID {
+		return j.deny(api.ReasonDeviceNotActive, "the Device "+ref.Name+" does not exist, or does not any more")
+	}
+	j.device = d
+	j.ctx.Device = d.object
+	j.decision.Subject.Device = &d.ref
+	if state := d.object.Spec.State; state != api.DeviceActive {
+		return j.deny(api.ReasonDeviceNotActive, "the Device "+ref.Name+" is "+string(state))
+	}
+	return true
 }
 
 // admitUser checks the User of that name and, unless it is "", uid: one who was
@@ -207,87 +228,6 @@ func (j *judgment) admitService() bool {
 	return true
 }
 
-// makePlan finds the rules that apply, or takes them from the Session's latest
-// decision.
-func (j *judgment) makePlan() {
-	b := basis{j.snapshot.rules, j.snapshot.groups, j.user, j.service}
-	if j.session != nil {
-		if p := j.session.plan.Load(); p != nil && p.basis == b {
-			j.plan = p
-			return
-		}
-	}
-	j.plan = &plan{basis: b}
-	j.collect()
-	j.plan.dependsOn = slices.Clone(j.dependsOn)
-	if j.session != nil {
-		j.session.plan.Store(j.plan)
-	}
-}
-
-// collect gathers the rules that apply, in a fixed order.
-func (j *judgment) collect() {
-	j.attach(&j.service.attachee)
-	for name, seen := api.NamespaceOf(j.service.key.Name), 0; name != ""; seen++ {
-		if !j.depends(api.KindNamespace, name) && seen > 0 {
-			break // a cycle
-		}
-		n, found := j.namespaces.get(name)
-		if !found {
-			break
-		}
-		j.attach(&n.attachee)
-		name = n.object.Spec.Parent
-	}
-	j.attach(&j.user.attachee)
-	for _, name := range j.user.object.Spec.Groups {
-		if !j.depends(api.KindGroup, name) {
-			continue
-		}
-		if g, found := j.groups.get(name); found {
-			j.plan.groups = append(j.plan.groups, g.object)
-			j.attach(&g.attachee)
-		}
-	}
-	if j.session != nil {
-		j.attach(&j.session.attachee)
-	}
-	if j.cluster != nil {
-		j.attach(&j.cluster.attachee)
-	}
-}
-
-// attach gathers the rules of what is attached to an Object, of each Policy once.
-func (j *judgment) attach(a *attachee) {
-	if a.err != nil {
-		j.plan.err = a.err
-	}
-	for i := range a.attached {
-		at := &a.attached[i]
-		if at.rules != nil {
-			j.plan.add(at.rules, at.source)
-			continue
-		}
-		if !j.depends(api.KindPolicy, at.policy) {
-			continue
-		}
-		switch p, found := j.policies.get(at.policy); {
-		case !found:
-		case p.err != nil:
-			j.plan.err = p.err
-		case p.rules != nil:
-			j.plan.add(p.rules, at.source)
-		}
-	}
-}
-
-func (p *plan) add(s *ruleSet, from source) {
-	if s.ranks != 0 {
-		p.applying = append(p.applying, applying{s, from})
-		p.ranks |= s.ranks
-	}
-}
-
 // try tries the rules that apply, the strongest first; the first that matches
 // decides.
 func (j *judgment) try() {
@@ -301,8 +241,8 @@ func (j *judgment) try() {
 				r := &rules[n]
 				switch {
 				case decided:
-					j.note(a, r, api.OutcomeSkipped)
-				case j.matches(a, r):
+					j.note(a, r, api.OutcomeSkipped, "a stronger rule decided")
+				case j.matches(i, a, r):
 					if decided = true; j.steps == nil {
 						return
 					}
@@ -319,25 +259,47 @@ func (j *judgment) try() {
 	}
 }
 
-// matches reports whether a rule matches, and makes the decision if it does.
+// matches reports whether a rule of the i-th set of the plan matches, and makes
+// the decision if it does.
 //
 // What is unknown neither allows nor passes: an ALLOW then does not match, and a
 // DENY does, unless all that is unknown is so because the request is of another
-// protocol than the rule.
-func (j *judgment) matches(a *applying, r *rule) bool {
+// protocol than the rule. Where it is unknown whether the rules count, those that
+// DENY do, and those that ALLOW do not.
+func (j *judgment) matches(i int, a *applying, r *rule) bool {
+	doubt := "" // what is unknown of whether the rule counts
+	if a.enforcement != nil {
+		switch c := j.counts(i, a); {
+		case c.ternary == no:
+			j.note(a, r, api.OutcomeNoMatch, a.enforcement.words())
+			return false
+		case c.ternary == unknown:
+			if doubt = uncounted + ": " + c.cause.Error(); r.Effect == api.Allow {
+				j.note(a, r, api.OutcomeUnknown, doubt)
+				return false
+			}
+		}
+	}
 	j.begin(a.attrs)
 	switch t := r.condition.eval(&j.evaluation); {
 	case t == no, t == unknown && !j.ofOther:
-		j.note(a, r, api.OutcomeNoMatch)
+		words := ""
+		if j.ofProtocol {
+			words = j.cause.Error()
+		}
+		j.note(a, r, api.OutcomeNoMatch, words)
 		return false
 	case t == unknown:
-		if j.note(a, r, api.OutcomeUnknown); r.Effect == api.Allow {
+		if j.note(a, r, api.OutcomeUnknown, j.cause.Error()); r.Effect == api.Allow {
 			return false
 		}
 		j.deny(api.ReasonPolicyMatch, r.words+" could not be told, and a DENY then counts: "+j.cause.Error())
 	default:
-		j.note(a, r, api.OutcomeMatch)
+		j.note(a, r, api.OutcomeMatch, doubt)
 		j.decision.Effect, j.decision.Reason, j.decision.Words = r.Effect, api.ReasonPolicyMatch, r.words
+		if doubt != "" {
+			j.decision.Words += "; " + doubt
+		}
 	}
 	ref := a.ref(r)
 	j.decision.Rule = &ref
@@ -347,25 +309,47 @@ func (j *judgment) matches(a *applying, r *rule) bool {
 	return true
 }
 
+// uncounted says that an enforcement is unknown.
+const uncounted = "whether the policy counts could not be told"
+
+// counts returns whether the rules of the i-th set of the plan count, which is
+// found out once.
+func (j *judgment) counts(i int, a *applying) counting {
+	if n := len(j.plan.applying); len(j.counting) < n {
+		j.counting = slices.Grow(j.counting[:0], n)[:n]
+		clear(j.counting)
+	}
+	c := &j.counting[i]
+	if !c.known {
+		j.begin(a.attrs)
+		c.known, c.ternary, c.cause = true, a.enforcement.counts(&j.evaluation), j.cause
+	}
+	return *c
+}
+
 // chooseConfig chooses the config of a request that is allowed.
 func (j *judgment) chooseConfig() {
-	name := api.DefaultConfig
+	config, name := j.service.config, api.DefaultConfig
 	for i := range j.service.configRules {
 		r := &j.service.configRules[i]
 		j.begin(nil)
 		t := r.condition.eval(&j.evaluation)
 		if t == unknown {
-			j.denyConfig(fmt.Sprintf("rule %d of dynamicConfig could not be told: %v", i, j.cause))
+			j.denyConfig(fmt.Sprintf("rule %d of dynamicConfig could not be told: %v", i+1, j.cause))
 			return
 		}
 		if t == yes {
-			name = r.name
+			config, name = r.config, r.name
 			break
 		}
 	}
-	j.decision.Config = j.service.object.Config(name)
-	if j.decision.Config == nil && j.service.object.Spec.Mode != api.ModeAPI {
-		j.denyConfig("the Service has no config " + name)
+	switch {
+	case config != nil || j.service.object.Spec.Mode == api.ModeAPI:
+		j.decision.Config, j.decision.Limits = config, j.service.limits
+	case name != api.DefaultConfig:
+		j.denyConfig("a rule of dynamicConfig names the config " + name + ", and the Service has none of that name")
+	default:
+		j.denyConfig("no rule of dynamicConfig matches, and the Service has no spec.config for that")
 	}
 }
 
@@ -375,16 +359,8 @@ func (j *judgment) denyConfig(words string) {
 }
 
 // note adds a step to the explanation, if one is wanted.
-func (j *judgment) note(a *applying, r *rule, o api.Outcome) {
-	if j.steps == nil {
-		return
+func (j *judgment) note(a *applying, r *rule, o api.Outcome, words string) {
+	if j.steps != nil {
+		*j.steps = append(*j.steps, api.Step{Rule: a.ref(r), Condition: describe(&r.Condition), Outcome: o, Words: words})
 	}
-	s := api.Step{Rule: a.ref(r), Condition: describe(&r.Condition), Outcome: o}
-	switch {
-	case o == api.OutcomeNoMatch && j.ofProtocol, o == api.OutcomeUnknown:
-		s.Words = j.cause.Error()
-	case o == api.OutcomeSkipped:
-		s.Words = "a stronger rule decided"
-	}
-	*j.steps = append(*j.steps, s)
 }

@@ -14,15 +14,15 @@ import (
 // who has none.
 const newSessionLasts = 24 * time.Hour
 
-// Explain implements policy.Explainer: it decides as Decide does and shows every
-// rule that applies. If user is not "", the request's evidence and Session do
-// not count.
+// Explain implements policy.Explainer: it decides as Decide does, always anew, and
+// shows every rule that applies.
 func (d *Decider) Explain(_ context.Context, r api.Request, user string) (api.Explanation, error) {
 	s, err := d.snapshot(r.AtLeast)
 	if err != nil {
 		return api.Explanation{}, err
 	}
-	j := d.open(s, r)
+	r.Now = d.instant(&r)
+	j := d.open(s, &r)
 	defer d.judgments.put(j)
 	var x api.Explanation
 	j.steps = &x.Steps
@@ -31,11 +31,12 @@ func (d *Decider) Explain(_ context.Context, r api.Request, user string) (api.Ex
 		x.Hypothetical = true
 		if admitted = j.admitUser(user, ""); admitted {
 			j.ctx.Session = newSession(j.user.ref, j.now)
+			admitted = j.admitService()
 		}
 	} else {
-		admitted = j.identify(d.Identity) && j.admitSession()
+		admitted = j.admit(d.identify(&r))
 	}
-	if admitted && j.admitService() {
+	if admitted {
 		j.judge()
 	}
 	x.Decision = j.finish()
@@ -57,34 +58,64 @@ func newSession(user api.Ref, now time.Time) *api.Session {
 func (j *judgment) hints(steps []api.Step) []string {
 	var hints []string
 	add := func(format string, args ...any) { hints = append(hints, fmt.Sprintf(format, args...)) }
-	name := api.ServiceName(j.request.Service)
+	name, anonymous := api.ServiceName(j.request.Service), j.decision.Subject.IsAnonymous
 	switch d := &j.decision; d.Reason {
-	case api.ReasonUnauthenticated, api.ReasonNoSession, api.ReasonSessionExpired, api.ReasonKeyMismatch:
+	case api.ReasonUnauthenticated:
+		if anonymous {
+			add("%s", j.publish(name))
+			break
+		}
+		add("log in again")
+	case api.ReasonNoSession, api.ReasonSessionExpired, api.ReasonKeyMismatch:
 		add("log in again")
 	case api.ReasonSessionNotActive:
-		add("approve the Session: set its spec.state to ACTIVE")
+		if j.session.object.Spec.State == api.SessionPending {
+			add("approve the Session: cardea update session %s --approve", j.session.key.Name)
+			break
+		}
+		add("log in again")
 	case api.ReasonNoUser:
 		add("create the User%s", j.similar(j.users.names(), api.KindUser))
 	case api.ReasonUserDisabled:
 		add("set spec.isDisabled of User %s to false", j.user.key.Name)
+	case api.ReasonDeviceNotActive:
+		if j.device == nil {
+			add("log in again and register the Device: cardea auth device register")
+			break
+		}
+		add("approve the Device: cardea update device %s --approve", j.device.key.Name)
 	case api.ReasonNoService:
 		add("create the Service %s%s", name, j.similar(j.services.names(), api.KindService))
 	case api.ReasonServiceDisabled:
 		add("set spec.isDisabled of Service %s to false", name)
 	case api.ReasonConfig:
 		add("mend spec.dynamicConfig of Service %s", name)
+		if j.service.config == nil {
+			add("or give it a spec.config, or a last rule with matchAny: true, for the requests that no other rule matches")
+		}
 	case api.ReasonError:
 		add("write the object again that cannot be read")
+	case api.ReasonAnonymous:
+		add("set spec.authorization.enableAnonymous of Service %s to true to let policies decide who may reach it without a Session", name)
 	case api.ReasonNoPolicyMatch:
+		places := "the Service, its Namespace, the User or a Group"
+		if anonymous {
+			places = "the Service, its Namespace or the ClusterConfig; one that reads ctx.user, ctx.session, ctx.device or ctx.groups allows nobody who has no Session"
+		}
 		switch {
+		case len(steps) == 0 && anonymous:
+			add("nobody may reach %s without a Session: no policy applies to it; attach one to %s", name, places)
 		case len(steps) == 0:
-			add("nobody may reach %s: no policy applies to it; attach one to the Service, its Namespace, the User or a Group", name)
+			add("nobody may reach %s: no policy applies to it; attach one to %s", name, places)
 		case !slices.ContainsFunc(steps, func(s api.Step) bool { return s.Rule.Effect == api.Allow }):
-			add("no rule that applies is an ALLOW; attach a policy that allows to the Service, its Namespace, the User or a Group")
+			add("no rule that applies is an ALLOW; attach a policy that allows to %s", places)
 		default:
-			add("no ALLOW rule matches; see why in the steps, or attach a policy that allows")
+			add("no ALLOW rule matches; see why in the steps, or attach a policy that allows to %s", places)
 		}
 		add("looked at: %s", strings.Join(j.lookedAt(), "; "))
+	}
+	if c := j.decision.Config; c != nil && c.TLS != nil && c.TLS.InsecureSkipVerify {
+		add("warning: the upstream of config %s is not verified (tls.insecureSkipVerify): whoever stands in between reads and writes everything", c.Name)
 	}
 	for _, k := range j.decision.DependsOn {
 		switch k.Kind {
@@ -102,12 +133,31 @@ func (j *judgment) hints(steps []api.Step) []string {
 		}
 	}
 	for _, s := range steps {
-		if s.Outcome == api.OutcomeUnknown && strings.HasSuffix(s.Words, " is absent") {
-			path := strings.TrimSuffix(s.Words, " is absent")
-			add("%s: guard its condition with has(%s)", s.Rule, path)
+		path, isAbsent := strings.CutSuffix(s.Words, " is absent")
+		if !isAbsent || anonymous && !strings.HasPrefix(path, "ctx.request.") {
+			continue
+		}
+		where := "its condition"
+		if enforcing, ok := strings.CutPrefix(path, uncounted+": "); ok {
+			where, path = "the enforcement rule of its policy", enforcing
+		}
+		add("%s: guard %s with has(%s)", s.Rule, where, path)
+		if path == "ctx.device" && j.device == nil {
+			add("the Session has no Device: register the machine with cardea auth device register")
 		}
 	}
-	return hints
+	return slices.Compact(hints)
+}
+
+// publish says how the Service is opened to those who have no Session.
+func (j *judgment) publish(name string) string {
+	switch {
+	case j.service == nil:
+		return "create the Service " + name + j.similar(j.services.names(), api.KindService)
+	case j.service.object.Spec.IsDisabled:
+		return "set spec.isDisabled of Service " + name + " to false"
+	}
+	return "log in: who has no Session reaches " + name + " only if its spec.isPublic and spec.isAnonymous are true"
 }
 
 // similar names the name that was probably meant by that of kind which was not
@@ -157,6 +207,8 @@ func (j *judgment) lookedAt() []string {
 			}
 		case api.KindSession:
 			add(&j.session.attachee, "Session "+k.Name)
+		case api.KindDevice:
+			add(&j.device.attachee, "Device "+k.Name)
 		case api.KindClusterConfig:
 			if j.cluster != nil {
 				add(&j.cluster.attachee, "ClusterConfig")

@@ -94,9 +94,11 @@ func isIPInRange(ip, cidr ref.Val) ref.Val {
 
 // A program is a compiled expression.
 type program struct {
-	cel       cel.Program
-	timeBound bool  // it reads the clock
-	err       error // it does not compile: its value is unknown
+	cel        cel.Program
+	timeBound  bool  // it reads the clock
+	perRequest bool  // it reads ctx.request, or may
+	loops      bool  // it has a loop, and a limit of cost
+	err        error // it does not compile: its value is unknown
 }
 
 // compile returns the program of an expression and its checked form, or what is
@@ -108,23 +110,31 @@ func (e environment) compile(text string) (*program, *ast.AST, []fault) {
 	}
 	var (
 		p     program
-		loops bool
 		has   []int64
+		whole int // how often ctx is read otherwise than by a field that is not request
 	)
 	each(checked, func(x ast.Expr) {
 		switch x.Kind() {
 		case ast.ComprehensionKind:
-			loops = true
+			p.loops = true
 		case ast.IdentKind:
 			p.timeBound = p.timeBound || x.AsIdent() == varNow
+			if x.AsIdent() == varContext {
+				whole++
+			}
 		case ast.SelectKind:
-			if x.AsSelect().IsTestOnly() {
+			s := x.AsSelect()
+			if s.IsTestOnly() {
 				has = append(has, x.ID())
+			}
+			if chain(s.Operand()) == varContext && s.FieldName() != "request" {
+				whole--
 			}
 		}
 	})
+	p.perRequest = whole > 0
 	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize), cel.CustomDecoratorV2(witnesses(has))}
-	if loops {
+	if p.loops {
 		options = append(options, cel.CostLimit(costLimit))
 	}
 	var err error
@@ -217,7 +227,12 @@ func (p *program) eval(e *evaluation) ternary {
 		return unknown
 	}
 	e.timeBound = e.timeBound || p.timeBound
-	v, _, err := p.cel.Eval(e)
+	e.perRequest = e.perRequest || p.perRequest
+	var in any = e
+	if !p.loops {
+		in = e.shared()
+	}
+	v, _, err := p.cel.Eval(in)
 	switch {
 	case err != nil:
 		e.met(err)

@@ -22,13 +22,13 @@ func FuzzCheck(f *testing.F) {
 		}
 	}
 	w := policytest.NewWorld()
-	env := newEnvironment()
+	env, check := newEnvironment(), NewChecker()
 	f.Fuzz(func(t *testing.T, text string) {
 		if text == "" || len(text) > 10_000 {
 			return
 		}
 		var p api.Problems
-		Check(&p, policytest.Policy("x", policytest.Allow(text)))
+		check(&p, policytest.Policy("x", policytest.Allow(text)))
 		program, _, faults := env.compile(text)
 		if (p.Err() == nil) != (len(faults) == 0) {
 			t.Fatalf("Check says %v and compile says %v", p.Err(), faults)

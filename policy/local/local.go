@@ -9,6 +9,7 @@
 package local
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,6 +38,9 @@ type Decider struct {
 
 	current   atomic.Pointer[snapshot] // nil when there is none that may answer
 	judgments judgments
+
+	compilerOnce sync.Once
+	compiles     *compiler // see compiler
 
 	mu      sync.Mutex
 	news    chan struct{} // closed when anything below, or current, changes
@@ -71,7 +75,7 @@ var (
 func (d *Decider) Run(ctx context.Context) error {
 	d.update(func() { d.stopped = false })
 	defer d.update(func() { d.stopped = true; d.current.Store(nil) })
-	c := newCompiler(d.Log)
+	c := d.compiler()
 	for {
 		s, err := load(ctx, d.Store, c)
 		if err == nil {
@@ -181,26 +185,65 @@ func (d *Decider) Decide(_ context.Context, r api.Request) (api.Decision, error)
 	if err != nil {
 		return api.Decision{}, err
 	}
-	return d.decide(s, r), nil
+	return d.decide(s, &r), nil
 }
 
 // Propose decides as Decide would if the state were that of a Reader: what a
 // transaction is about to commit. It reads all of it.
 func (d *Decider) Propose(_ context.Context, of store.Reader, r api.Request) (api.Decision, error) {
-	s, err := newSnapshot(of, newCompiler(d.Log))
+	s, err := newSnapshot(of, d.compiler())
 	if err != nil {
 		return api.Decision{}, err
 	}
-	return d.decide(s, r), nil
+	return d.decide(s, &r), nil
 }
 
-func (d *Decider) decide(s *snapshot, r api.Request) api.Decision {
+// compiler returns the one that compiles for all snapshots.
+func (d *Decider) compiler() *compiler {
+	d.compilerOnce.Do(func() { d.compiles = newCompiler(d.Log) })
+	return d.compiles
+}
+
+// decide answers from what was kept if it can, and else makes the decision.
+func (d *Decider) decide(s *snapshot, r *api.Request) api.Decision {
+	r.Now = d.instant(r)
+	who, err := d.identify(r)
+	if err == nil {
+		if kept := s.kept(&who, r); kept != nil {
+			again := *kept
+			again.ID, again.Revision = api.NewID(), s.revision
+			return again
+		}
+	}
 	j := d.open(s, r)
 	defer d.judgments.put(j)
-	if j.identify(d.Identity) && j.admitSession() && j.admitService() {
+	if j.admit(who, err) {
 		j.judge()
 	}
 	return j.finish()
+}
+
+// instant returns the one instant of a decision.
+func (d *Decider) instant(r *api.Request) time.Time {
+	switch {
+	case !r.Now.IsZero():
+		return r.Now
+	case d.Now != nil:
+		return d.Now()
+	}
+	return time.Now()
+}
+
+// identify returns who asks, as far as the request can prove it.
+func (d *Decider) identify(r *api.Request) (caller, error) {
+	switch {
+	case r.Session != "":
+		return caller{Claim: identity.Claim{SessionUID: r.Session}}, nil
+	case r.Evidence.Kind == api.EvidenceAnonymous:
+		return caller{anonymous: true}, nil
+	}
+	claim, err := d.Identity.Verify(r.Evidence, r.Now)
+	return caller{Claim: claim}, err
 }
 
 // snapshot returns the one to answer from.
@@ -215,20 +258,10 @@ func (d *Decider) snapshot(atLeast api.Revision) (*snapshot, error) {
 	return s, nil
 }
 
-// open begins a decision.
-func (d *Decider) open(s *snapshot, r api.Request) *judgment {
+// open begins a decision; r says when it is.
+func (d *Decider) open(s *snapshot, r *api.Request) *judgment {
 	j := d.judgments.get(s, r)
-	j.decision.Lease = d.Lease
-	if j.decision.Lease == 0 {
-		j.decision.Lease = defaultLease
-	}
-	if j.now = r.Now; j.now.IsZero() {
-		now := d.Now
-		if now == nil {
-			now = time.Now
-		}
-		j.now = now()
-	}
+	j.decision.Lease = cmp.Or(d.Lease, defaultLease)
 	j.locate()
 	return j
 }

@@ -365,6 +365,12 @@ func TestCheckPointers(t *testing.T) {
 		{&api.Service{Spec: api.ServiceSpec{Authorization: bad}}, inline},
 		{&api.Service{Spec: api.ServiceSpec{DynamicConfig: &api.DynamicConfig{Rules: []api.ConfigRule{
 			{Condition: api.Condition{Match: "nonsense"}}}}}}, "/spec/dynamicConfig/rules/0/condition/match"},
+		{&api.Device{Spec: api.DeviceSpec{Authorization: bad}}, inline},
+		{&api.Policy{Spec: api.PolicySpec{EnforcementRules: []api.EnforcementRule{{Effect: api.Ignore, Condition: api.Condition{Not: "nonsense"}}}}},
+			"/spec/enforcementRules/0/condition/not"},
+		{&api.User{Spec: api.UserSpec{Authorization: api.Authorization{InlinePolicies: []api.InlinePolicy{{Spec: api.PolicySpec{
+			EnforcementRules: []api.EnforcementRule{{Effect: api.Enforce, Condition: api.Condition{Match: "nonsense"}}}}}}}}},
+			"/spec/authorization/inlinePolicies/0/spec/enforcementRules/0/condition/match"},
 		{policytest.Policy("x", nested), "/spec/rules/0/condition/all/of/1/none/of/0/not"},
 		{&api.Secret{}, ""},
 	} {
@@ -415,6 +421,52 @@ func TestExplain(t *testing.T) {
 		{"a User who does not exist", "alise", func(w *policytest.World) {}},
 		{"a Service that does not exist", "alice", func(w *policytest.World) { w.Request.Service = "natz" }},
 		{"an expired Session", "", func(w *policytest.World) { w.Session.Spec.ExpiresAt = policytest.Now() }},
+		{"a Device that waits for approval", "", func(w *policytest.World) { w.AddDevice().Spec.State = api.DevicePending }},
+		{"a Device that is gone", "", func(w *policytest.World) { w.AddDevice(); w.More = nil }},
+		{"no Device, and rules about it", "", func(w *policytest.World) {
+			w.Service.Spec.Authorization = policytest.Inline(policytest.Allow(`ctx.device.spec.state == "ACTIVE"`))
+		}},
+		{"policies that do not count", "", func(w *policytest.World) {
+			enforced := func(name string, e api.Enforcement, match string) *api.Policy {
+				p := policytest.Policy(name, policytest.Allow(""), policytest.Deny("false"))
+				p.Spec.EnforcementRules = []api.EnforcementRule{{Effect: e, Condition: api.Condition{Match: match}}}
+				return p
+			}
+			w.Service.Spec.Authorization = policytest.Named("one", "two", "three")
+			w.More = append(w.More,
+				enforced("one", api.Enforce, `ctx.request.port == 1`),
+				enforced("two", api.Ignore, `ctx.request.port > 1`),
+				enforced("three", api.Ignore, `ctx.request.tls.sni == "x"`))
+		}},
+		{"a DENY of a policy that may count", "", func(w *policytest.World) {
+			w.Service.Spec.Authorization = policytest.Inline(policytest.Deny(""))
+			w.Service.Spec.Authorization.InlinePolicies[0].Spec.EnforcementRules = []api.EnforcementRule{
+				{Effect: api.Enforce, Condition: api.Condition{Match: `ctx.request.tls.sni == "x"`}}}
+		}},
+		{"an upstream that is not verified", "", func(w *policytest.World) {
+			w.Service.Spec.Authorization = policytest.Inline(policytest.Allow(""))
+			w.Service.Spec.Config.TLS = &api.UpstreamTLS{InsecureSkipVerify: true}
+		}},
+		{"no config", "", func(w *policytest.World) {
+			w.Service.Spec.Authorization = policytest.Inline(policytest.Allow(""))
+			w.Service.Spec.DynamicConfig = &api.DynamicConfig{Configs: []api.ServiceConfig{*w.Service.Spec.Config},
+				Rules: []api.ConfigRule{{Condition: api.Condition{Match: "false"}, ConfigName: "one"}}}
+			w.Service.Spec.DynamicConfig.Configs[0].Name = "one"
+			w.Service.Spec.Config = nil
+		}},
+		{"anonymous at a Service that is open", "", func(w *policytest.World) { w.Anonymous() }},
+		{"anonymous at a Service that is private", "", func(w *policytest.World) { w.Anonymous(); w.Service.Spec.IsPublic = false }},
+		{"anonymous at a Service that is disabled", "", func(w *policytest.World) { w.Anonymous(); w.Service.Spec.IsDisabled = true }},
+		{"anonymous at a Service that does not exist", "", func(w *policytest.World) { w.Anonymous(); w.Request.Service = "natz" }},
+		{"anonymous, and no policy", "", func(w *policytest.World) {
+			w.Anonymous()
+			w.Service.Spec.Authorization.EnableAnonymous = true
+		}},
+		{"anonymous, and rules about Users", "", func(w *policytest.World) {
+			w.Anonymous()
+			w.Service.Spec.Authorization = policytest.Inline(policytest.Allow(`ctx.user.spec.type == "HUMAN"`), policytest.Allow(`ctx.groups.size() == 0`))
+			w.Service.Spec.Authorization.EnableAnonymous = true
+		}},
 	}
 	var b strings.Builder
 	for _, r := range rows {

@@ -3,16 +3,20 @@ package local
 import (
 	"errors"
 	"log/slog"
+	"slices"
+	"sync"
 	"weak"
 
 	"cardea/api"
 )
 
 // A compiler compiles policies and keeps the programs of expressions that are in
-// use, by their text. It belongs to one goroutine.
+// use, by their text. No decision waits for it.
 type compiler struct {
-	env      environment
-	log      *slog.Logger
+	env environment
+	log *slog.Logger
+
+	mu       sync.Mutex
 	programs map[string]weak.Pointer[program]
 	live     int // programs in use when last counted
 }
@@ -24,6 +28,8 @@ func newCompiler(log *slog.Logger) *compiler {
 // program returns the program of an expression. One that does not compile has
 // an unknown value.
 func (c *compiler) program(text string) *program {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if p := c.programs[text].Value(); p != nil {
 		return p
 	}
@@ -67,6 +73,52 @@ type ruleSet struct {
 	ends  [ranks]uint16  // rules[ends[k-1]:ends[k]] are those of rank k
 	ranks uint32         // bit k is set if there are rules of rank k
 	attrs map[string]any // what the rules see as attrs
+
+	enforcement *enforcement // nil if the rules always count
+}
+
+// An enforcement says for which requests the rules of a set count: those that
+// one of its conditions matches or, if ignore is set, those that none does.
+type enforcement struct {
+	match  condition // any of them
+	ignore bool
+}
+
+// enforcement compiles rules of enforcement. Where there is one of effect
+// ENFORCE, those of effect IGNORE say nothing more.
+func (c *compiler) enforcement(rules []api.EnforcementRule) *enforcement {
+	if len(rules) == 0 {
+		return nil
+	}
+	e := &enforcement{match: condition{op: anyOf}}
+	e.ignore = !slices.ContainsFunc(rules, func(r api.EnforcementRule) bool { return r.Effect != api.Ignore })
+	for i := range rules {
+		if e.ignore == (rules[i].Effect == api.Ignore) {
+			e.match.of = append(e.match.of, c.condition(&rules[i].Condition))
+		}
+	}
+	return e
+}
+
+// counts tells whether the rules count. A condition that is unknown because the
+// request is of another protocol does not match, as in rules.
+func (n *enforcement) counts(e *evaluation) ternary {
+	t := n.match.eval(e)
+	if t == unknown && !e.ofOther {
+		t = no
+	}
+	if n.ignore {
+		t = t.not()
+	}
+	return t
+}
+
+// words says why the rules do not count.
+func (n *enforcement) words() string {
+	if n.ignore {
+		return "the policy does not count: one of its IGNORE rules matches"
+	}
+	return "the policy does not count: none of its ENFORCE rules matches"
 }
 
 // A rule is a compiled rule.
@@ -79,7 +131,7 @@ type rule struct {
 
 // rules compiles the policy that is at from.
 func (c *compiler) rules(s *api.PolicySpec, from source) *ruleSet {
-	set := &ruleSet{attrs: s.Attrs, rules: make([]rule, 0, len(s.Rules))}
+	set := &ruleSet{attrs: s.Attrs, rules: make([]rule, 0, len(s.Rules)), enforcement: c.enforcement(s.EnforcementRules)}
 	for k := range rank(ranks) {
 		for i := range s.Rules {
 			if rankOf(&s.Rules[i]) != k {
@@ -151,15 +203,29 @@ func (c *compiler) attachments(a *api.Authorization, owner api.Key) []attachment
 type configRule struct {
 	condition condition
 	name      string
+	config    *api.ServiceConfig // nil if there is none of that name
 }
 
-func (c *compiler) configRules(d *api.DynamicConfig) []configRule {
-	if d == nil {
-		return nil
+// configs returns the config of the requests that no rule of the dynamicConfig
+// matches, and the rules. Each config is made once, with what it takes from its
+// parents.
+func (c *compiler) configs(s *api.Service) (*api.ServiceConfig, []configRule) {
+	made := map[string]*api.ServiceConfig{}
+	config := func(name string) *api.ServiceConfig {
+		e, ok := made[name]
+		if !ok {
+			e = s.EffectiveConfig(name)
+			made[name] = e
+		}
+		return e
 	}
-	rules := make([]configRule, len(d.Rules))
-	for i := range d.Rules {
-		rules[i] = configRule{c.condition(&d.Rules[i].Condition), d.Rules[i].ConfigName}
+	var rules []configRule
+	if d := s.Spec.DynamicConfig; d != nil {
+		rules = make([]configRule, len(d.Rules))
+		for i := range d.Rules {
+			r := &d.Rules[i]
+			rules[i] = configRule{c.condition(&r.Condition), r.ConfigName, config(r.ConfigName)}
+		}
 	}
-	return rules
+	return config(api.DefaultConfig), rules
 }

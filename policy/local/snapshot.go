@@ -16,6 +16,11 @@ import (
 // It never changes: the next one shares with it what did not change.
 type snapshot struct {
 	revision api.Revision
+	// basis is the revision of the latest commit that changed anything but
+	// Sessions: what was found out of a Session and a Service holds as long as the
+	// Session stays the same and the basis does. Entries are shared only with
+	// snapshots of the same history, so a revision says enough.
+	basis api.Revision
 	rules
 	subjects
 }
@@ -32,6 +37,7 @@ type rules struct {
 type subjects struct {
 	users    tree[*entry[*api.User]]
 	groups   tree[*entry[*api.Group]]
+	devices  tree[*entry[*api.Device]]
 	sessions tree[*sessionEntry] // by name
 	byUID    tree[*sessionEntry]
 }
@@ -92,12 +98,26 @@ type entry[T api.Object] struct {
 
 type serviceEntry struct {
 	entry[*api.Service]
+	limits      api.Limits
+	config      *api.ServiceConfig // of the requests that no rule matches; nil if there is none
 	configRules []configRule
+	base        atomic.Pointer[plan] // see snapshot.base
+	anonymous   atomic.Pointer[plan] // the latest of those who have no Session
+}
+
+// isAnonymous reports whether the Service has a port for those who have no Session.
+func (s *serviceEntry) isAnonymous() bool {
+	return s.object.Spec.IsPublic && s.object.Spec.IsAnonymous
+}
+
+// isOpen reports whether it lets in everybody whom no rule refuses.
+func (s *serviceEntry) isOpen() bool {
+	return s.isAnonymous() && !s.object.Spec.Authorization.EnableAnonymous
 }
 
 type sessionEntry struct {
 	entry[*api.Session]
-	plan atomic.Pointer[plan] // of its latest decision
+	plans plans
 }
 
 type clusterEntry struct {
@@ -121,9 +141,9 @@ func load(ctx context.Context, st store.Store, c *compiler) (s *snapshot, err er
 
 // newSnapshot returns the snapshot of a state.
 func newSnapshot(r store.Reader, c *compiler) (*snapshot, error) {
-	s := &snapshot{revision: r.Revision()}
+	s := &snapshot{revision: r.Revision(), basis: r.Revision()}
 	for _, kind := range []string{api.KindClusterConfig, api.KindPolicy, api.KindNamespace, api.KindGroup,
-		api.KindUser, api.KindService, api.KindSession} {
+		api.KindUser, api.KindService, api.KindDevice, api.KindSession} {
 		for rec, err := range r.List(api.GroupCore, kind) {
 			if err != nil {
 				return nil, err
@@ -168,6 +188,8 @@ func (s *snapshot) apply(change store.Change, c *compiler) {
 		set(&s.users, c, change, newEntry[*api.User])
 	case api.KindGroup:
 		set(&s.groups, c, change, newEntry[*api.Group])
+	case api.KindDevice:
+		set(&s.devices, c, change, newEntry[*api.Device])
 	case api.KindSession:
 		if old, ok := s.sessions.get(name); ok {
 			s.byUID.remove(old.ref.UID)
@@ -176,7 +198,11 @@ func (s *snapshot) apply(change store.Change, c *compiler) {
 		if e, ok := s.sessions.get(name); ok {
 			s.byUID.put(e.ref.UID, e)
 		}
+		return
+	default:
+		return
 	}
+	s.basis = s.revision
 }
 
 // set puts what a change makes under its name, or removes it.
@@ -213,8 +239,20 @@ func newEntry[T api.Object](c *compiler, change store.Change) *entry[T] {
 }
 
 func newServiceEntry(c *compiler, change store.Change) *serviceEntry {
-	e := newEntry[*api.Service](c, change)
-	return &serviceEntry{entry: *e, configRules: c.configRules(e.object.Spec.DynamicConfig)}
+	e := &serviceEntry{entry: *newEntry[*api.Service](c, change)}
+	e.limits = limitsOf(e.object.Spec.Limits)
+	e.config, e.configRules = c.configs(e.object)
+	return e
+}
+
+func limitsOf(l *api.ServiceLimits) api.Limits {
+	if l == nil {
+		return api.Limits{}
+	}
+	return api.Limits{
+		Connections: l.Connections, ConnectionsPerSession: l.ConnectionsPerSession,
+		Idle: l.IdleTimeout.Or(0), HalfClose: l.HalfCloseTimeout.Or(0), Duration: l.MaxDuration.Or(0),
+	}
 }
 
 func newSessionEntry(c *compiler, change store.Change) *sessionEntry {

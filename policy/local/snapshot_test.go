@@ -93,11 +93,12 @@ func TestProgramsAreForgotten(t *testing.T) {
 
 // What cannot be read denies: its rules are not known.
 func TestUnreadableObjectDenies(t *testing.T) {
-	for _, kind := range []string{api.KindService, api.KindNamespace, api.KindUser, api.KindGroup, api.KindSession, api.KindClusterConfig, api.KindPolicy} {
+	for _, kind := range []string{api.KindService, api.KindNamespace, api.KindUser, api.KindGroup, api.KindDevice, api.KindSession, api.KindClusterConfig, api.KindPolicy} {
 		t.Run(kind, func(t *testing.T) {
 			w := policytest.NewWorld()
 			w.Service.Spec.Authorization = policytest.Inline(policytest.Allow(""))
 			w.Group.Spec.Authorization = policytest.Named("one")
+			w.AddDevice()
 			w.More = append(w.More, policytest.Policy("one", policytest.Allow("")))
 			st := memory.New()
 			defer st.Close()

@@ -30,7 +30,8 @@ type universe struct {
 // A structType is what CEL knows of one Go struct.
 type structType struct {
 	*types.Type
-	pointer reflect.Type // to the Go struct
+	pointer reflect.Type   // to the Go struct
+	word    unsafe.Pointer // pointer, as values of an interface say it
 	// path is how a condition reaches it (ctx.request.tls); "" if in several ways.
 	path   string
 	fields map[string]*field
@@ -43,7 +44,7 @@ type field struct {
 	in       *structType
 	name     string
 	offset   uintptr // within the struct
-	optional bool    // a pointer: it may be absent
+	optional bool    // a pointer, or a list that is a field of ctx: nil is absent
 	protocol bool    // absent when the request is of another protocol
 	enum     *enum
 }
@@ -86,6 +87,7 @@ func (u *universe) add(t reflect.Type, path string) *structType {
 	}
 	name := "cardea." + t.Name()
 	s := &structType{Type: types.NewObjectType(name), pointer: reflect.PointerTo(t), path: path, fields: map[string]*field{}}
+	s.word = wordOf(nilPointer(t))
 	u.byGo[t], u.byName[name] = s, s
 	for _, f := range reflect.VisibleFields(t) {
 		tag, _, _ := strings.Cut(f.Tag.Get("json"), ",")
@@ -103,7 +105,7 @@ func (u *universe) add(t reflect.Type, path string) *structType {
 func (u *universe) field(s *structType, name string, f reflect.StructField) *field {
 	c := &field{
 		in: s, name: name, offset: offsetOf(s.pointer.Elem(), f.Index),
-		optional: f.Type.Kind() == reflect.Pointer,
+		optional: f.Type.Kind() == reflect.Pointer || f.Type.Kind() == reflect.Slice && s.path == varContext,
 		protocol: f.Tag.Get("cardea") == "protocol",
 		enum:     enumOf(f.Type),
 	}
@@ -129,15 +131,22 @@ func (u *universe) field(s *structType, name string, f reflect.StructField) *fie
 // of returns the address of the field in a pointer to the struct. It reports
 // false if target is anything else: the offset is good for that type only.
 func (f *field) of(target any) (unsafe.Pointer, bool) {
-	if reflect.TypeOf(target) != f.in.pointer {
+	t := (*eface)(unsafe.Pointer(&target))
+	if t.word != f.in.word || t.data == nil {
 		return nil, false
 	}
-	p := reflect.ValueOf(target).UnsafePointer()
-	if p == nil {
-		return nil, false
-	}
-	return unsafe.Add(p, f.offset), true
+	return unsafe.Add(t.data, f.offset), true
 }
+
+// An eface is how Go lays out a value of type any that holds a pointer: a word for
+// its type, and the pointer. To look at it directly instead of through reflect
+// halves the time that a decision takes to read a field.
+type eface struct{ word, data unsafe.Pointer }
+
+func wordOf(v any) unsafe.Pointer { return (*eface)(unsafe.Pointer(&v)).word }
+
+// nilPointer returns the nil pointer to a type.
+func nilPointer(t reflect.Type) any { return reflect.Zero(reflect.PointerTo(t)).Interface() }
 
 // celType returns the CEL type of a Go type.
 func (u *universe) celType(t reflect.Type, path string) *types.Type {
@@ -203,7 +212,12 @@ func reader(t reflect.Type) func(unsafe.Pointer) any {
 	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		return func(p unsafe.Pointer) any { return types.Int(int64(reflect.NewAt(t, p).Elem().Uint())) }
 	case reflect.Struct:
-		return func(p unsafe.Pointer) any { return reflect.NewAt(t, p).Interface() }
+		none := nilPointer(t)
+		return func(p unsafe.Pointer) any {
+			v := none
+			(*eface)(unsafe.Pointer(&v)).data = p
+			return v
+		}
 	case reflect.Pointer:
 		read := reader(t.Elem())
 		return func(p unsafe.Pointer) any { return read(*(*unsafe.Pointer)(p)) }
@@ -211,7 +225,9 @@ func reader(t reflect.Type) func(unsafe.Pointer) any {
 		// The named type Attrs becomes map[string]any, which cel-go knows.
 		t = reflect.MapOf(t.Key(), t.Elem())
 	case reflect.Slice:
-		t = reflect.SliceOf(t.Elem())
+		if t = reflect.SliceOf(t.Elem()); t == reflect.TypeFor[[]string]() {
+			return func(p unsafe.Pointer) any { return types.NewStringList(types.DefaultTypeAdapter, *(*[]string)(p)) }
+		}
 	}
 	return func(p unsafe.Pointer) any { return reflect.NewAt(t, p).Elem().Interface() }
 }

@@ -1,14 +1,35 @@
 package policytest
 
 import (
+	"reflect"
 	"slices"
 	"testing"
+	"time"
 
 	"cardea/api"
 )
 
 // allowAll lets everybody reach the Service of the World.
 func allowAll(w *World) { w.Service.Spec.Authorization = Inline(Allow("")) }
+
+// policed makes the Request anonymous and lets those rules of the Service decide.
+func policed(rules ...api.Rule) func(*World) {
+	return func(w *World) {
+		w.Anonymous()
+		w.Service.Spec.Authorization = Inline(rules...)
+		w.Service.Spec.Authorization.EnableAnonymous = true
+	}
+}
+
+// atOpen makes the Service one that is open to everyone, with those rules; the
+// Request stays that of a Session.
+func atOpen(rules ...api.Rule) func(*World) {
+	return func(w *World) {
+		evidence := w.Request.Evidence
+		w.Anonymous()
+		w.Request.Evidence, w.Service.Spec.Authorization = evidence, Inline(rules...)
+	}
+}
 
 func key(kind, name string) api.Key {
 	return api.Key{Group: api.GroupCore, Kind: kind, Name: name}
@@ -22,6 +43,7 @@ func (s suite) decisions(t *testing.T) {
 		reason  api.ReasonType
 		rule    string // the deciding rule's name
 		config  string
+		limits  api.Limits
 		message string
 		depends []api.Key
 	}
@@ -69,6 +91,32 @@ func (s suite) decisions(t *testing.T) {
 			effect: api.Deny, reason: api.ReasonNoUser, depends: []api.Key{key(api.KindUser, "alice")}},
 		{name: "a User who was made again", change: func(w *World) { allowAll(w); w.User.Metadata.UID = "u2" },
 			effect: api.Deny, reason: api.ReasonNoUser, depends: []api.Key{key(api.KindUser, "alice")}},
+		{name: "a Device", change: func(w *World) { allowAll(w); w.AddDevice() },
+			effect: api.Allow, reason: api.ReasonPolicyMatch, config: "default", depends: []api.Key{key(api.KindDevice, "linux-abcd1234")}},
+		{name: "a Device that waits for approval", change: func(w *World) { allowAll(w); w.AddDevice().Spec.State = api.DevicePending },
+			effect: api.Deny, reason: api.ReasonDeviceNotActive, depends: []api.Key{key(api.KindDevice, "linux-abcd1234")}},
+		{name: "a Device that was rejected", change: func(w *World) { allowAll(w); w.AddDevice().Spec.State = api.DeviceRejected },
+			effect: api.Deny, reason: api.ReasonDeviceNotActive, depends: []api.Key{key(api.KindDevice, "linux-abcd1234")}},
+		{name: "a Device that is gone", change: func(w *World) { allowAll(w); w.AddDevice(); w.More = nil },
+			effect: api.Deny, reason: api.ReasonDeviceNotActive, depends: []api.Key{key(api.KindDevice, "linux-abcd1234")}},
+		{name: "a Device that was made again", change: func(w *World) { allowAll(w); w.AddDevice().Metadata.UID = "d2" },
+			effect: api.Deny, reason: api.ReasonDeviceNotActive, depends: []api.Key{key(api.KindDevice, "linux-abcd1234")}},
+		{name: "what a Device reports is no attribute", change: func(w *World) {
+			w.AddDevice()
+			w.Service.Spec.Authorization = Inline(Allow(`size(ctx.device.spec.attrs) > 0 || has(ctx.device.spec.attrs.hostname) || has(attrs.hostname)`))
+		}, effect: api.Deny, reason: api.ReasonNoPolicyMatch},
+		{name: "what a Device reports", change: func(w *World) {
+			w.AddDevice()
+			w.Service.Spec.Authorization = Inline(Allow(`ctx.device.status.reported.hostname == "laptop" && ctx.device.status.osType == "LINUX"`))
+		}, effect: api.Allow, reason: api.ReasonPolicyMatch, config: "default"},
+		{name: "no Device where a rule reads it", change: func(w *World) { w.Service.Spec.Authorization = Inline(Allow(`ctx.device.spec.state == "ACTIVE"`)) },
+			effect: api.Deny, reason: api.ReasonNoPolicyMatch},
+		{name: "no Device where a DENY reads it", change: func(w *World) {
+			w.Service.Spec.Authorization = Inline(Allow(""), Deny(`ctx.device.status.osType == "WINDOWS"`))
+		}, effect: api.Deny, reason: api.ReasonPolicyMatch},
+		{name: "no Device, and a guard", change: func(w *World) {
+			w.Service.Spec.Authorization = Inline(Allow(""), Deny(`has(ctx.device) && ctx.device.status.osType == "WINDOWS"`))
+		}, effect: api.Allow, reason: api.ReasonPolicyMatch, config: "default"},
 		{name: "a disabled User", change: func(w *World) { allowAll(w); w.User.Spec.IsDisabled = true },
 			effect: api.Deny, reason: api.ReasonUserDisabled, depends: []api.Key{key(api.KindUser, "alice")}},
 
@@ -115,6 +163,10 @@ func (s suite) decisions(t *testing.T) {
 			effect: api.Deny, reason: api.ReasonNoPolicyMatch, depends: []api.Key{key(api.KindGroup, "friends")}},
 		{name: "of the Session", change: func(w *World) { w.Session.Spec.Authorization = Inline(Allow("")) },
 			effect: api.Allow, reason: api.ReasonPolicyMatch, config: "default"},
+		{name: "of the Device", change: func(w *World) { w.AddDevice().Spec.Authorization = Inline(Allow("")) },
+			effect: api.Allow, reason: api.ReasonPolicyMatch, config: "default"},
+		{name: "of a Device that denies", change: func(w *World) { allowAll(w); w.AddDevice().Spec.Authorization = Inline(Deny("")) },
+			effect: api.Deny, reason: api.ReasonPolicyMatch},
 		{name: "of the cluster", change: func(w *World) { w.Cluster.Spec.Authorization = Inline(Allow("")) },
 			effect: api.Allow, reason: api.ReasonPolicyMatch, config: "default"},
 		{name: "a named Policy", change: func(w *World) {
@@ -180,6 +232,89 @@ func (s suite) decisions(t *testing.T) {
 			effect: api.Deny, reason: api.ReasonConfig},
 		{name: "no config at all", change: func(w *World) { allowAll(w); w.Service.Spec.Config = nil },
 			effect: api.Deny, reason: api.ReasonConfig},
+		{name: "no config but those of rules", change: func(w *World) { dynamic(w, config("other", "true")); w.Service.Spec.Config = nil },
+			effect: api.Allow, reason: api.ReasonPolicyMatch, config: "other"},
+		{name: "no config but those of rules that do not match", change: func(w *World) { dynamic(w, config("other", "false")); w.Service.Spec.Config = nil },
+			effect: api.Deny, reason: api.ReasonConfig},
+		{name: "a config for a Device", change: func(w *World) {
+			dynamic(w, config("other", `ctx.device.status.osType == "LINUX"`))
+			w.AddDevice()
+		}, effect: api.Allow, reason: api.ReasonPolicyMatch, config: "other"},
+
+		// How much.
+		{name: "limits", change: func(w *World) {
+			allowAll(w)
+			hours, seconds := 2, 3
+			w.Service.Spec.Limits = &api.ServiceLimits{Connections: 7, ConnectionsPerSession: 5,
+				IdleTimeout: &api.Duration{Hours: &hours}, HalfCloseTimeout: &api.Duration{Seconds: &seconds}, MaxDuration: &api.Duration{Days: &hours}}
+		}, effect: api.Allow, reason: api.ReasonPolicyMatch, config: "default",
+			limits: api.Limits{Connections: 7, ConnectionsPerSession: 5, Idle: 2 * time.Hour, HalfClose: 3 * time.Second, Duration: 48 * time.Hour}},
+
+		// Nobody asked who it is.
+		{name: "anonymous, and open to everyone", change: (*World).Anonymous,
+			effect: api.Allow, reason: api.ReasonAnonymous, config: "default", depends: []api.Key{key(api.KindService, "nats.default")}},
+		{name: "anonymous, and open to everyone, whatever policies say", change: func(w *World) {
+			w.Anonymous()
+			w.Service.Spec.Authorization, w.Cluster.Spec.Authorization = Inline(Deny("")), Inline(Deny(""))
+		}, effect: api.Allow, reason: api.ReasonAnonymous, config: "default"},
+		{name: "anonymous, and a config is chosen", change: func(w *World) {
+			dynamic(w, config("default", `has(ctx.user)`), config("other", `ctx.request.ip == "192.0.2.7"`))
+			w.Anonymous()
+		}, effect: api.Allow, reason: api.ReasonAnonymous, config: "other"},
+		{name: "anonymous, and a config that reads the User", change: func(w *World) {
+			dynamic(w, config("other", `ctx.user.metadata.name == "alice"`))
+			w.Anonymous()
+		}, effect: api.Deny, reason: api.ReasonConfig},
+		{name: "anonymous at a private Service", change: func(w *World) { w.Anonymous(); w.Service.Spec.IsPublic = false },
+			effect: api.Deny, reason: api.ReasonUnauthenticated, depends: []api.Key{key(api.KindService, "nats.default")}},
+		{name: "anonymous at a Service that asks who comes", change: func(w *World) { w.Anonymous(); w.Service.Spec.IsAnonymous = false },
+			effect: api.Deny, reason: api.ReasonUnauthenticated, depends: []api.Key{key(api.KindService, "nats.default")}},
+		{name: "anonymous at a disabled Service", change: func(w *World) { w.Anonymous(); w.Service.Spec.IsDisabled = true },
+			effect: api.Deny, reason: api.ReasonUnauthenticated, depends: []api.Key{key(api.KindService, "nats.default")}},
+		{name: "anonymous at a Service that does not exist", change: func(w *World) { w.Anonymous(); w.Service = nil },
+			effect: api.Deny, reason: api.ReasonUnauthenticated, depends: []api.Key{key(api.KindService, "nats.default")}},
+		{name: "anonymous, and no policy", change: policed(Allow("false")),
+			effect: api.Deny, reason: api.ReasonNoPolicyMatch},
+		{name: "anonymous, by a policy of the Service", change: policed(Allow(`net.isIPInRange(ctx.request.ip, "192.0.2.0/24")`)),
+			effect: api.Allow, reason: api.ReasonPolicyMatch, config: "default"},
+		{name: "anonymous, by a policy of a Namespace above", change: func(w *World) {
+			policed(Allow("false"))(w)
+			w.Namespace.Spec.Parent = "team"
+			w.More = append(w.More, &api.Namespace{Head: head("team", "n2"), Spec: api.NamespaceSpec{Authorization: Inline(Allow(""))}})
+		}, effect: api.Allow, reason: api.ReasonPolicyMatch, config: "default", depends: []api.Key{key(api.KindNamespace, "team")}},
+		{name: "anonymous, by a policy of the cluster", change: func(w *World) {
+			policed(Allow(""))(w)
+			w.Cluster.Spec.Authorization = Inline(named(Deny(""), "closed", -1))
+		}, effect: api.Deny, reason: api.ReasonPolicyMatch, rule: "closed"},
+		{name: "anonymous, and policies of others", change: func(w *World) {
+			policed(Allow("false"))(w)
+			w.User.Spec.Authorization, w.Group.Spec.Authorization, w.Session.Spec.Authorization = Inline(Allow("")), Inline(Allow("")), Inline(Allow(""))
+		}, effect: api.Deny, reason: api.ReasonNoPolicyMatch},
+		{name: "anonymous, and an ALLOW that reads the User", change: policed(Allow(`ctx.user.metadata.name != "bob"`), Allow(`ctx.session.spec.state != "PENDING"`),
+			Allow(`!ctx.groups.exists(g, g.metadata.name == "friends")`), Allow(`ctx.groups == []`), Allow(`ctx.device.spec.state != "PENDING"`)),
+			effect: api.Deny, reason: api.ReasonNoPolicyMatch},
+		{name: "anonymous, and a DENY that reads the User", change: policed(Allow(""), Deny(`ctx.user.metadata.name == "bob"`)),
+			effect: api.Deny, reason: api.ReasonPolicyMatch},
+		{name: "anonymous, and a DENY that reads Groups", change: policed(Allow(""), Deny(`ctx.groups.exists(g, g.metadata.name == "enemies")`)),
+			effect: api.Deny, reason: api.ReasonPolicyMatch},
+		{name: "anonymous, and a guard", change: policed(Allow(`!has(ctx.user) && !has(ctx.groups)`)),
+			effect: api.Allow, reason: api.ReasonPolicyMatch, config: "default"},
+		{name: "a Session at an open Service, and no rule matches", change: atOpen(),
+			effect: api.Allow, reason: api.ReasonAnonymous, config: "default", depends: []api.Key{key(api.KindUser, "alice"), key(api.KindGroup, "friends")}},
+		{name: "a Session at an open Service, and a DENY matches", change: atOpen(Deny(`ctx.user.metadata.name == "alice"`)),
+			effect: api.Deny, reason: api.ReasonPolicyMatch},
+		{name: "a Session at an open Service, and an ALLOW matches", change: atOpen(named(Allow(""), "a", 0)),
+			effect: api.Allow, reason: api.ReasonPolicyMatch, rule: "a", config: "default"},
+		{name: "a Session at an anonymous Service with policies, and no rule matches", change: func(w *World) {
+			atOpen()(w)
+			w.Service.Spec.Authorization.EnableAnonymous = true
+		}, effect: api.Deny, reason: api.ReasonNoPolicyMatch},
+		{name: "an expired Session at an open Service", change: func(w *World) { atOpen()(w); w.Session.Spec.ExpiresAt = Now() },
+			effect: api.Deny, reason: api.ReasonSessionExpired},
+		{name: "a User without a Group has Groups", change: func(w *World) {
+			w.User.Spec.Groups = nil
+			w.Service.Spec.Authorization = Inline(Allow(`has(ctx.groups) && ctx.groups == []`))
+		}, effect: api.Allow, reason: api.ReasonPolicyMatch, config: "default"},
 	}
 	for _, r := range rows {
 		t.Run(r.name, func(t *testing.T) {
@@ -202,6 +337,9 @@ func (s suite) decisions(t *testing.T) {
 			if got.Config == nil && r.config != "" || got.Config != nil && got.Config.Name != r.config {
 				t.Errorf("config %+v, want %q", got.Config, r.config)
 			}
+			if got.Limits != r.limits {
+				t.Errorf("limits %+v, want %+v", got.Limits, r.limits)
+			}
 			for _, k := range r.depends {
 				if !slices.Contains(got.DependsOn, k) {
 					t.Errorf("DependsOn %v lacks %v", got.DependsOn, k)
@@ -216,19 +354,31 @@ func (s suite) decisions(t *testing.T) {
 
 // checkSubject checks that an ALLOW says who and what, and until when.
 func checkSubject(t *testing.T, w *World, got api.Decision) {
-	s := got.Subject
-	if s.Session == nil || *s.Session != w.Session.Ref() || s.User == nil || *s.User != w.User.Ref() ||
-		s.Service == nil || *s.Service != w.Service.Ref() || s.Mode != w.Service.Spec.Mode {
-		t.Errorf("subject %+v", s)
+	want := api.Subject{
+		Service: refOf(w.Service), Mode: w.Service.Spec.Mode,
+		Region: &api.Ref{APIVersion: api.Version, Kind: api.KindRegion, Name: "default", UID: w.Cluster.Status.RegionUID},
 	}
-	region := api.Ref{APIVersion: api.Version, Kind: api.KindRegion, Name: "default", UID: w.Cluster.Status.RegionUID}
-	if s.Region == nil || *s.Region != region {
-		t.Errorf("region %+v, want %+v", s.Region, region)
+	if w.Service.Spec.Mode != api.ModeAPI {
+		want.Namespace = refOf(w.Namespace)
 	}
-	if w.Service.Spec.Mode != api.ModeAPI && (s.Namespace == nil || *s.Namespace != w.Namespace.Ref()) {
-		t.Errorf("namespace %+v", s.Namespace)
+	var until time.Time
+	if want.IsAnonymous = w.Request.Evidence.Kind == api.EvidenceAnonymous; !want.IsAnonymous {
+		want.Session, want.User, until = refOf(w.Session), refOf(w.User), w.Session.Spec.ExpiresAt
+		for _, o := range w.More {
+			if o.Header().Kind == api.KindDevice {
+				want.Device = refOf(o)
+			}
+		}
 	}
-	if !got.Until.Equal(w.Session.Spec.ExpiresAt) {
-		t.Errorf("until %v, want the Session's end %v", got.Until, w.Session.Spec.ExpiresAt)
+	if !reflect.DeepEqual(got.Subject, want) {
+		t.Errorf("subject %+v, want %+v", got.Subject, want)
 	}
+	if !got.Until.Equal(until) {
+		t.Errorf("until %v, want the Session's end %v", got.Until, until)
+	}
+}
+
+func refOf(o api.Object) *api.Ref {
+	r := o.Header().Ref()
+	return &r
 }

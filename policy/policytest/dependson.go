@@ -5,16 +5,20 @@ import (
 	"reflect"
 	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
 	"cardea/api"
+	"cardea/policy"
 	"cardea/store"
 )
 
 // dependsOn checks that DependsOn is complete: in a random small world, a random
 // write that touches nothing that a decision names does not change the decision.
-// And it checks that no decision is made of what was true before a write.
+// And it checks that no decision is made of what was true before a write, or of
+// what is true of another request: every question is asked twice, among others
+// that differ in instant and facts, and an Explainer must say the same.
 func (s suite) dependsOn(t *testing.T) {
 	st := s.store(t)
 	d := s.open(t, st, Verifier{})
@@ -51,22 +55,27 @@ func (s suite) dependsOn(t *testing.T) {
 			}
 		}
 		g := generator{rt, &uids}
-		for range rapid.IntRange(5, 25).Draw(rt, "objects") {
-			write(g.object(), false)
+		for _, kind := range kinds() {
+			for range rapid.IntRange(1, 4).Draw(rt, kind) {
+				write(g.object(kind), false)
+			}
 		}
 		// The sessions of now: a uid is never used again.
 		var requests []api.Request
 		for _, k := range keys {
 			if k.Kind == api.KindSession {
 				o := session(rt, st, k)
-				for _, service := range []string{"one.aa", "two.aa", "one.bb"} {
-					requests = append(requests, api.Request{Service: service, Session: o.Metadata.UID, Now: Now(), Facts: g.facts()})
+				for _, service := range services() {
+					requests = append(requests, variants(api.Request{Service: service, Session: o.Metadata.UID})...)
 				}
 			}
 		}
+		for _, service := range services() {
+			requests = append(requests, variants(api.Request{Service: service, Evidence: api.Evidence{Kind: api.EvidenceAnonymous}})...)
+		}
 		for range rapid.IntRange(1, 10).Draw(rt, "writes") {
 			before := decideAll(t, d, requests)
-			o := g.object()
+			o := g.object(g.pick("kind", kinds()...))
 			write(o, rapid.Bool().Draw(rt, "remove"))
 			for i, after := range decideAll(t, d, requests) {
 				if slices.Contains(before[i].DependsOn, o.Header().Key()) || same(before[i], after) {
@@ -109,8 +118,19 @@ func session(rt *rapid.T, st store.Store, k api.Key) (o *api.Session) {
 
 func decideAll(t testing.TB, d Decider, requests []api.Request) []api.Decision {
 	list := make([]api.Decision, len(requests))
+	explainer, _ := d.(policy.Explainer)
 	for i, r := range requests {
 		list[i] = decide(t, d, r)
+		if again := decide(t, d, r); !same(list[i], again) {
+			t.Errorf("asked again, the answer to %+v is\n%+v\nand was\n%+v", r, again, list[i])
+		}
+		if explainer == nil {
+			continue
+		}
+		x, err := explainer.Explain(t.Context(), r, "")
+		if err != nil || !same(list[i], x.Decision) {
+			t.Errorf("the decision about %+v is\n%+v\nand as it is explained\n%+v, %v", r, list[i], x.Decision, err)
+		}
 	}
 	return list
 }
@@ -142,20 +162,36 @@ func (g generator) head(name string) api.Head {
 	return head(name, fmt.Sprintf("uid-%d", *g.uids)) // if it does not exist yet
 }
 
-func (g generator) object() api.Object {
+// kinds are what object takes.
+func kinds() []string {
+	return []string{"cluster", "namespace", "service", "user", "group", "device", "session", "policy", "secret"}
+}
+
+func (g generator) object(kind string) api.Object {
 	var o api.Object
-	switch g.pick("kind", "cluster", "namespace", "service", "user", "group", "session", "policy", "secret") {
+	switch kind {
 	case "cluster":
 		o = &api.ClusterConfig{Head: g.head("default"), Spec: api.ClusterConfigSpec{Authorization: g.authorization()}}
 	case "namespace":
 		o = &api.Namespace{Head: g.head(g.pick("namespace", "aa", "bb", "cc")),
 			Spec: api.NamespaceSpec{Parent: g.pick("parent", "", "aa", "bb", "cc", "dd"), Authorization: g.authorization()}}
 	case "service":
-		v := &api.Service{Head: g.head(g.pick("service", "one.aa", "two.aa", "one.bb"))}
+		v := &api.Service{Head: g.head(g.pick("service", services()...))}
 		v.Spec = api.ServiceSpec{Mode: api.ModeTCP, IsDisabled: g.flag("disabled"), Authorization: g.authorization(),
 			Config: &api.ServiceConfig{Upstream: api.Upstream{URL: "tcp://127.0.0.1:1"}}}
+		v.Spec.IsPublic, v.Spec.IsAnonymous, v.Spec.Authorization.EnableAnonymous = g.flag("public"), !g.flag("known"), g.flag("anonymous")
+		if g.flag("limits") {
+			v.Spec.Limits = &api.ServiceLimits{Connections: rapid.IntRange(1, 3).Draw(g.T, "connections")}
+		}
 		if g.flag("dynamic") {
-			v.Spec.DynamicConfig = &api.DynamicConfig{Rules: []api.ConfigRule{{Condition: g.condition(), ConfigName: api.DefaultConfig}}}
+			v.Spec.DynamicConfig = &api.DynamicConfig{
+				Configs: []api.ServiceConfig{{Name: "child", Parent: g.pick("parent", "default", "other")},
+					{Name: "other", Upstream: api.Upstream{URL: g.pick("url", "tcp://127.0.0.1:2", "tcp://127.0.0.1:3")}}},
+				Rules: []api.ConfigRule{{Condition: g.condition(), ConfigName: g.pick("config", "default", "child", "other", "none")}},
+			}
+			if g.flag("no default") {
+				v.Spec.Config = nil
+			}
 		}
 		o = v
 	case "user":
@@ -168,14 +204,25 @@ func (g generator) object() api.Object {
 		o = u
 	case "group":
 		o = &api.Group{Head: g.head(g.pick("group", "g1", "g2", "g3")), Spec: api.GroupSpec{Authorization: g.authorization()}}
+	case "device":
+		v := &api.Device{Head: g.head(g.pick("device", "d1", "d2")), Spec: api.DeviceSpec{Authorization: g.authorization()}}
+		v.Metadata.UID = "uid-" + v.Metadata.Name
+		if g.flag("pending") {
+			v.Spec.State = api.DevicePending
+		}
+		v.Status.OSType = api.OSType(g.pick("os", "LINUX", "MAC"))
+		o = v
 	case "session":
 		user := g.pick("user", "ann", "ben")
 		x := &api.Session{Head: g.head(user + "-s")}
-		x.Spec = api.SessionSpec{ExpiresAt: Now().Add(1), Authorization: g.authorization()}
+		x.Spec = api.SessionSpec{ExpiresAt: Now().Add(1500 * time.Millisecond), Authorization: g.authorization()}
 		if g.flag("pending") {
 			x.Spec.State = api.SessionPending
 		}
 		x.Status.UserRef = api.Ref{Name: user, UID: "uid-" + user}
+		if device := g.pick("device", "", "d1", "d2"); device != "" {
+			x.Status.DeviceRef = &api.Ref{Name: device, UID: "uid-" + device}
+		}
 		o = x
 	case "policy":
 		o = &api.Policy{Head: g.head(g.pick("policy", "p1", "p2", "p3", "p4")), Spec: g.policy()}
@@ -203,8 +250,17 @@ func (g generator) policy() api.PolicySpec {
 			Condition: g.condition(),
 		})
 	}
+	if g.flag("enforcement") {
+		for range rapid.IntRange(1, 2).Draw(g.T, "enforcement rules") {
+			s.EnforcementRules = append(s.EnforcementRules,
+				api.EnforcementRule{Effect: api.Enforcement(g.pick("enforcement", "ENFORCE", "IGNORE")), Condition: g.condition()})
+		}
+	}
 	return s
 }
+
+// services are the names of all Services of the generator.
+func services() []string { return []string{"one.aa", "two.aa", "one.bb"} }
 
 func (g generator) condition() api.Condition {
 	c := api.Condition{Match: g.pick("match",
@@ -216,6 +272,11 @@ func (g generator) condition() api.Condition {
 		`has(ctx.namespace) && ctx.namespace.spec.parent == "cc"`,
 		`ctx.namespace.metadata.uid != "uid-3"`,
 		`ctx.session.metadata.name == "ann-s"`,
+		`ctx.device.status.osType == "LINUX"`,
+		`has(ctx.device) && ctx.device.metadata.name == "d1"`,
+		`has(ctx.user)`,
+		`now() < timestamp("2026-03-02T10:00:00.5Z")`,
+		`dyn(ctx).request.ip == "192.0.2.8"`,
 		`ctx.request.tls.sni == "x"`,
 		`ctx.request.api.verb == "get"`,
 		`ctx.service.metadata.name == "one.aa"`)}
@@ -228,10 +289,13 @@ func (g generator) condition() api.Condition {
 	return c
 }
 
-func (g generator) facts() *api.Facts {
-	f := &api.Facts{IP: "192.0.2.7"}
-	if g.flag("tls") {
-		f.TLS = &api.TLSFacts{SNI: "x"}
+// variants returns the request at instants before and after everything that
+// depends on time, with facts that differ in all that conditions read.
+func variants(r api.Request) []api.Request {
+	plain, other := &api.Facts{IP: "192.0.2.7"}, &api.Facts{IP: "192.0.2.8", TLS: &api.TLSFacts{SNI: "x"}}
+	at := func(seconds int, f *api.Facts) api.Request {
+		r.Now, r.Facts = Now().Add(time.Duration(seconds)*time.Second), f
+		return r
 	}
-	return f
+	return []api.Request{at(0, plain), at(0, other), at(1, plain), at(2, other)}
 }

@@ -32,7 +32,9 @@ func Run(t *testing.T, newStore func() store.Store, open Opener) {
 	s := suite{newStore, open}
 	t.Run("Decisions", s.decisions)
 	t.Run("Unknowns", s.unknowns)
+	t.Run("Enforcement", s.enforcement)
 	t.Run("Kleene", s.kleene)
+	t.Run("Repeated", s.repeated)
 	t.Run("DependsOn", s.dependsOn)
 	t.Run("AtLeast", s.atLeast)
 	t.Run("PromiseR", s.promiseR)
@@ -139,6 +141,25 @@ func NewWorld() *World {
 			Facts: &api.Facts{IP: "192.0.2.7", Port: 50000},
 		},
 	}
+}
+
+// AddDevice binds the Session to a Device, which it adds to More and returns.
+func (w *World) AddDevice() *api.Device {
+	d := &api.Device{Head: head("linux-abcd1234", "d1"), Spec: api.DeviceSpec{State: api.DeviceActive},
+		Status: api.DeviceStatus{UserRef: w.User.Ref(), OSType: api.OSLinux,
+			Reported: api.DeviceReport{Hostname: "laptop", ID: strings.Repeat("0a", 32)}}}
+	d.Default()
+	ref := d.Ref()
+	w.Session.Status.DeviceRef = &ref
+	w.More = append(w.More, d)
+	return d
+}
+
+// Anonymous makes the Service one that is open to everyone, and the Request that
+// of somebody who has no Session.
+func (w *World) Anonymous() {
+	w.Service.Spec.IsPublic, w.Service.Spec.IsAnonymous, w.Service.Spec.Port = true, true, 4222
+	w.Request.Evidence = api.Evidence{Kind: api.EvidenceAnonymous}
 }
 
 func head(name, uid string) api.Head { return api.Head{Metadata: api.Metadata{Name: name, UID: uid}} }

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -24,6 +25,8 @@ type Cluster struct {
 	Dir    string    // everything is below it
 	Listen string    // HOST:PORT
 	Log    io.Writer // what the server says; nil is nowhere
+	Args   []string  // further flags of up
+	Prefix []string  // what runs the server: taskset, say
 
 	Took time.Duration // the last Up, until it served
 
@@ -70,7 +73,8 @@ func (c *Cluster) Up(ctx context.Context) error {
 	ready := filepath.Join(c.Dir, "ready.json")
 	os.Remove(ready)
 	begin := time.Now()
-	c.up = exec.Command(c.Bin, "up", "--data-dir", filepath.Join(c.Dir, "data"), "--listen", c.Listen, "--ready-file", ready)
+	argv := slices.Concat(c.Prefix, []string{c.Bin, "up", "--data-dir", filepath.Join(c.Dir, "data"), "--listen", c.Listen, "--ready-file", ready}, c.Args)
+	c.up = exec.Command(argv[0], argv[1:]...)
 	var stderr bytes.Buffer
 	c.up.Stderr = &stderr
 	if c.Log != nil {

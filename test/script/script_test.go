@@ -67,6 +67,7 @@ func TestScripts(t *testing.T) {
 			"gettok":  token,
 			"expand":  expand,
 			"session": session,
+			"device":  device,
 		},
 	})
 }
@@ -131,6 +132,18 @@ func session(ts *testscript.TestScript, _ bool, args []string) {
 		}
 	}
 	ts.Fatalf("%s has no Session in %s", args[0], args[1])
+}
+
+// device FILE: sets DEVICE to the name of the first Device in the list of FILE.
+func device(ts *testscript.TestScript, _ bool, args []string) {
+	b, err := os.ReadFile(ts.MkAbs(args[0]))
+	ts.Check(err)
+	var list struct{ Items []api.Device }
+	ts.Check(json.Unmarshal(b, &list))
+	if len(list.Items) == 0 {
+		ts.Fatalf("there is no Device in %s", args[0])
+	}
+	ts.Setenv("DEVICE", list.Items[0].Metadata.Name)
 }
 
 // jsonField returns a string field of the flat JSON object in a file, "" if it is

@@ -1,0 +1,92 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"cardea/api/gen"
+)
+
+func (r *run) explainKind() *cobra.Command {
+	return &cobra.Command{
+		Use:               "explain KIND[.FIELD]…",
+		Short:             "Say what a kind, or a field of it, is for",
+		Long:              "Says what a kind or a field is for, of which type it is, and what is in it. Needs no cluster.",
+		Example:           "  cardea explain service\n  cardea explain service.spec.config.upstream\n  cardea explain policy.spec.rules.condition",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: completeKinds,
+		RunE: func(_ *cobra.Command, args []string) error {
+			name, field, _ := strings.Cut(args[0], ".")
+			k, err := findKind(name)
+			if err != nil {
+				return err
+			}
+			d, err := gen.Explain(k.Name, field)
+			if err != nil {
+				return hinted(errors.New(err.Error()), "cardea explain "+strings.ToLower(k.Name))
+			}
+			printDoc(r.Out, &d)
+			return nil
+		},
+	}
+}
+
+// textWidth is how wide running text is printed.
+const textWidth = 90
+
+func printDoc(w io.Writer, d *gen.Doc) {
+	fmt.Fprintf(w, "%s   %s\n", d.Path, docType(d))
+	if d.Text != "" {
+		fmt.Fprintf(w, "\n%s\n", within(wrap(d.Text, textWidth-2), "  "))
+	}
+	if len(d.Values) > 0 {
+		fmt.Fprintf(w, "\n  one of: %s\n", strings.Join(d.Values, ", "))
+	}
+	if len(d.Later) > 0 {
+		fmt.Fprintf(w, "  not yet: %s\n", wrap(strings.Join(d.Later, ", "), textWidth-2))
+	}
+	if len(d.Fields) > 0 {
+		fmt.Fprint(w, "\nFields:\n")
+	}
+	for _, f := range d.Fields {
+		fmt.Fprintf(w, "  %s   %s\n", f.Path[strings.LastIndexByte(f.Path, '.')+1:], docType(&f))
+		if f.Text != "" {
+			fmt.Fprintln(w, within(wrap(f.Text, textWidth-6), "      "))
+		}
+	}
+}
+
+func docType(d *gen.Doc) string {
+	switch {
+	case d.NotYet:
+		return "(not yet available)"
+	case d.Required:
+		return d.Type + ", required"
+	}
+	return d.Type
+}
+
+// wrap breaks text into lines of at most width characters, where it can.
+func wrap(text string, width int) string {
+	var b strings.Builder
+	at := 0
+	for w := range strings.FieldsSeq(text) {
+		n := len([]rune(w))
+		switch {
+		case at == 0:
+		case at+1+n > width:
+			b.WriteByte('\n')
+			at = 0
+		default:
+			b.WriteByte(' ')
+			at++
+		}
+		b.WriteString(w)
+		at += n
+	}
+	return b.String()
+}
