@@ -4,23 +4,23 @@
 // There is one CA, made by the first start and kept in the store as a Secret. It
 // signs for this cluster only: no role inside trusts a certificate of it for
 // anything but being a Session, and no client trusts it but those that pinned
-// it.
+// it. Another can take its place, with an overlap: see [Authority.RotateCA].
 package cert
 
 import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"cardea/secret"
@@ -29,8 +29,8 @@ import (
 
 // The names of the Secrets that hold the cluster's own keys.
 const (
-	caSecret      = "cluster-ca"
-	journalSecret = "journal-key"
+	caSecret    = "cluster-ca"     // the CA's key and its certificate
+	oldCASecret = "cluster-ca-old" // while another takes its place: see root.cross
 )
 
 const (
@@ -46,13 +46,30 @@ const (
 // An Authority is the CA of a cluster. It may be used from any number of
 // goroutines.
 type Authority struct {
-	domain  string
-	now     func() time.Time
-	keys    keys
-	ca      *x509.Certificate
-	caKey   crypto.Signer
-	pool    *x509.CertPool
+	domain    string
+	now       func() time.Time
+	keys      keys
+	serverKey *ecdsa.PrivateKey // of all server certificates of this process
+	state     atomic.Pointer[state]
+	moving    sync.Mutex // held by who replaces state
+}
+
+// A state is the CA as it stands. It does not change.
+type state struct {
+	root root  // the one that is pinned now
+	old  *root // that it replaces; nil once the overlap is over
+	pool *x509.CertPool
+	// servers are the certificates that were issued in this state.
 	servers servers
+}
+
+// A root is a CA with its key.
+type root struct {
+	key  crypto.Signer
+	cert *x509.Certificate // signed by itself
+	// cross, of one that is being replaced, is a certificate for its key by the
+	// root that replaces it. It is valid as long as they overlap.
+	cross *x509.Certificate
 }
 
 // Open returns the Authority of the cluster that st holds, and makes its CA if
@@ -66,88 +83,100 @@ func Open(ctx context.Context, st store.Store, k *secret.Keeper, domain string, 
 		}
 	}
 	a := &Authority{domain: domain, now: now, keys: keys{store: st, keeper: k, now: now}}
-	key, chain, err := a.keys.signer(ctx, caSecret, "The key and the certificate of the cluster's CA.", a.newCA)
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("cert: the cluster's CA: %w", err)
-	case len(chain) != 1 || !chain[0].IsCA:
-		return nil, fmt.Errorf("cert: the Secret %s must hold a private key and the certificate of a CA, in PEM", caSecret)
-	case !now().Before(chain[0].NotAfter):
-		return nil, fmt.Errorf("cert: the cluster's CA expired at %s: compare the clock of this machine",
-			chain[0].NotAfter.UTC().Format(time.RFC3339))
-	}
-	a.caKey, a.ca, a.pool = key, chain[0], x509.NewCertPool()
-	a.pool.AddCert(a.ca)
-	if a.servers.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+	var err error
+	if a.serverKey, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		return nil, fmt.Errorf("cert: %w", err)
+	}
+	first := func() (crypto.Signer, *x509.Certificate, error) { return a.newCA(0) }
+	if _, _, err := a.keys.signer(ctx, caSecret, "The key and the certificate of the cluster's CA.", first); err != nil {
+		return nil, fmt.Errorf("cert: the cluster's CA: %w", err)
+	}
+	if err := a.load(ctx); err != nil {
+		return nil, err
+	}
+	if end := a.current().root.cert.NotAfter; !now().Before(end) {
+		return nil, fmt.Errorf("cert: the cluster's CA expired at %s: compare the clock of this machine", end.UTC().Format(time.RFC3339))
 	}
 	return a, nil
 }
 
-// newCA makes a CA that is signed by itself.
-func (a *Authority) newCA() (crypto.Signer, *x509.Certificate, error) {
+// newCA makes a CA that is signed by itself and may have so many others below it.
+func (a *Authority) newCA(below int) (crypto.Signer, *x509.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, err
 	}
+	spki, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		return nil, nil, err
+	}
+	// No two have one name: whoever builds a chain shall not confuse them.
+	sum := sha256.Sum256(spki)
+	template := a.caTemplate(below)
+	template.Subject = pkix.Name{CommonName: "Cardea CA " + a.domain, SerialNumber: hex.EncodeToString(sum[:8])}
+	cert, err := a.certify(&key.PublicKey, template, nil, key)
+	return key, cert, err
+}
+
+// caTemplate is what all CAs have.
+func (a *Authority) caTemplate(below int) *x509.Certificate {
 	now := a.now()
-	ca := &x509.Certificate{
-		Subject:               pkix.Name{CommonName: "Cardea CA " + a.domain},
+	return &x509.Certificate{
 		NotBefore:             now.Add(-caSkew),
 		NotAfter:              now.Add(caLifetime),
 		KeyUsage:              x509.KeyUsageCertSign,
 		BasicConstraintsValid: true,
 		IsCA:                  true,
-		MaxPathLenZero:        true, // no CA below it
+		MaxPathLen:            below,
+		MaxPathLenZero:        below == 0,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, ca, ca, key.Public(), key)
-	if err != nil {
-		return nil, nil, err
-	}
-	ca, err = x509.ParseCertificate(der)
-	return key, ca, err
 }
 
-// issue signs a leaf for key, valid from a little before now until notAfter or
-// the end of the CA. x509 gives it a random serial number of 20 bytes.
-func (a *Authority) issue(leaf *x509.Certificate, key crypto.PublicKey, notAfter time.Time) ([]byte, error) {
+// certify signs a certificate of key; without a parent, by itself.
+func (a *Authority) certify(key crypto.PublicKey, template, parent *x509.Certificate, by crypto.Signer) (*x509.Certificate, error) {
+	if parent == nil {
+		parent = template
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key, by)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}
+
+// issue signs a leaf for key by r, valid from a little before now until notAfter
+// or the end of r. x509 gives it a random serial number of 20 bytes.
+func (a *Authority) issue(r *root, leaf *x509.Certificate, key crypto.PublicKey, notAfter time.Time) ([]byte, error) {
 	leaf.NotBefore, leaf.NotAfter = a.now().Add(-skew), notAfter
-	if a.ca.NotAfter.Before(notAfter) {
-		leaf.NotAfter = a.ca.NotAfter
+	if r.cert.NotAfter.Before(notAfter) {
+		leaf.NotAfter = r.cert.NotAfter
 	}
 	leaf.KeyUsage = x509.KeyUsageDigitalSignature
 	leaf.BasicConstraintsValid = true // and IsCA is false
-	return x509.CreateCertificate(rand.Reader, leaf, a.ca, key, a.caKey)
+	return x509.CreateCertificate(rand.Reader, leaf, r.cert, key, r.key)
 }
 
-// Roots returns the certificates of the CAs that clients trust.
-func (a *Authority) Roots() []*x509.Certificate { return []*x509.Certificate{a.ca} }
+// Roots returns the certificates of the CAs that clients trust, the newest first:
+// there are two while one takes the place of the other.
+func (a *Authority) Roots() []*x509.Certificate {
+	s := a.current()
+	if s.old != nil {
+		return []*x509.Certificate{s.root.cert, s.old.cert}
+	}
+	return []*x509.Certificate{s.root.cert}
+}
 
-// Pool returns the Roots as a pool, always the same. It must not be written to.
-func (a *Authority) Pool() *x509.CertPool { return a.pool }
+// Pool returns the Roots as a pool, the same one as long as they are. It must not
+// be written to.
+func (a *Authority) Pool() *x509.CertPool { return a.current().pool }
 
 // Fingerprint returns the SHA-256 of the CA's certificate (DER), in lower-case
 // hex: what `login --ca-sha256` takes.
-func (a *Authority) Fingerprint() string {
-	sum := sha256.Sum256(a.ca.Raw)
-	return hex.EncodeToString(sum[:])
-}
+func (a *Authority) Fingerprint() string { return fingerprint(a.current().root.cert) }
 
-// JournalSigner returns the Ed25519 key that signs the heads of the journal, and
-// makes it at first use. All that use one store get the same key.
-func (a *Authority) JournalSigner(ctx context.Context) (crypto.Signer, error) {
-	key, _, err := a.keys.signer(ctx, journalSecret, "The key that signs the heads of the journal.",
-		func() (crypto.Signer, *x509.Certificate, error) {
-			_, key, err := ed25519.GenerateKey(rand.Reader)
-			return key, nil, err
-		})
-	if _, ok := key.(ed25519.PrivateKey); err == nil && !ok {
-		err = errors.New("it is not Ed25519")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("cert: the key of the journal, Secret %s: %w", journalSecret, err)
-	}
-	return key, nil
+func fingerprint(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.Raw)
+	return hex.EncodeToString(sum[:])
 }
 
 // validLabel tells whether l can be one label of a host name (RFC 1123), in lower

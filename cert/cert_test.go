@@ -401,7 +401,7 @@ func TestSessionCertificate(t *testing.T) {
 	}
 	v := &certificate.Verifier{Roots: a.Pool}
 	for name, key := range map[string]crypto.Signer{"P-256": ecKey(t, elliptic.P256()), "P-384": ecKey(t, elliptic.P384()), "Ed25519": ed} {
-		der, hash, err := a.SessionCertificate(newCSR(t, key, evil), uid, c.t.Add(24*time.Hour))
+		der, hash, err := a.SessionCertificate(newCSR(t, key, evil), uid, 0, c.t.Add(24*time.Hour))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -438,7 +438,7 @@ func TestSessionCertificateEndsWithTheSession(t *testing.T) {
 	c := newClock()
 	a := open(t, newStore(t), c)
 	csr := newCSR(t, ecKey(t, elliptic.P256()), &x509.CertificateRequest{})
-	der, _, err := a.SessionCertificate(csr, uid, c.t.Add(time.Hour))
+	der, _, err := a.SessionCertificate(csr, uid, 0, c.t.Add(time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -446,17 +446,17 @@ func TestSessionCertificateEndsWithTheSession(t *testing.T) {
 	if err != nil || !leaf.NotAfter.Equal(c.t.Add(time.Hour)) {
 		t.Errorf("valid until %v (%v), and the Session ends at %v", leaf.NotAfter, err, c.t.Add(time.Hour))
 	}
-	if _, _, err := a.SessionCertificate(csr, uid, c.t); err == nil {
+	if _, _, err := a.SessionCertificate(csr, uid, 0, c.t); err == nil {
 		t.Error("issued for a Session that has ended")
 	}
 	for _, bad := range []string{"", "A", "a/b", "a?b", strings.Repeat("a", 65)} {
-		if _, _, err := a.SessionCertificate(csr, bad, c.t.Add(time.Hour)); err == nil {
+		if _, _, err := a.SessionCertificate(csr, bad, 0, c.t.Add(time.Hour)); err == nil {
 			t.Errorf("issued for the uid %q", bad)
 		}
 	}
 	ca := a.Roots()[0].NotAfter
 	c.t = ca.Add(-time.Hour)
-	if der, _, err = a.SessionCertificate(csr, uid, ca.Add(time.Hour)); err != nil {
+	if der, _, err = a.SessionCertificate(csr, uid, 0, ca.Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	if leaf, err = x509.ParseCertificate(der); err != nil || !leaf.NotAfter.Equal(ca) {
@@ -498,7 +498,7 @@ func TestCSRRefuses(t *testing.T) {
 		"another's key":  stolen,
 		"too large":      newCSR(t, ecKey(t, elliptic.P256()), &x509.CertificateRequest{DNSNames: slices.Repeat([]string{strings.Repeat("a", 60)}, 200)}),
 	} {
-		der, hash, err := a.SessionCertificate(csr, uid, time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC))
+		der, hash, err := a.SessionCertificate(csr, uid, 0, time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC))
 		if !api.HasCode(err, api.CodeInvalid) || der != nil || hash != "" {
 			t.Errorf("%s: %x, %q, %v; want INVALID", name, der, hash, err)
 		}
@@ -511,7 +511,7 @@ func TestHandshake(t *testing.T) {
 	c := &clock{time.Now()}
 	a := open(t, newStore(t), c)
 	key := ecKey(t, elliptic.P256())
-	der, hash, err := a.SessionCertificate(newCSR(t, key, &x509.CertificateRequest{}), uid, c.t.Add(time.Hour))
+	der, hash, err := a.SessionCertificate(newCSR(t, key, &x509.CertificateRequest{}), uid, 0, c.t.Add(time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}

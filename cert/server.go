@@ -2,7 +2,6 @@ package cert
 
 import (
 	"container/list"
-	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -26,8 +25,6 @@ const (
 // servers holds the server certificates of this process, the least recently used
 // last. They share one key, so that a stranger's hello costs a signature at most.
 type servers struct {
-	key *ecdsa.PrivateKey
-
 	mu     sync.Mutex
 	byName map[string]*list.Element // of *server
 	order  list.List
@@ -74,8 +71,8 @@ func (s *servers) put(name string, c *tls.Certificate) {
 }
 
 // ServerCertificate is a tls.Config's GetCertificate: it returns the certificate
-// for the server name that a client asks for, followed by the CA's own, which
-// clients pin when they log in.
+// for the server name that a client asks for, followed by those of the CAs, which
+// clients pin when they log in, the newest last.
 //
 // There are certificates for api.DOMAIN, gateway.DOMAIN, *.svc.DOMAIN and
 // *.NAMESPACE.svc.DOMAIN, whether or not there is such a Namespace: a stranger
@@ -86,20 +83,38 @@ func (a *Authority) ServerCertificate(hello *tls.ClientHelloInfo) (*tls.Certific
 	if err != nil {
 		return nil, err
 	}
+	if hello.ServerName == "" {
+		return a.server(name, localAddr(hello.Conn))
+	}
+	return a.server(name, netip.Addr{})
+}
+
+// NameCertificate returns the certificate for one name of a Service,
+// NAME.NAMESPACE.svc.DOMAIN, and for no other: what a public listener shows to
+// everybody, whatever name they ask for.
+func (a *Authority) NameCertificate(name string) (*tls.Certificate, error) {
+	if of, err := a.serverName(name); err != nil || !strings.HasPrefix(of, "*.") {
+		return nil, fmt.Errorf("cert: no certificate for %.100q: it is not NAME.NAMESPACE.svc.%s", name, a.domain)
+	}
+	return a.server(strings.ToLower(name), netip.Addr{})
+}
+
+// server returns the certificate for a name and, if it is valid, an address.
+func (a *Authority) server(name string, ip netip.Addr) (*tls.Certificate, error) {
+	s := a.current()
 	leaf := x509.Certificate{DNSNames: []string{name}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
 	slot := name
-	if hello.ServerName == "" {
-		if ip := localAddr(hello.Conn); ip.IsValid() {
-			leaf.IPAddresses = []net.IP{ip.AsSlice()}
-			slot += " " + ip.String()
-		}
+	if ip.IsValid() {
+		leaf.IPAddresses = []net.IP{ip.AsSlice()}
+		slot += " " + ip.String()
 	}
 	now := a.now()
-	if c := a.servers.get(slot, now); c != nil {
+	if c := s.servers.get(slot, now); c != nil {
 		return c, nil
 	}
 	// Two that find none at once both make one: either is as good.
-	der, err := a.issue(&leaf, a.servers.key.Public(), now.Add(serverLifetime))
+	by, above := s.issuer()
+	der, err := a.issue(by, &leaf, a.serverKey.Public(), now.Add(serverLifetime))
 	if err != nil {
 		return nil, fmt.Errorf("cert: %w", err)
 	}
@@ -107,8 +122,8 @@ func (a *Authority) ServerCertificate(hello *tls.ClientHelloInfo) (*tls.Certific
 	if err != nil {
 		return nil, fmt.Errorf("cert: %w", err)
 	}
-	c := &tls.Certificate{Certificate: [][]byte{der, a.ca.Raw}, PrivateKey: a.servers.key, Leaf: parsed}
-	a.servers.put(slot, c)
+	c := &tls.Certificate{Certificate: append([][]byte{der}, above...), PrivateKey: a.serverKey, Leaf: parsed}
+	s.servers.put(slot, c)
 	return c, nil
 }
 

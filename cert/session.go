@@ -1,6 +1,7 @@
 package cert
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -17,7 +18,8 @@ import (
 )
 
 const (
-	// SessionLifetime is how long the certificate of a Session is valid.
+	// SessionLifetime is how long the certificate of a Session is valid if nothing
+	// else was set.
 	SessionLifetime = 4 * time.Hour
 	// maxCSR is the size in bytes of the largest CSR that is looked at.
 	maxCSR = 8 << 10
@@ -66,9 +68,12 @@ func acceptable(key crypto.PublicKey) bool {
 // SessionCertificate issues the certificate of the Session of that uid to the key
 // of a CSR (see [ParseCSR]) and returns it (DER) with the hash of its key. It is
 // for clients only, has the Session's URI and no other name, and is valid for
-// [SessionLifetime], but not after notAfter, when the Session ends. The caller
-// compares the hash with that of the Session before it hands out a renewed one.
-func (a *Authority) SessionCertificate(csrDER []byte, sessionUID string, notAfter time.Time) (der []byte, spkiSHA256 string, err error) {
+// life, or [SessionLifetime] if that is 0, but not after notAfter, when the
+// Session ends. The caller compares the hash with that of the Session before it
+// hands out a renewed one.
+//
+// It is valid since five minutes ago, for clocks that are behind.
+func (a *Authority) SessionCertificate(csrDER []byte, sessionUID string, life time.Duration, notAfter time.Time) (der []byte, spkiSHA256 string, err error) {
 	key, spkiSHA256, err := ParseCSR(csrDER)
 	if err != nil {
 		return nil, "", err
@@ -81,10 +86,13 @@ func (a *Authority) SessionCertificate(csrDER []byte, sessionUID string, notAfte
 	if !now.Before(notAfter) {
 		return nil, "", fmt.Errorf("cert: Session %s ended at %s", sessionUID, notAfter.UTC().Format(time.RFC3339))
 	}
-	if end := now.Add(SessionLifetime); end.Before(notAfter) {
+	if life < 0 {
+		return nil, "", fmt.Errorf("cert: a certificate cannot be valid for %v", life)
+	}
+	if end := now.Add(cmp.Or(life, SessionLifetime)); end.Before(notAfter) {
 		notAfter = end
 	}
-	der, err = a.issue(&x509.Certificate{
+	der, err = a.issue(&a.current().root, &x509.Certificate{
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 		URIs:        []*url.URL{uri},
 	}, key, notAfter)

@@ -11,7 +11,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
-	"iter"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -287,7 +286,10 @@ func TestOpenRefuses(t *testing.T) {
 }
 
 // oneSecret is a store.Reader of one Secret.
-type oneSecret struct{ s *api.Secret }
+type oneSecret struct {
+	store.Reader // what is not called
+	s            *api.Secret
+}
 
 func (o oneSecret) Get(k api.Key) (store.Record, error) {
 	if k != o.s.Key() {
@@ -296,8 +298,6 @@ func (o oneSecret) Get(k api.Key) (store.Record, error) {
 	b, err := json.Marshal(o.s)
 	return store.Record{Key: k, UID: o.s.Metadata.UID, JSON: b}, err
 }
-func (o oneSecret) List(string, string) iter.Seq2[store.Record, error] { panic("not called") }
-func (o oneSecret) Revision() api.Revision                             { return api.Revision{} }
 
 func certificate(t *testing.T, key crypto.Signer) *x509.Certificate {
 	t.Helper()
@@ -338,7 +338,7 @@ func TestSigner(t *testing.T) {
 	if s.Data != nil {
 		t.Error("the old value is still there")
 	}
-	got, chain, err := k.Signer(oneSecret{s}, "ca")
+	got, chain, err := k.Signer(oneSecret{s: s}, "ca")
 	if err != nil || !ec.Equal(got) || len(chain) != 1 || !chain[0].Equal(cert) {
 		t.Errorf("got %T, %d certificates, %v", got, len(chain), err)
 	}
@@ -347,10 +347,10 @@ func TestSigner(t *testing.T) {
 	if err := k.SealSigner(s, ed); err != nil {
 		t.Fatal(err)
 	}
-	if got, chain, err := k.Signer(oneSecret{s}, "journal"); err != nil || !ed.Equal(got) || chain != nil {
+	if got, chain, err := k.Signer(oneSecret{s: s}, "journal"); err != nil || !ed.Equal(got) || chain != nil {
 		t.Errorf("got %T, %v, %v", got, chain, err)
 	}
-	if _, _, err := k.Signer(oneSecret{s}, "other"); !api.HasCode(err, api.CodeNotFound) {
+	if _, _, err := k.Signer(oneSecret{s: s}, "other"); !api.HasCode(err, api.CodeNotFound) {
 		t.Errorf("error is %v, want NOT_FOUND", err)
 	}
 	if err := k.SealSigner(newSecret("xx", "", ""), ed); err == nil {
@@ -389,7 +389,7 @@ func TestSignerRefuses(t *testing.T) {
 		if err := k.Seal(s); err != nil {
 			t.Fatal(err)
 		}
-		_, _, err := k.Signer(oneSecret{s}, "ca")
+		_, _, err := k.Signer(oneSecret{s: s}, "ca")
 		if err == nil {
 			t.Errorf("%s: taken for a signer", name)
 			continue
@@ -418,7 +418,7 @@ func FuzzSeal(f *testing.F) {
 		if err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("open: %q, %v", got, err)
 		}
-		if key, _, err := k.Signer(oneSecret{s}, "db"); (key == nil) == (err == nil) {
+		if key, _, err := k.Signer(oneSecret{s: s}, "db"); (key == nil) == (err == nil) {
 			t.Fatalf("signer %v, error %v: want one of the two", key, err)
 		}
 	})

@@ -3,6 +3,7 @@ package secret
 import (
 	"bytes"
 	"crypto"
+	"crypto/ed25519"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -12,34 +13,53 @@ import (
 	"cardea/store"
 )
 
-// The types of PEM block (RFC 7468) that the value of a signer consists of.
-const (
-	pemKey         = "PRIVATE KEY" // PKCS #8
-	pemCertificate = "CERTIFICATE"
-)
-
-// maxChain is the most certificates that may stand beside a key.
-const maxChain = 16
-
 // Signer returns the private key that the Secret of that name holds, and the
-// certificates beside it, that of the key first. The value is PEM: one PRIVATE
-// KEY (PKCS #8) and any number of CERTIFICATEs up to 16. It is NOT_FOUND if
-// there is no such Secret.
-func (k *Keeper) Signer(r store.Reader, name string) (crypto.Signer, []*x509.Certificate, error) {
+// certificates beside it, that of the key first: the cluster's own keys, see
+// [Keeper.SealSigner]. It is NOT_FOUND if there is no such Secret.
+func (k *Keeper) Signer(r store.Reader, name string) (key crypto.Signer, chain []*x509.Certificate, err error) {
+	err = k.use(r, name, func(_ *api.Secret, value []byte) (err error) {
+		key, chain, err = parse(value)
+		return err
+	})
+	return key, chain, err
+}
+
+// PublicKeys returns the public keys that the Secret of that name holds: see
+// [Keeper.SealPublicKeys]. It is NOT_FOUND if there is no such Secret.
+func (k *Keeper) PublicKeys(r store.Reader, name string) (keys []ed25519.PublicKey, err error) {
+	err = k.use(r, name, func(_ *api.Secret, value []byte) error {
+		for rest := value; ; {
+			var b *pem.Block
+			if b, rest = pem.Decode(rest); b == nil {
+				return nil
+			}
+			parsed, err := x509.ParsePKIXPublicKey(b.Bytes)
+			key, ok := parsed.(ed25519.PublicKey)
+			if b.Type != pemPublic || err != nil || !ok {
+				return errors.New("must hold PUBLIC KEYs of Ed25519, PEM, and nothing else")
+			}
+			keys = append(keys, key)
+		}
+	})
+	return keys, err
+}
+
+// use calls f with the value of the Secret of that name, which is overwritten
+// when f returns. An error of f completes "Secret NAME …".
+func (k *Keeper) use(r store.Reader, name string, f func(s *api.Secret, value []byte) error) error {
 	s, err := store.Get[*api.Secret](r, api.Key{Group: api.GroupCore, Kind: api.KindSecret, Name: name})
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	value, err := k.open(s)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	defer clear(value)
-	key, chain, err := parse(value)
-	if err != nil {
-		return nil, nil, fmt.Errorf("secret: Secret %q %w", name, err)
+	if err := f(s, value); err != nil {
+		return fmt.Errorf("secret: Secret %q %w", name, err)
 	}
-	return key, chain, nil
+	return nil
 }
 
 // SealSigner makes key, with the certificates beside it, the value of s. It
@@ -50,61 +70,39 @@ func (k *Keeper) SealSigner(s *api.Secret, key crypto.Signer, chain ...*x509.Cer
 		return fmt.Errorf("secret: a key of type %T cannot be kept", key)
 	}
 	defer clear(der)
-	// Room for all of it, so that no copy stays behind where the buffer grew.
-	size := 2*len(der) + 128
+	blocks := []*pem.Block{{Type: pemKey, Bytes: der}}
 	for _, c := range chain {
-		size += 2*len(c.Raw) + 128
+		blocks = append(blocks, &pem.Block{Type: pemCertificate, Bytes: c.Raw})
+	}
+	return k.sealPEM(s, blocks)
+}
+
+// SealPublicKeys makes keys the value of s. What matters of it is that nobody who
+// writes to the store can add one. s needs its uid.
+func (k *Keeper) SealPublicKeys(s *api.Secret, keys ...ed25519.PublicKey) error {
+	var blocks []*pem.Block
+	for _, key := range keys {
+		der, err := x509.MarshalPKIXPublicKey(key)
+		if err != nil {
+			return fmt.Errorf("secret: encode a public key: %w", err)
+		}
+		blocks = append(blocks, &pem.Block{Type: pemPublic, Bytes: der})
+	}
+	return k.sealPEM(s, blocks)
+}
+
+func (k *Keeper) sealPEM(s *api.Secret, blocks []*pem.Block) error {
+	// Room for all of it, so that no copy stays behind where the buffer grew.
+	size := 0
+	for _, b := range blocks {
+		size += 2*len(b.Bytes) + 128
 	}
 	value := bytes.NewBuffer(make([]byte, 0, size))
 	defer func() { clear(value.Bytes()) }()
-	err = pem.Encode(value, &pem.Block{Type: pemKey, Bytes: der})
-	for _, c := range chain {
-		err = errors.Join(err, pem.Encode(value, &pem.Block{Type: pemCertificate, Bytes: c.Raw}))
-	}
-	if err != nil {
-		return err
+	for _, b := range blocks {
+		if err := pem.Encode(value, b); err != nil {
+			return err
+		}
 	}
 	return k.seal(s, value.Bytes())
-}
-
-// parse reads the value of a signer. Its errors complete "Secret NAME …", and
-// wrap none of a parser: those quote what they read.
-func parse(value []byte) (crypto.Signer, []*x509.Certificate, error) {
-	var key crypto.Signer
-	var chain []*x509.Certificate
-	for rest := value; ; {
-		var b *pem.Block
-		if b, rest = pem.Decode(rest); b == nil {
-			break
-		}
-		switch {
-		case b.Type == pemKey && key == nil:
-			parsed, err := x509.ParsePKCS8PrivateKey(b.Bytes)
-			clear(b.Bytes)
-			signer, ok := parsed.(crypto.Signer)
-			if err != nil || !ok {
-				return nil, nil, errors.New("has a private key that is not PKCS #8, or cannot sign")
-			}
-			key = signer
-		case b.Type == pemCertificate && len(chain) < maxChain:
-			c, err := x509.ParseCertificate(b.Bytes)
-			if err != nil {
-				return nil, nil, errors.New("has a certificate that cannot be parsed")
-			}
-			chain = append(chain, c)
-		default:
-			clear(b.Bytes)
-			return nil, nil, fmt.Errorf("must hold one PRIVATE KEY (PKCS #8, PEM), at most %d CERTIFICATEs, and nothing else", maxChain)
-		}
-	}
-	if key == nil {
-		return nil, nil, errors.New("holds no PRIVATE KEY (PKCS #8, PEM)")
-	}
-	if len(chain) > 0 {
-		public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
-		if !ok || !public.Equal(chain[0].PublicKey) {
-			return nil, nil, errors.New("has a first certificate that is not that of the private key")
-		}
-	}
-	return key, chain, nil
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Addresses, beside the link-local ones, at which clouds tell a machine its
@@ -14,7 +15,20 @@ var (
 	metadataGoogle  = netip.MustParseAddr("fd20:ce::254")
 	metadataAlibaba = netip.MustParseAddr("100.100.100.200")
 	metadataAzure   = netip.MustParseAddr("168.63.129.16")
+	metadataOracle  = netip.MustParseAddr("192.0.0.192")
 )
+
+// isMetadataName tells whether a name is one by which clouds tell a machine its
+// secrets. What it resolves to is checked in any case: this is for names that lead
+// there by way of a proxy.
+func isMetadataName(host string) bool {
+	switch strings.ToLower(strings.TrimSuffix(host, ".")) {
+	case "metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal",
+		"metadata.azure.internal", "metadata.azure.com", "metadata.tencentyun.com", "metadata.packet.net", "metadata.platformequinix.com":
+		return true
+	}
+	return false
+}
 
 // The prefixes of IPv6 whose addresses contain one of IPv4: in their last four
 // bytes, but for 6to4. A host, a translator or a relay may take the traffic there.
@@ -75,7 +89,7 @@ func (d *Dialer) checkForm(at netip.AddrPort) *refusal {
 		words = "this cluster itself listens there"
 	case slices.ContainsFunc(allow, func(p netip.Prefix) bool { return p.Contains(a) }):
 		return nil
-	case a == metadataAWS, a == metadataGoogle, a == metadataAlibaba, a == metadataAzure:
+	case a == metadataAWS, a == metadataGoogle, a == metadataAlibaba, a == metadataAzure, a == metadataOracle:
 		words = "clouds keep the secrets of their machines there (metadata)"
 	case a.IsLinkLocalUnicast():
 		words = "it is a link-local address, as those of cloud metadata are"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -14,12 +15,16 @@ import (
 const (
 	DialFailed  = "DIAL_FAILED"  // the upstream could not be reached
 	DialTimeout = "DIAL_TIMEOUT" // the upstream did not answer in time
+	UpstreamTLS = "UPSTREAM_TLS" // it answered, and TLS with it failed
 )
+
+// maxWords is the number of endpoints of which an Error says what went wrong.
+const maxWords = 16
 
 // An Error says why an upstream could not be had.
 type Error struct {
-	Reason string // DialFailed or DialTimeout
-	Words  string // for the log: which address, what happened, the way out
+	Reason string // DialFailed, DialTimeout or UpstreamTLS
+	Words  string // for the log: which endpoints, what happened, the way out
 	Err    error  // the cause
 }
 
@@ -31,6 +36,35 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // CloseReason returns the reason: what the log calls the end of the connection.
 func (e *Error) CloseReason() string { return e.Reason }
+
+// together makes one Error of those of the endpoints that were tried, of all that
+// there are. Reason and cause are those of the endpoint that told most: a failure
+// of TLS before a failed connection, and that before a time-out.
+func together(failed []*Error, all int) *Error {
+	if all == 1 {
+		return failed[0]
+	}
+	most := slices.MaxFunc(failed, func(a, b *Error) int {
+		return telling(a) - telling(b)
+	})
+	var words []string
+	for _, e := range failed[:min(len(failed), maxWords)] {
+		words = append(words, e.Words)
+	}
+	out := fmt.Sprintf("none of %d endpoints can be had: %s", all, strings.Join(words, "; "))
+	if more := len(failed) - len(words); more > 0 {
+		out += fmt.Sprintf("; and %d more", more)
+	}
+	if rest := all - len(failed); rest > 0 {
+		out += fmt.Sprintf("; for %d more there was no time: see spec.config.upstream.connectTimeout", rest)
+	}
+	return &Error{Reason: most.Reason, Words: out, Err: most.Err}
+}
+
+// telling says how much an Error tells.
+func telling(e *Error) int {
+	return slices.Index([]string{DialTimeout, DialFailed, UpstreamTLS}, e.Reason)
+}
 
 // attempts are the failures of all addresses of one name.
 type attempts []error

@@ -1,36 +1,40 @@
 // Package upstream reaches the upstreams of Services. It is the only room that
-// dials them.
+// dials them, and the one through which whatever else the cluster fetches is
+// fetched (see [Dialer.DialContext]).
 //
 // Whoever may write a Service chooses where the cluster connects to. So that
 // nobody makes of this a way around the cluster's own policies, some addresses
 // are refused (see [Dialer]). What is checked is the address that is about to be
 // connected to, each time, after names were resolved: a name that changes its
 // address between a check and its use gains nothing.
+//
+// Where a config says so, TLS is spoken, and an upstream that does not prove who
+// it is gets nothing.
 package upstream
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"strconv"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"cardea/api"
 )
 
 const (
-	// DefaultTimeout is how long a dial may take if Dialer.Timeout is zero.
+	// DefaultTimeout is how long a dial may take if nothing else is said.
 	DefaultTimeout = 10 * time.Second
-	// attemptDelay is how long one address has before the next is tried beside it
-	// (RFC 8305, section 5).
-	attemptDelay = 250 * time.Millisecond
-	// maxAddresses is the most addresses of one name that are tried.
-	maxAddresses = 16
+	// fairPart is the time that one of several endpoints has at least: this, or a
+	// quarter of all.
+	fairPart = time.Second
+	// maxPlaces is the number of configs of which something is remembered.
+	maxPlaces = 1024
 )
 
 // A Dialer connects to upstreams. Its fields must not change once it is in use;
@@ -42,7 +46,8 @@ const (
 // Allow lifts this for what it lists, with two limits: an own listener has to be
 // listed by its one address, so that allowing loopback as a whole opens no way
 // back in; and nothing lifts it for unspecified addresses, which every system
-// reads as it likes.
+// reads as it likes. The names of cloud metadata are refused too, unless Hosts
+// has them.
 type Dialer struct {
 	// Hosts returns ClusterConfig.spec.dns.hosts: addresses of names, which
 	// precede those of DNS.
@@ -54,10 +59,21 @@ type Dialer struct {
 	// Own returns the addresses that this cluster listens on. An unspecified
 	// address is every address of this machine.
 	Own func() []netip.AddrPort
-	// Timeout bounds a dial, resolution included; 0 is DefaultTimeout.
+	// Certificate returns the client certificate that a Secret holds, for a
+	// Service (its full name) to show to a host, if it may be used for that. It is
+	// asked before each connection. Its error is for the log.
+	Certificate func(ctx context.Context, secret, service, host string) (*tls.Certificate, error)
+	// ForbidInsecure returns ClusterConfig.spec.upstream.forbidInsecureSkipVerify.
+	ForbidInsecure func() bool
+	// Timeout bounds a dial whose config says nothing, resolution and TLS
+	// included; 0 is DefaultTimeout.
 	Timeout time.Duration
-	// Log hears of addresses that were refused.
+	// Log hears of addresses that were refused, and of upstreams that are not
+	// verified.
 	Log *slog.Logger
+
+	mu     sync.Mutex
+	places map[placeKey]*place
 
 	// What tests replace.
 	lookup  func(ctx context.Context, host string) ([]netip.Addr, error)
@@ -65,179 +81,143 @@ type Dialer struct {
 	locals  func() ([]net.Addr, error)
 }
 
-// Dial connects to the upstream of cfg. A failure is an [*Error]. The connection
-// is a *net.TCPConn with keep-alive.
-func (d *Dialer) Dial(ctx context.Context, cfg *api.ServiceConfig) (net.Conn, error) {
+// A placeKey names a config.
+type placeKey struct{ service, config string }
+
+// A place is what is remembered of a config.
+type place struct {
+	mu    sync.Mutex
+	turns int // of its endpoints
+	tls   *tls.Config
+	made  [32]byte // what tls was made of
+}
+
+// place returns what is remembered of a config. Where there are too many, any of
+// them is forgotten: that costs a handshake.
+func (d *Dialer) place(service, config string) *place {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	k := placeKey{service, config}
+	p := d.places[k]
+	if p != nil {
+		return p
+	}
+	if d.places == nil {
+		d.places = map[placeKey]*place{}
+	}
+	for other := range d.places {
+		if len(d.places) < maxPlaces {
+			break
+		}
+		delete(d.places, other)
+	}
+	p = new(place)
+	d.places[k] = p
+	return p
+}
+
+// turn returns with which of n endpoints to begin: each time with the next.
+func (p *place) turn(n int) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at := p.turns % n
+	p.turns = at + 1
+	return at
+}
+
+// Dial connects to the upstream of a Service (its full name) as cfg says, which
+// has what it takes from its parents. Endpoints take turns, and the next one is
+// tried when one fails. A failure is an [*Error].
+//
+// The connection is a *net.TCPConn with keep-alive or, with TLS, a stream that can
+// be half-closed and reset as that can: see package relay.
+func (d *Dialer) Dial(ctx context.Context, service string, cfg *api.ServiceConfig) (net.Conn, error) {
 	ends, err := cfg.Upstream.Endpoints()
 	if err != nil {
 		return nil, &Error{Reason: DialFailed, Words: "spec.config.upstream.url " + err.Error(), Err: err}
 	}
-	host, port := ends[0].Host, ends[0].Port
-	timeout := d.Timeout
-	if timeout == 0 {
-		timeout = DefaultTimeout
+	timeout := cfg.Upstream.ConnectTimeout.Or(cmp.Or(d.Timeout, DefaultTimeout))
+	dialling, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	t := target{service: service, cfg: cfg, place: d.place(service, cfg.Name), caller: ctx}
+	first := t.place.turn(len(ends))
+	var failed []*Error
+	for i := range ends {
+		t.end = ends[(first+i)%len(ends)]
+		conn, err := d.try(dialling, t, timeout, len(ends)-i)
+		if err == nil {
+			return conn, nil
+		}
+		if failed = append(failed, err); dialling.Err() != nil || left(dialling) < time.Millisecond {
+			break
+		}
 	}
+	return nil, together(failed, len(ends))
+}
+
+// A target is an endpoint and all that says how to reach it.
+type target struct {
+	end     api.Endpoint
+	service string
+	cfg     *api.ServiceConfig
+	place   *place
+	caller  context.Context // of whoever asked, without the dial's own time limit
+}
+
+// left returns the time until the deadline of ctx.
+func left(ctx context.Context) time.Duration {
+	deadline, _ := ctx.Deadline()
+	return time.Until(deadline)
+}
+
+// try connects to the first of so many endpoints that are left. ctx ends after
+// timeout, counted from when the first of all was tried.
+func (d *Dialer) try(ctx context.Context, t target, timeout time.Duration, endpoints int) (net.Conn, *Error) {
+	if rest := left(ctx); endpoints > 1 {
+		timeout = min(rest, max(rest/time.Duration(endpoints), min(fairPart, timeout/4))).Round(time.Millisecond)
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	var s *session
+	if t.end.TLS || t.cfg.TLS != nil || t.cfg.ClientCertificate != nil {
+		var err error
+		if s, err = d.session(ctx, t); err != nil {
+			return nil, &Error{Reason: UpstreamTLS, Words: t.end.Address() + ": " + err.Error(), Err: err}
+		}
+	}
+	conn, err := d.dial(ctx, t.end.Host, uint16(t.end.Port))
+	if err != nil {
+		return nil, explain(t.caller, t.end.Address(), timeout, err)
+	}
+	if s == nil {
+		return conn, nil
+	}
+	secure, err := s.handshake(ctx, conn)
+	if err != nil {
+		return nil, s.explain(t.caller, timeout, err)
+	}
+	return secure, nil
+}
+
+// DialContext connects to HOST:PORT, as net.Dialer does, to any address that an
+// upstream may have: for whatever else the cluster fetches from where its
+// configuration says. network is tcp. A failure is an [*Error].
+func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	host, portText, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, &Error{Reason: DialFailed, Words: fmt.Sprintf("%.300q is not HOST:PORT", address), Err: err}
+	}
+	port, err := strconv.ParseUint(portText, 10, 16)
+	if err != nil || port == 0 || network != "tcp" {
+		return nil, &Error{Reason: DialFailed, Words: fmt.Sprintf("%.300q (%.20s): the port must be from 1 to 65535, over tcp", address, network), Err: err}
+	}
+	timeout := cmp.Or(d.Timeout, DefaultTimeout)
 	dialling, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	conn, err := d.dial(dialling, host, uint16(port))
 	if err != nil {
-		return nil, explain(ctx, net.JoinHostPort(host, strconv.Itoa(port)), timeout, err)
+		return nil, explain(ctx, address, timeout, err)
 	}
 	return conn, nil
-}
-
-func (d *Dialer) dial(ctx context.Context, host string, port uint16) (net.Conn, error) {
-	addrs, err := d.resolve(ctx, host)
-	if err != nil {
-		return nil, err
-	}
-	if len(addrs) > maxAddresses {
-		addrs = addrs[:maxAddresses]
-	}
-	connect := d.connect
-	if connect == nil {
-		connect = d.connectTCP
-	}
-	if len(addrs) == 1 {
-		return connect(ctx, netip.AddrPortFrom(addrs[0], port))
-	}
-	return race(ctx, alternate(addrs), func(ctx context.Context, a netip.Addr) (net.Conn, error) {
-		return connect(ctx, netip.AddrPortFrom(a, port))
-	})
-}
-
-// resolve returns the addresses of host, one at least.
-func (d *Dialer) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
-	if a, err := netip.ParseAddr(host); err == nil {
-		return []netip.Addr{a}, nil
-	}
-	var addrs []netip.Addr
-	for _, s := range d.host(host) {
-		if a, err := netip.ParseAddr(s); err == nil {
-			addrs = append(addrs, a.Unmap())
-		}
-	}
-	if len(addrs) > 0 {
-		return addrs, nil
-	}
-	lookup := d.lookup
-	if lookup == nil {
-		lookup = func(ctx context.Context, host string) ([]netip.Addr, error) {
-			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-		}
-	}
-	addrs, err := lookup(ctx, host)
-	if err == nil && len(addrs) == 0 {
-		err = &net.DNSError{Err: "no address", Name: host, IsNotFound: true}
-	}
-	for i := range addrs {
-		addrs[i] = addrs[i].Unmap()
-	}
-	return addrs, err
-}
-
-// host returns what Hosts has for a name, whatever its case and final dot.
-func (d *Dialer) host(name string) []string {
-	hosts := d.Hosts()
-	if addrs, ok := hosts[name]; ok {
-		return addrs
-	}
-	for h, addrs := range hosts {
-		if strings.EqualFold(strings.TrimSuffix(h, "."), strings.TrimSuffix(name, ".")) {
-			return addrs
-		}
-	}
-	return nil
-}
-
-// connectTCP connects to one address, if that is allowed.
-func (d *Dialer) connectTCP(ctx context.Context, at netip.AddrPort) (net.Conn, error) {
-	nd := net.Dialer{
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3},
-		// The last moment before connect(2), with the address that it gets.
-		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
-			to, err := netip.ParseAddrPort(address)
-			if err != nil {
-				return fmt.Errorf("cannot check the address %q", address)
-			}
-			if err := d.check(to); err != nil {
-				d.Log.Warn("an upstream's address was refused", "address", address, "error", err)
-				return err
-			}
-			return nil
-		},
-	}
-	nd.SetMultipathTCP(false) // whatever GODEBUG says: the relay expects a plain TCP socket
-	return nd.DialContext(ctx, "tcp", at.String())
-}
-
-// alternate orders addresses so that the families take turns (RFC 8305, section
-// 4): the first stays the first.
-func alternate(addrs []netip.Addr) []netip.Addr {
-	var first, second []netip.Addr
-	for _, a := range addrs {
-		if a.Is4() == addrs[0].Is4() {
-			first = append(first, a)
-		} else {
-			second = append(second, a)
-		}
-	}
-	out := make([]netip.Addr, 0, len(addrs))
-	for i := range addrs {
-		if i < len(first) {
-			out = append(out, first[i])
-		}
-		if i < len(second) {
-			out = append(out, second[i])
-		}
-	}
-	return out
-}
-
-// race connects to several addresses in order, each a moment after the one
-// before or as soon as that fails, and returns the first connection. All attempts
-// have ended when it returns.
-func race(ctx context.Context, addrs []netip.Addr, connect func(context.Context, netip.Addr) (net.Conn, error)) (net.Conn, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	type result struct {
-		conn net.Conn
-		err  error
-	}
-	results := make(chan result, len(addrs)) // nobody waits to put his
-	var all sync.WaitGroup
-	defer func() {
-		cancel()
-		all.Wait()
-		close(results)
-		for r := range results { // those that came too late
-			if r.conn != nil {
-				r.conn.Close()
-			}
-		}
-	}()
-
-	var failed attempts
-	for next := 0; len(failed) < len(addrs); {
-		var later <-chan time.Time
-		if next < len(addrs) {
-			a := addrs[next]
-			next++
-			all.Go(func() {
-				c, err := connect(ctx, a)
-				results <- result{c, err}
-			})
-			if next < len(addrs) {
-				later = time.After(attemptDelay)
-			}
-		}
-		select {
-		case r := <-results:
-			if r.err == nil {
-				return r.conn, nil
-			}
-			failed = append(failed, r.err)
-		case <-later:
-		}
-	}
-	return nil, failed
 }

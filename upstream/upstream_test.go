@@ -86,7 +86,7 @@ func listen(t *testing.T, address string) (net.Listener, string) {
 // greets fails unless the upstream at url is reached.
 func greets(t *testing.T, d *Dialer, url string) {
 	t.Helper()
-	c, err := d.Dial(t.Context(), config(url))
+	c, err := d.Dial(t.Context(), "db.default", config(url))
 	if err != nil {
 		t.Errorf("%s: %v", url, err)
 		return
@@ -103,7 +103,7 @@ func greets(t *testing.T, d *Dialer, url string) {
 // refused fails unless the dial fails with that reason and words.
 func refused(t *testing.T, d *Dialer, url, reason, words string) {
 	t.Helper()
-	c, err := d.Dial(t.Context(), config(url))
+	c, err := d.Dial(t.Context(), "db.default", config(url))
 	if err == nil {
 		c.Close()
 		t.Errorf("%s: connected to %s", url, c.RemoteAddr())
@@ -186,13 +186,13 @@ func TestDialFails(t *testing.T) {
 	d.Hosts = func() map[string][]string { return map[string][]string{"db.corp": {"127.0.0.1", "127.0.0.2"}} }
 	refused(t, d, "tcp://db.corp:"+port, DialFailed, "127.0.0.2:"+port)
 
-	_, err := d.Dial(t.Context(), config("tcp://db.corp:"+port))
+	_, err := d.Dial(t.Context(), "db.default", config("tcp://db.corp:"+port))
 	if !errors.Is(err, syscall.ECONNREFUSED) || strings.Contains(err.Error(), "\n") {
 		t.Errorf("the error is %q, and does not wrap its cause on one line", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := d.Dial(ctx, config("tcp://127.0.0.1:"+port)); !errors.Is(err, context.Canceled) {
+	if _, err := d.Dial(ctx, "db.default", config("tcp://127.0.0.1:"+port)); !errors.Is(err, context.Canceled) {
 		t.Errorf("after the caller gave up: %v", err)
 	}
 }
@@ -304,6 +304,7 @@ func TestCheck(t *testing.T) {
 		{"[fd20:ce::254]:80", nil, false},
 		{"100.100.100.200:80", nil, false},
 		{"168.63.129.16:80", nil, false},
+		{"192.0.0.192:80", nil, false},
 		{"[fd00:ec2::254]:80", allowing("fd00:ec2::/32"), true},
 
 		{"224.0.0.1:80", nil, false},
@@ -413,7 +414,7 @@ func TestCallerGivesUp(t *testing.T) {
 		d.connect = blackhole
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
-		_, err := d.Dial(ctx, config("tcp://192.0.2.1:80"))
+		_, err := d.Dial(ctx, "db.default", config("tcp://192.0.2.1:80"))
 		if e, ok := errors.AsType[*Error](err); !ok || e.Reason != DialFailed || !errors.Is(err, context.Canceled) {
 			t.Errorf("error is %v", err)
 		}
@@ -479,7 +480,7 @@ func TestRace(t *testing.T) {
 					return pipeTo{to: at, closed: &closed}, nil
 				}
 				start := time.Now()
-				conn, err := d.Dial(t.Context(), config("tcp://db.corp:80"))
+				conn, err := d.Dial(t.Context(), "db.default", config("tcp://db.corp:80"))
 				if took := time.Since(start); took != c.after {
 					t.Errorf("took %v, want %v", took, c.after)
 				}
@@ -513,7 +514,7 @@ func TestRaceClosesTheLoser(t *testing.T) {
 			}
 			return pipeTo{to: at, closed: &closed}, nil
 		}
-		conn, err := d.Dial(t.Context(), config("tcp://db.corp:80"))
+		conn, err := d.Dial(t.Context(), "db.default", config("tcp://db.corp:80"))
 		if err != nil || conn.(pipeTo).to.Addr().String() != "192.0.2.2" {
 			t.Fatalf("connected to %v, %v", conn, err)
 		}

@@ -1,0 +1,182 @@
+package upstream
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// attemptDelay is how long one address has before the next is tried beside it
+	// (RFC 8305, section 5).
+	attemptDelay = 250 * time.Millisecond
+	// maxAddresses is the most addresses of one name that are tried.
+	maxAddresses = 16
+)
+
+// dial connects to a host by whichever of its addresses answers.
+func (d *Dialer) dial(ctx context.Context, host string, port uint16) (net.Conn, error) {
+	addrs, err := d.resolve(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	if len(addrs) > maxAddresses {
+		addrs = addrs[:maxAddresses]
+	}
+	connect := d.connect
+	if connect == nil {
+		connect = d.connectTCP
+	}
+	if len(addrs) == 1 {
+		return connect(ctx, netip.AddrPortFrom(addrs[0], port))
+	}
+	return race(ctx, alternate(addrs), func(ctx context.Context, a netip.Addr) (net.Conn, error) {
+		return connect(ctx, netip.AddrPortFrom(a, port))
+	})
+}
+
+// resolve returns the addresses of host, one at least.
+func (d *Dialer) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{a}, nil
+	}
+	var addrs []netip.Addr
+	for _, s := range d.host(host) {
+		if a, err := netip.ParseAddr(s); err == nil {
+			addrs = append(addrs, a.Unmap())
+		}
+	}
+	if len(addrs) > 0 {
+		return addrs, nil
+	}
+	if isMetadataName(host) {
+		d.Log.Warn("an upstream's name was refused", "name", host)
+		return nil, &refusal{"by this name clouds tell their machines their secrets (metadata)",
+			"if it is meant, list the name with its address in spec.dns.hosts of the ClusterConfig, and the address in spec.upstream.allow"}
+	}
+	lookup := d.lookup
+	if lookup == nil {
+		lookup = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		}
+	}
+	addrs, err := lookup(ctx, host)
+	if err == nil && len(addrs) == 0 {
+		err = &net.DNSError{Err: "no address", Name: host, IsNotFound: true}
+	}
+	for i := range addrs {
+		addrs[i] = addrs[i].Unmap()
+	}
+	return addrs, err
+}
+
+// host returns what Hosts has for a name, whatever its case and final dot.
+func (d *Dialer) host(name string) []string {
+	hosts := d.Hosts()
+	if addrs, ok := hosts[name]; ok {
+		return addrs
+	}
+	for h, addrs := range hosts {
+		if strings.EqualFold(strings.TrimSuffix(h, "."), strings.TrimSuffix(name, ".")) {
+			return addrs
+		}
+	}
+	return nil
+}
+
+// connectTCP connects to one address, if that is allowed.
+func (d *Dialer) connectTCP(ctx context.Context, at netip.AddrPort) (net.Conn, error) {
+	nd := net.Dialer{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3},
+		// The last moment before connect(2), with the address that it gets.
+		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
+			to, err := netip.ParseAddrPort(address)
+			if err != nil {
+				return fmt.Errorf("cannot check the address %q", address)
+			}
+			if err := d.check(to); err != nil {
+				d.Log.Warn("an upstream's address was refused", "address", address, "error", err)
+				return err
+			}
+			return nil
+		},
+	}
+	nd.SetMultipathTCP(false) // whatever GODEBUG says: the relay expects a plain TCP socket
+	return nd.DialContext(ctx, "tcp", at.String())
+}
+
+// alternate orders addresses so that the families take turns (RFC 8305, section
+// 4): the first stays the first.
+func alternate(addrs []netip.Addr) []netip.Addr {
+	var first, second []netip.Addr
+	for _, a := range addrs {
+		if a.Is4() == addrs[0].Is4() {
+			first = append(first, a)
+		} else {
+			second = append(second, a)
+		}
+	}
+	out := make([]netip.Addr, 0, len(addrs))
+	for i := range addrs {
+		if i < len(first) {
+			out = append(out, first[i])
+		}
+		if i < len(second) {
+			out = append(out, second[i])
+		}
+	}
+	return out
+}
+
+// race connects to several addresses in order, each a moment after the one
+// before or as soon as that fails, and returns the first connection. All attempts
+// have ended when it returns.
+func race(ctx context.Context, addrs []netip.Addr, connect func(context.Context, netip.Addr) (net.Conn, error)) (net.Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	results := make(chan result, len(addrs)) // nobody waits to put his
+	var all sync.WaitGroup
+	defer func() {
+		cancel()
+		all.Wait()
+		close(results)
+		for r := range results { // those that came too late
+			if r.conn != nil {
+				r.conn.Close()
+			}
+		}
+	}()
+
+	var failed attempts
+	for next := 0; len(failed) < len(addrs); {
+		var later <-chan time.Time
+		if next < len(addrs) {
+			a := addrs[next]
+			next++
+			all.Go(func() {
+				c, err := connect(ctx, a)
+				results <- result{c, err}
+			})
+			if next < len(addrs) {
+				later = time.After(attemptDelay)
+			}
+		}
+		select {
+		case r := <-results:
+			if r.err == nil {
+				return r.conn, nil
+			}
+			failed = append(failed, r.err)
+		case <-later:
+		}
+	}
+	return nil, failed
+}
