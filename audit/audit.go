@@ -1,11 +1,11 @@
 // Package audit says what it is to keep the access log: who takes records
-// ([Log]), who gives them back ([Reader], [Query]), and how a record is made
-// fit to be kept ([New], [Check], [AppendRecord]).
+// ([Log]), who gives them back ([Reader], [Query]) or hands them on ([Source]),
+// and how a record is made fit to be kept ([New], [Check], [AppendRecord]).
 //
 // Package journal keeps them in files that nobody can change unnoticed; package
-// memory is its twin for tests; package refusals makes records of what was
-// refused before anybody knew who it was. Package audittest holds every Log to
-// the same promises.
+// memory is its twin for tests; package otlp sends them on to a collector;
+// package refusals makes records of what was refused before anybody knew who it
+// was. Package audittest holds every Log to the same promises.
 package audit
 
 import (
@@ -34,10 +34,45 @@ type Log interface {
 // A Reader gives back what a Log took.
 //
 // Records yields the records that match q, the oldest first, each once. With
-// q.Follow it then waits for more, until ctx is done or the log is closed, and
-// ends without an error. An error is the last thing it yields.
+// q.Follow it then waits for more, until ctx is done or the log is closed, gives
+// what was taken before that, and ends without an error. An error is the last
+// thing it yields.
 type Reader interface {
 	Records(ctx context.Context, q Query) iter.Seq2[api.AccessLog, error]
+}
+
+// A Source gives records to those who hand them on and must come back to where
+// they were.
+//
+// Follow yields what stands behind a place, the oldest first, each once, waits for
+// more, and ends without an error when ctx is done or when the log is closed and
+// all that it took was given. Where what was to come next has been deleted, it
+// says so with an Entry that has Lost, and goes on. A place that the log has not
+// reached is of another log: everything is given. An error is the last thing it
+// yields.
+//
+// End returns the place of the last record that was taken, and of the last one
+// that survives the loss of power: who keeps a place for the next start keeps none
+// behind that. Sync makes durable what was taken.
+type Source interface {
+	Follow(ctx context.Context, from Position) iter.Seq2[Entry, error]
+	End() (written, durable Position)
+	Sync() error
+}
+
+// A Position is a place in a log. The zero Position is before everything that is
+// kept.
+type Position struct {
+	Line   int64 `json:"line"`   // of the log, from 1; records are not all that it holds
+	Record int64 `json:"record"` // records up to that line, of all that the log ever took
+}
+
+// An Entry is what Follow yields: a record, or how many are gone.
+type Entry struct {
+	At   Position  // of this; with it, Follow goes on behind it
+	Time time.Time // when it was written
+	JSON []byte    // the record, an api.AccessLog as AppendRecord writes it; nil if Lost
+	Lost int64     // so many records were deleted before they were given
 }
 
 // ErrClosed is what Append returns when the Log takes no more records.

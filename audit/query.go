@@ -14,12 +14,14 @@ const LogAPI api.LogType = "API"
 
 // A Query says which records to give back. The zero Query is all of them.
 type Query struct {
-	User    string      // name or uid of the User
-	Service string      // name or uid of the Service; .default may be left out
-	Session string      // name or uid of the Session
-	Type    api.LogType // START, END, DENIED (refused calls to the API too) or API
-	Since   time.Time   // made then or later
-	Until   time.Time   // made before then
+	User     string      // name or uid of the User
+	Service  string      // name or uid of the Service; .default may be left out
+	Session  string      // name or uid of the Session
+	Device   string      // name or uid of the Device
+	Decision string      // id of the decision
+	Type     api.LogType // START, END, DENIED (refused calls to the API too) or API
+	Since    time.Time   // made then or later
+	Until    time.Time   // made before then
 	// Follow waits for more records once those that are there have been given.
 	Follow bool
 	// Limit is how many of the records that are there to give, the latest; 0 is
@@ -49,6 +51,8 @@ func (q *Query) Match(rec *api.AccessLog) bool {
 	return (q.Since.IsZero() || !m.CreatedAt.Before(q.Since)) &&
 		(q.Until.IsZero() || m.CreatedAt.Before(q.Until)) &&
 		q.matchType(rec) &&
+		(q.Decision == "" || q.Decision == c.DecisionID) &&
+		names(c.DeviceRef, q.Device, q.Device) &&
 		names(c.UserRef, q.User, q.User) &&
 		names(cmp.Or(c.ServiceRef, m.TargetRef), q.Service, api.ServiceName(q.Service)) &&
 		names(cmp.Or(c.SessionRef, m.ActorRef), q.Session, q.Session)

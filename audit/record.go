@@ -1,15 +1,17 @@
 package audit
 
 import (
+	"encoding/json"
 	"fmt"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"cardea/api"
 )
 
-// AppendRecord appends rec to dst as [AppendJSON] does, with its times in UTC. An
-// error wraps [ErrMalformed].
+// AppendRecord appends rec to dst as [AppendJSON] does, with its times in UTC, to
+// the nanosecond, and texts cut as [Cut] does. An error wraps [ErrMalformed].
 //
 // Each connection costs two records, so this is written out by hand: it takes a
 // third of the time of encoding/json, and no memory. A test holds it to the same
@@ -29,9 +31,7 @@ func AppendRecord(dst []byte, rec *api.AccessLog) ([]byte, error) {
 	w.common(&rec.Entry.Common)
 	w.open("info")
 	w.tcp(rec.Entry.Info.TCP)
-	if i := rec.Entry.Info.API; i != nil {
-		w.any("api", i)
-	}
+	w.api(rec.Entry.Info.API)
 	w.close()
 	w.close()
 	w.close()
@@ -69,7 +69,7 @@ func (w *writer) name(s string) {
 // text writes a string, also an empty one.
 func (w *writer) text(name, s string) {
 	w.name(name)
-	w.b = appendText(w.b, s)
+	w.b = appendText(w.b, Cut(s))
 }
 
 // some writes a string that is not empty.
@@ -82,6 +82,13 @@ func (w *writer) some(name, s string) {
 func (w *writer) bool(name string, v bool) {
 	w.name(name)
 	w.b = strconv.AppendBool(w.b, v)
+}
+
+// flag writes a boolean that is set.
+func (w *writer) flag(name string, v bool) {
+	if v {
+		w.bool(name, v)
+	}
 }
 
 func (w *writer) int(name string, v int64) {
@@ -107,7 +114,11 @@ func (w *writer) counter(name string, v *int64) {
 	w.b = append(w.b, '"')
 }
 
-// time writes a time in UTC (RFC 3339, with up to nine digits of the second).
+// nanoseconds is the form of a time: RFC 3339, always with nine digits of the
+// second, so that times sort as their texts do.
+const nanoseconds = "2006-01-02T15:04:05.000000000Z07:00"
+
+// time writes a time in UTC.
 func (w *writer) time(name string, t time.Time) {
 	t = t.UTC()
 	if y := t.Year(); (y < 0 || y > 9999) && w.err == nil {
@@ -115,7 +126,7 @@ func (w *writer) time(name string, t time.Time) {
 	}
 	w.name(name)
 	w.b = append(w.b, '"')
-	w.b = t.AppendFormat(w.b, time.RFC3339Nano)
+	w.b = t.AppendFormat(w.b, nanoseconds)
 	w.b = append(w.b, '"')
 }
 
@@ -126,8 +137,11 @@ func (w *writer) someTime(name string, t time.Time) {
 	}
 }
 
-// any writes what is too rare to be written out.
-func (w *writer) any(name string, v any) {
+// raw writes JSON that others made, if there is any.
+func (w *writer) raw(name string, v json.RawMessage) {
+	if len(v) == 0 {
+		return
+	}
 	w.name(name)
 	b, err := AppendJSON(w.b, v)
 	w.b = b
@@ -157,6 +171,8 @@ func (w *writer) common(c *api.AccessLogCommon) {
 	w.someTime("endedAt", c.EndedAt)
 	w.bool("isAuthenticated", c.IsAuthenticated)
 	w.bool("isAuthorized", c.IsAuthorized)
+	w.flag("isPublic", c.IsPublic)
+	w.flag("isAnonymous", c.IsAnonymous)
 	w.text("status", string(c.Status))
 	w.some("mode", string(c.Mode))
 	w.reason(c.Reason)
@@ -172,6 +188,7 @@ func (w *writer) common(c *api.AccessLogCommon) {
 	w.ref("serviceRef", c.ServiceRef)
 	w.ref("sessionRef", c.SessionRef)
 	w.ref("userRef", c.UserRef)
+	w.ref("deviceRef", c.DeviceRef)
 	w.close()
 }
 
@@ -184,9 +201,7 @@ func (w *writer) reason(r *api.LogReason) {
 	if u := r.Rule; u != nil {
 		w.open("rule")
 		w.some("policy", u.Policy)
-		if u.Owner != nil {
-			w.any("owner", u.Owner)
-		}
+		w.key("owner", u.Owner)
 		w.someInt("inline", int64(u.Inline))
 		w.int("index", int64(u.Index))
 		w.some("name", u.Name)
@@ -226,13 +241,18 @@ func (w *writer) facts(f *api.Facts) {
 		}
 		w.close()
 	}
-	if f.API != nil {
-		w.any("api", f.API)
+	if a := f.API; a != nil {
+		w.open("api")
+		w.text("verb", a.Verb)
+		w.some("kind", a.Kind)
+		w.some("name", a.Name)
+		w.some("namespace", a.Namespace)
+		w.close()
 	}
 	w.close()
 }
 
-// list writes strings, if there are any.
+// list writes strings, if there are any, and the first of them if there are many.
 func (w *writer) list(name string, l []string) {
 	if len(l) == 0 {
 		return
@@ -243,7 +263,11 @@ func (w *writer) list(name string, l []string) {
 		if i > 0 {
 			w.b = append(w.b, ',')
 		}
-		w.b = appendText(w.b, s)
+		if i == maxList {
+			w.b = appendText(w.b, fmt.Sprintf("… (%d in all)", len(l)))
+			break
+		}
+		w.b = appendText(w.b, Cut(s))
 	}
 	w.b = append(w.b, ']')
 }
@@ -259,4 +283,51 @@ func (w *writer) tcp(i *api.TCPInfo) {
 	w.some("closeReason", i.CloseReason)
 	w.some("error", i.Error)
 	w.close()
+}
+
+func (w *writer) api(i *api.APIInfo) {
+	if i == nil {
+		return
+	}
+	w.open("api")
+	w.text("verb", i.Verb)
+	w.some("kind", i.Kind)
+	w.some("name", i.Name)
+	w.raw("before", i.Before)
+	w.raw("after", i.After)
+	w.close()
+}
+
+func (w *writer) key(name string, k *api.Key) {
+	if k == nil {
+		return
+	}
+	w.open(name)
+	w.some("group", k.Group)
+	w.text("kind", k.Kind)
+	w.some("namespace", k.Namespace)
+	w.text("name", k.Name)
+	w.close()
+}
+
+// Limits of what a record keeps of what a peer may have said.
+const (
+	maxText = 1 << 10 // bytes of one text
+	maxList = 16      // texts in one list
+)
+
+// Cut returns s as a record keeps it: a text of more than 1 KiB is cut off, with
+// how long it was, and shares no memory with s.
+func Cut(s string) string {
+	if len(s) <= maxText {
+		return s
+	}
+	end := maxText - 32 // for the words
+	for n := range utf8.UTFMax {
+		if utf8.RuneStart(s[end-n]) { // do not cut a character in two
+			end -= n
+			break
+		}
+	}
+	return fmt.Sprintf("%s… (%d bytes)", s[:end], len(s))
 }

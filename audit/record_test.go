@@ -1,11 +1,16 @@
 package audit_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"slices"
+	"strings"
 	"testing"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"pgregory.net/rapid"
 
@@ -85,9 +90,20 @@ func same(t interface {
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
-	var g, w any
-	if err := json.Unmarshal(got, &g); err != nil {
+	// Times are written longer than encoding/json does, so compare what they say.
+	var back api.AccessLog
+	d := json.NewDecoder(bytes.NewReader(got))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&back); err != nil {
 		t.Fatalf("%s: %v", got, err)
+	}
+	again, err := json.Marshal(&back)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	var g, w any
+	if err := json.Unmarshal(again, &g); err != nil {
+		t.Fatalf("%s: %v", again, err)
 	}
 	if err := json.Unmarshal(want, &w); err != nil {
 		t.Fatalf("%v", err)
@@ -125,4 +141,60 @@ func TestAppendRecordYear(t *testing.T) {
 	if b, err := audit.AppendRecord([]byte("kept"), rec); err == nil || string(b) != "kept" {
 		t.Errorf("a year that JSON cannot say gave %q, %v", b, err)
 	}
+}
+
+// A stranger's text fills no log: each field of a record is cut to a kilobyte, a
+// list to sixteen, and the record stays one line.
+func TestAppendRecordCuts(t *testing.T) {
+	long := strings.Repeat("x\n\u202eü", 10_000)
+	var rec api.AccessLog
+	more := 0
+	fill(reflect.ValueOf(&rec).Elem(), func() bool { more++; return more%100 != 0 }, func() int64 { return 1 }, func() string { return long })
+	rec.Metadata.CreatedAt, rec.Entry.Common.StartedAt, rec.Entry.Common.EndedAt = time.Now(), time.Time{}, time.Time{}
+	rec.Entry.Info.API.Before, rec.Entry.Info.API.After = nil, nil // the Object of who may write it
+	rec.Entry.Common.Facts.TLS.ClientCertificate.DNS = slices.Repeat([]string{long}, 1000)
+	b, err := audit.AppendRecord(nil, &rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var v any
+	if err := json.Unmarshal(b, &v); err != nil {
+		t.Fatal(err)
+	}
+	var walk func(v any)
+	walk = func(v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			for _, e := range v {
+				walk(e)
+			}
+		case []any:
+			if len(v) > 17 {
+				t.Errorf("a list has %d texts", len(v))
+			}
+			for _, e := range v {
+				walk(e)
+			}
+		case string:
+			if len(v) > 1024 || len(v) > 100 && !strings.HasSuffix(v, fmt.Sprintf("… (%d bytes)", len(long))) {
+				t.Errorf("a text of %d bytes is kept: %.20q … %q", len(v), v, v[len(v)-30:])
+			}
+		}
+	}
+	walk(v)
+	if n := bytes.IndexFunc(b, func(r rune) bool { return !unicode.IsPrint(r) }); n >= 0 {
+		t.Errorf("byte %d does not print", n)
+	}
+}
+
+// Cut cuts between characters, leaves alone what is short enough, and what it has
+// cut.
+func TestCut(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := strings.Repeat(rapid.StringN(1, 5, -1).Draw(t, "text"), rapid.IntRange(1, 1500).Draw(t, "times"))
+		got := audit.Cut(s)
+		if len(got) > 1024 || !utf8.ValidString(got) || audit.Cut(got) != got || len(s) <= 1024 && got != s {
+			t.Fatalf("%d bytes were cut to %d: %q", len(s), len(got), got)
+		}
+	})
 }

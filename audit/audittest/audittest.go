@@ -20,6 +20,7 @@ import (
 type Subject struct {
 	Log    audit.Log
 	Reader audit.Reader
+	Source audit.Source
 	// Break makes the log unable to keep anything, and Mend able again.
 	Break, Mend func()
 }
@@ -41,6 +42,7 @@ func Run(t *testing.T, open func(t *testing.T) Subject) {
 		{"a query that cannot be meant is an error", badQuery},
 		{"a limit gives the latest", limit},
 		{"following gives what is there and what comes", follow},
+		{"a source goes on behind a place", source},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, open(t)) })
 	}
@@ -53,6 +55,8 @@ func Connection(now time.Time) (start, end *api.AccessLog) {
 		return &api.Ref{APIVersion: api.Version, Kind: kind, Name: name,
 			UID: "uid-of-" + name, ResourceVersion: "version-of-" + name}
 	}
+	region := ref("Region", "default")
+	region.ResourceVersion = ""
 	start = audit.New(now)
 	start.Metadata.ActorRef, start.Metadata.TargetRef = ref("Session", "usr1-3pt93j"), ref("Service", "pg2.default")
 	start.Entry.Common = api.AccessLogCommon{
@@ -62,8 +66,8 @@ func Connection(now time.Time) (start, end *api.AccessLog) {
 			Rule: &api.RuleRef{Policy: "staff", Effect: api.Allow}},
 		DecisionID: api.NewID(), Revision: api.Revision{Epoch: 1, Number: 12}, ConfigName: "host-1",
 		Facts:    &api.Facts{IP: "192.0.2.7", Port: 50123, Listener: "127.0.0.1:8443", Tunnel: "tls", TLS: &api.TLSFacts{SNI: "pg2", Version: "1.3"}},
-		Upstream: "10.0.0.5:5432", NamespaceRef: ref("Namespace", "default"), RegionRef: ref("Region", "default"),
-		ServiceRef: ref("Service", "pg2.default"), SessionRef: ref("Session", "usr1-3pt93j"), UserRef: ref("User", "usr1"),
+		Upstream: "10.0.0.5:5432", NamespaceRef: ref("Namespace", "default"), RegionRef: region,
+		ServiceRef: ref("Service", "pg2.default"), SessionRef: ref("Session", "usr1-3pt93j"), UserRef: ref("User", "usr1"), DeviceRef: ref("Device", "linux-x7k2m9qp"),
 	}
 	start.Entry.Info.TCP = &api.TCPInfo{Type: api.LogStart}
 	received, sent := int64(30253), int64(2876)
@@ -278,6 +282,10 @@ func query(t *testing.T, s Subject) {
 		{"service without its namespace", audit.Query{Service: "pg2"}, all[:2]},
 		{"service of another namespace", audit.Query{Service: "pg2.other"}, nil},
 		{"session", audit.Query{Session: "usr1-3pt93j"}, all[:2]},
+		{"device", audit.Query{Device: "linux-x7k2m9qp"}, all[:2]},
+		{"device by uid", audit.Query{Device: "uid-of-linux-x7k2m9qp"}, all[:2]},
+		{"decision", audit.Query{Decision: start.Entry.Common.DecisionID}, all[:2]},
+		{"another decision", audit.Query{Decision: "x"}, nil},
 		{"START", audit.Query{Type: api.LogStart}, all[:1]},
 		{"END", audit.Query{Type: api.LogEnd}, all[1:2]},
 		{"DENIED", audit.Query{Type: api.LogDenied}, all[2:]},
@@ -357,8 +365,68 @@ func follow(t *testing.T, s Subject) {
 			t.Errorf("got %q, want %q", g, want)
 		}
 	}
+	for i := range 20 { // and what was there when it was told to stop
+		must(t, s.Log.Append(t.Context(), Denied(fmt.Sprintf("last %d", i))))
+	}
 	cancel()
+	for i := range 20 {
+		if g, want := <-got, fmt.Sprintf("last %d", i); g != want {
+			t.Errorf("got %q, want %q", g, want)
+		}
+	}
 	for g := range got {
 		t.Errorf("got %q after the last", g)
+	}
+}
+
+func source(t *testing.T, s Subject) {
+	for i := range 10 {
+		must(t, s.Log.Append(t.Context(), Denied(fmt.Sprint(i))))
+	}
+	end, durable := s.Source.End()
+	if end.Record != 10 || end.Line < 10 || durable.Line > end.Line || durable.Record > end.Record {
+		t.Errorf("the log ends at %+v, and is durable up to %+v", end, durable)
+	}
+	must(t, s.Source.Sync())
+	if _, durable = s.Source.End(); durable != end {
+		t.Errorf("after Sync the log is durable up to %+v, and ends at %+v", durable, end)
+	}
+	places := []audit.Position{{}}
+	next := func(from audit.Position, i int) audit.Position {
+		t.Helper()
+		for e, err := range s.Source.Follow(t.Context(), from) {
+			must(t, err)
+			var rec api.AccessLog
+			must(t, json.Unmarshal(e.JSON, &rec))
+			if words(&rec) != fmt.Sprint(i) || e.At.Record != int64(i+1) || i > 0 && e.At.Line <= from.Line || e.Time.IsZero() || e.Lost != 0 {
+				t.Fatalf("behind %+v comes %q at %+v, want %d", from, words(&rec), e.At, i)
+			}
+			return e.At
+		}
+		t.Fatalf("nothing comes behind %+v", from)
+		return from
+	}
+	for i := range 10 {
+		places = append(places, next(places[i], i))
+	}
+	if places[10] != end {
+		t.Errorf("the last record is at %+v, and the log ends at %+v", places[10], end)
+	}
+	must(t, s.Log.Append(t.Context(), Denied("10")))
+	next(places[10], 10)
+	next(places[4], 4)
+	next(audit.Position{Line: end.Line + 1000, Record: end.Record + 1000}, 0) // of another log
+
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	n := 0
+	for _, err := range s.Source.Follow(ctx, places[5]) {
+		must(t, err)
+		if n++; n == 6 {
+			cancel()
+		}
+	}
+	if n != 6 {
+		t.Errorf("%d records behind the fifth, want 6", n)
 	}
 }

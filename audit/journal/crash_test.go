@@ -365,9 +365,28 @@ func TestRetentionInterrupted(t *testing.T) {
 	m := r.mark(t)
 	s, err := readSegment(r.Dir, 3)
 	must(t, err)
+	// Without the key nobody has segments deleted.
+	begins := m.Oldest
 	m.Oldest = s.Start
 	must(t, writeMark(t.Context(), r.marks, m))
-	whole(t, r.verify(t))
+	finds(t, r.verify(t), "and its signature does not")
+	m.Head.Oldest = &s.Start
+	must(t, writeMark(t.Context(), r.marks, m))
+	finds(t, r.verify(t), "not signed by a known key")
+	reopen(t, r)
+	if ns, _ := listSegments(r.Dir); ns[0] != 1 || r.mark(t).Oldest != begins {
+		t.Errorf("the oldest segment is %d, want 1", ns[0])
+	}
+
+	m = r.mark(t)
+	m.Oldest, m.Head.Oldest = s.Start, &s.Start
+	must(t, m.Head.sign(r.Instance, key(1)))
+	must(t, writeMark(t.Context(), r.marks, m))
+	rep := r.verify(t)
+	whole(t, rep)
+	if !says(rep.Notes, fmt.Sprintf("The journal begins with line %d of the chain: retention deleted what was before it.", s.Seq)) {
+		t.Errorf("notes: %q", rep.Notes)
+	}
 	reopen(t, r)
 	whole(t, r.verify(t))
 	if ns, _ := listSegments(r.Dir); ns[0] != 3 {

@@ -99,7 +99,7 @@ func (j *Journal) behind(mark *Mark) (b behind, err error) {
 			continue
 		}
 		if l, err := parseLine(raw.text); err == nil && l.Kind == kindHead && !l.Head.Closed && l.Prev == mark.Line &&
-			l.holdsHead(raw.text, mark.Instance, mark.Head.Segment) && l.Head.signedBy(mark.Instance, j.keys) {
+			l.holdsHead(raw.text, mark.Instance, mark.Head.Segment) && l.Head.signedBy(mark.Instance, j.keys.keys()) {
 			b.resumed = true
 			return b, nil
 		}

@@ -21,7 +21,12 @@ type Head struct {
 	Segment int64     `json:"segment"` // of the line that holds the Head
 	// Closed says that the journal ended cleanly with the line that holds the
 	// Head: nothing but another Head may follow upon it.
-	Closed    bool   `json:"closed,omitempty"`
+	Closed bool `json:"closed,omitempty"`
+	// Oldest is where the journal begins from now on: retention may delete what is
+	// before it, and nobody else may.
+	Oldest *Start `json:"oldest,omitempty"`
+	// Key names the key that signed, as KeyID does.
+	Key       string `json:"key,omitempty"`
 	Signature []byte `json:"signature"` // Ed25519 (RFC 8032) over the encoding of the rest
 }
 
@@ -36,6 +41,18 @@ func (h *Head) message(instance string) []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(h.At.Unix()))
 	b = binary.BigEndian.AppendUint64(b, uint64(h.At.Nanosecond()))
 	b = binary.BigEndian.AppendUint64(b, uint64(h.Segment))
+	// What follows is there or not, each with its name: heads without it stay good.
+	if o := h.Oldest; o != nil {
+		b = append(b, "oldest"...)
+		b = binary.BigEndian.AppendUint64(b, uint64(o.Segment))
+		b = binary.BigEndian.AppendUint64(b, uint64(o.Seq))
+		b = append(b, o.Prev[:]...)
+	}
+	if h.Key != "" {
+		b = append(b, "key"...)
+		b = binary.BigEndian.AppendUint64(b, uint64(len(h.Key)))
+		b = append(b, h.Key...)
+	}
 	if h.Closed {
 		b = append(b, "closed"...)
 	}
@@ -43,6 +60,9 @@ func (h *Head) message(instance string) []byte {
 }
 
 func (h *Head) sign(instance string, s crypto.Signer) error {
+	if key, ok := s.Public().(ed25519.PublicKey); ok {
+		h.Key = KeyID(key)
+	}
 	sig, err := s.Sign(rand.Reader, h.message(instance), crypto.Hash(0))
 	if err != nil {
 		return fmt.Errorf("signing the head of the journal: %w", err)
@@ -55,7 +75,7 @@ func (h *Head) sign(instance string, s crypto.Signer) error {
 func (h *Head) signedBy(instance string, keys []ed25519.PublicKey) bool {
 	m := h.message(instance)
 	for _, k := range keys {
-		if len(k) == ed25519.PublicKeySize && ed25519.Verify(k, m, h.Signature) {
+		if len(k) == ed25519.PublicKeySize && (h.Key == "" || h.Key == KeyID(k)) && ed25519.Verify(k, m, h.Signature) {
 			return true
 		}
 	}
@@ -67,8 +87,9 @@ func (h *Head) signedBy(instance string, keys []ed25519.PublicKey) bool {
 type Mark struct {
 	Instance string `json:"instance"`
 	Head     Head   `json:"head"`
-	Line     digest `json:"line"`   // the SHA-256 of the line that holds the Head
-	Oldest   Start  `json:"oldest"` // what retention has left
+	Line     digest `json:"line"`              // the SHA-256 of the line that holds the Head
+	Oldest   Start  `json:"oldest"`            // what retention has left; the Head says so too, under its signature
+	Records  int64  `json:"records,omitempty"` // of the chain, before the Head
 	// Foreign is what was found behind a clean end and is not yet written down in
 	// the journal; nil if there is nothing.
 	Foreign *Foreign `json:"foreign,omitempty"`
@@ -86,6 +107,25 @@ type Start struct {
 	Segment int64  `json:"segment"`
 	Seq     int64  `json:"seq"`
 	Prev    digest `json:"prev"`
+}
+
+// oldestSigned reports whether the signed Head says what Oldest says. Heads of
+// earlier versions say nothing about it.
+func (m *Mark) oldestSigned() bool { return m.Head.Oldest == nil || *m.Head.Oldest == m.Oldest }
+
+// distrust puts back where the journal begins, if no key vouches for what the Mark
+// says of it: whoever writes to the store must not have segments deleted, nor have
+// us sign that they were ours to delete.
+func (m *Mark) distrust(keys []ed25519.PublicKey) bool {
+	switch {
+	case !m.Head.signedBy(m.Instance, keys):
+		m.Oldest = Start{Segment: 1, Seq: 1}
+	case !m.oldestSigned():
+		m.Oldest = *m.Head.Oldest
+	default:
+		return false
+	}
+	return true
 }
 
 // line is the number of the line that holds the marked head.

@@ -30,8 +30,13 @@
 // After a crash [Open] cuts off a line that was never finished, and ends each
 // connection that has a START and no END with a record of what is known.
 //
+// Retention deletes the oldest segments. Before it does, a signed head says where
+// the journal begins from then on, so that nobody else can cut off its beginning.
+// The key that signs can be changed while the journal runs; each head names its
+// key.
+//
 // What it costs: the disk is synced each second, so that a loss of power may
-// take the last second with it, unless Config.Durability is [Disk]. Several
+// take the last second with it, unless the durability is DISK. Several
 // faults at once can keep a record whose caller was told that it is not: it was
 // written, could not be synced or was in a file that had been removed, and
 // could not be cut off again.
@@ -48,26 +53,18 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"cardea/api"
 	"cardea/audit"
 )
 
-// Durability says when Append returns.
-type Durability string
-
-// The values of Durability. "" is Write.
-const (
-	Write Durability = "WRITE" // once it is in write(2): it survives the death of this process
-	Disk  Durability = "DISK"  // once it is on disk: it survives the loss of power
-)
-
 // Retention says how much is kept. Whole segments go, the oldest first, and
 // never the one that is written; who reads may still finish.
 type Retention struct {
-	Size int64         // bytes of all segments; 0 is 4 GiB
-	Age  time.Duration // of what is in a segment; 0 is 30 days
+	Size int64         // bytes of all segments; 0 is 10 GiB
+	Age  time.Duration // of what is in a segment; 0 is 90 days
 }
 
 // A Config is what a Journal needs. Dir, Instance, Signer, Marks and Log are
@@ -78,25 +75,26 @@ type Config struct {
 	// Signer signs heads; its public key must be an ed25519.PublicKey. It must
 	// not be kept in Dir.
 	Signer crypto.Signer
-	// Keys are further public keys whose heads [Journal.Verify] accepts: those
-	// that signed before Signer did.
+	// Keys are further public keys whose heads are accepted: those that signed
+	// before Signer did.
 	Keys        []ed25519.PublicKey
 	Marks       Marks
 	Log         *slog.Logger
 	Now         func() time.Time // nil is time.Now
 	SegmentSize int64            // bytes from which on a new segment begins; 0 is 64 MiB
 	Retention   Retention
-	Durability  Durability
+	Durability  api.Durability // "" is PROCESS
 }
 
-// A Journal is an access log in files. It is an [audit.Log] and an
-// [audit.Reader].
+// A Journal is an access log in files. It is an [audit.Log], an [audit.Reader]
+// and an [audit.Source].
 type Journal struct {
 	dir    string
-	keys   []ed25519.PublicKey
 	marks  Marks
 	log    *slog.Logger
 	lock   *os.File
+	keys   keyring
+	disk   atomic.Bool // Append waits for the disk
 	index  index
 	keeper keeper
 	tail   tail // of Run alone
@@ -113,6 +111,7 @@ type Journal struct {
 var (
 	_ audit.Log    = (*Journal)(nil)
 	_ audit.Reader = (*Journal)(nil)
+	_ audit.Source = (*Journal)(nil)
 )
 
 // A batch is what is written at once.
@@ -144,45 +143,64 @@ func open(ctx context.Context, c Config, create func(string) (file, error)) (*Jo
 	if !instanceRule.MatchString(c.Instance) {
 		return nil, fmt.Errorf("instance %q: must be 1 to 64 characters of A-Z, a-z, 0-9, '.', '_' and '-'", c.Instance)
 	}
-	key, ok := c.Signer.Public().(ed25519.PublicKey)
-	if !ok {
-		return nil, fmt.Errorf("the signer has a key of type %T; it must be Ed25519", c.Signer.Public())
-	}
-	switch c.Durability {
-	case "", Write, Disk:
-	default:
-		return nil, fmt.Errorf("durability %q: must be WRITE or DISK", c.Durability)
+	if !slices.Contains(append(c.Durability.Values(), ""), string(c.Durability)) {
+		return nil, fmt.Errorf("durability %q: must be PROCESS or DISK", c.Durability)
 	}
 	orDefault(&c.SegmentSize, 64<<20)
-	orDefault(&c.Retention.Size, 4<<30)
-	orDefault(&c.Retention.Age, 30*24*time.Hour)
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
-		return nil, err
-	}
-	l, err := lock(c.Dir)
-	if err != nil {
-		return nil, err
-	}
 	j := &Journal{
-		dir: c.Dir, keys: append(slices.Clone(c.Keys), key), marks: c.Marks, log: c.Log, lock: l,
-		keeper: keeper{dir: c.Dir, instance: c.Instance, marks: c.Marks, retention: c.Retention, now: c.Now, log: c.Log},
+		dir: c.Dir, marks: c.Marks, log: c.Log,
+		keeper: keeper{dir: c.Dir, instance: c.Instance, marks: c.Marks, now: c.Now, log: c.Log},
 		tail: tail{
-			dir: c.Dir, instance: c.Instance, segmentSize: c.SegmentSize, disk: c.Durability == Disk,
-			signer: c.Signer, now: c.Now, create: create, log: c.Log, open: map[string]place{},
+			dir: c.Dir, instance: c.Instance, segmentSize: c.SegmentSize,
+			now: c.Now, create: create, log: c.Log, open: map[string]place{},
 		},
 		entries: sync.Pool{New: func() any { return new(entry) }},
 		wake:    make(chan struct{}, 1),
 		batch:   newBatch(),
 	}
 	j.keeper.index = &j.index
-	j.tail.index, j.tail.keeper = &j.index, &j.keeper
+	j.tail.index, j.tail.keeper, j.tail.keys, j.tail.disk = &j.index, &j.keeper, &j.keys, &j.disk
+	j.disk.Store(c.Durability == api.DurabilityDisk)
+	j.keeper.retain(c.Retention)
+	if err := j.keys.set(c.Signer, c.Keys); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	var err error
+	if j.lock, err = lock(c.Dir); err != nil {
+		return nil, err
+	}
 	if err := j.recover(ctx); err != nil {
-		return nil, errors.Join(err, j.keeper.close(), l.Close())
+		return nil, errors.Join(err, j.keeper.close(), j.lock.Close())
 	}
 	return j, nil
+}
+
+// Configure makes the journal follow a as it is now, with the defaults for what a
+// leaves out. What is written from then on is as durable as a says.
+func (j *Journal) Configure(a api.ClusterAudit) {
+	var r Retention
+	if a.Retention != nil {
+		r = Retention{Size: int64(a.Retention.MaxSizeMegabytes) << 20, Age: a.Retention.MaxAge.Or(0)}
+	}
+	j.keeper.retain(r)
+	j.disk.Store(a.Durability == api.DurabilityDisk)
+}
+
+// SetSigner makes s sign heads from now on; the next one within a second of the
+// next record. Heads of the key before it, and of earlier, stay good; but once a
+// head of another key stands in the chain, the key before it signs no more: a
+// later head of it is a finding of Verify.
+func (j *Journal) SetSigner(s crypto.Signer, earlier ...ed25519.PublicKey) error {
+	if err := j.keys.set(s, earlier); err != nil {
+		return fmt.Errorf("changing the key of the journal: %w", err)
+	}
+	return nil
 }
 
 // orDefault sets *v if it is zero.
@@ -213,6 +231,8 @@ func (j *Journal) Run(ctx context.Context) error {
 		case <-tick.C:
 			if j.tail.trouble != nil {
 				j.commit(newBatch()) // ask whether it can be written again
+			} else if j.tail.aged() {
+				j.renew()
 			}
 			if err := j.sign(); err != nil {
 				j.log.Error("the head of the journal is not signed", "err", err)
@@ -224,7 +244,7 @@ func (j *Journal) Run(ctx context.Context) error {
 		}
 	}
 	j.commit(j.take(true))
-	err := j.end()
+	err := j.signEnd()
 	close(due)
 	keeping.Wait()
 	// What was written must be kept although we are told to stop.
@@ -315,6 +335,14 @@ func (j *Journal) commit(b *batch) {
 	close(b.done)
 }
 
+// renew begins a new segment, as the one that is written is old.
+func (j *Journal) renew() {
+	defer j.note()
+	if err := j.tail.ready(0); err != nil {
+		j.log.Error("no new segment of the journal is begun", "err", err)
+	}
+}
+
 // sign signs the head if there is something new.
 func (j *Journal) sign() error {
 	if j.tail.trouble != nil {
@@ -324,12 +352,13 @@ func (j *Journal) sign() error {
 	return j.tail.head()
 }
 
-// end signs that the journal ends here, cleanly: it is used no more.
-func (j *Journal) end() error {
+// signEnd signs that the journal ends here, cleanly: it is used no more.
+func (j *Journal) signEnd() error {
 	if j.tail.trouble != nil {
 		return j.tail.trouble
 	}
 	defer j.note()
+	j.keeper.choose()
 	return j.tail.sign(true)
 }
 
@@ -346,4 +375,32 @@ func (j *Journal) Healthy() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return errors.Join(j.trouble, j.keeper.failure())
+}
+
+// Stats is what there is to measure of a Journal.
+type Stats struct {
+	Records  int64 // that were ever taken, also by earlier processes
+	Segments int
+	Bytes    int64         // of all segments
+	Unsynced int64         // records that may not be on disk yet …
+	Lag      time.Duration // … and for how long the oldest line is not
+	LastSync time.Time     // when all was last known to be on disk; zero if it never was
+}
+
+// Stats returns what there is to measure now.
+func (j *Journal) Stats() Stats {
+	var s Stats
+	segments, _ := j.index.view()
+	s.Segments = len(segments)
+	for _, g := range segments {
+		s.Bytes += g.size
+	}
+	k := &j.keeper
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s.Records, s.LastSync = k.written.Record, k.syncedAt
+	if k.synced != k.written {
+		s.Unsynced, s.Lag = k.written.Record-k.synced.Record, k.now().Sub(k.since)
+	}
+	return s
 }

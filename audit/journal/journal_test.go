@@ -173,7 +173,7 @@ func whole(t testing.TB, rep api.VerifyReport) {
 func path(dir string, n int64) string { return filepath.Join(dir, segmentName(n)) }
 
 func TestLog(t *testing.T) {
-	for _, d := range []Durability{Write, Disk} {
+	for _, d := range []api.Durability{api.DurabilityProcess, api.DurabilityDisk} {
 		t.Run(string(d), func(t *testing.T) {
 			audittest.Run(t, func(t *testing.T) audittest.Subject {
 				r := newRig(t)
@@ -185,7 +185,7 @@ func TestLog(t *testing.T) {
 					whole(t, r.verify(t))
 				})
 				failure := errors.New("no space left")
-				return audittest.Subject{Log: j, Reader: j,
+				return audittest.Subject{Log: j, Reader: j, Source: j,
 					Break: func() { r.disk.partial.Store(100); r.disk.writes.Store(&failure) },
 					Mend:  func() { r.disk.writes.Store(nil) },
 				}
@@ -275,10 +275,15 @@ func TestAppendWithdrawn(t *testing.T) {
 func TestTooLong(t *testing.T) {
 	r := newRig(t)
 	j, _ := r.start(t)
-	if err := j.Append(t.Context(), audittest.Denied(strings.Repeat("x", maxRecord))); !errors.Is(err, audit.ErrMalformed) {
+	long := func(n int) *api.AccessLog {
+		rec := audit.New(time.Now())
+		rec.Entry.Info.API = &api.APIInfo{Verb: "update", After: []byte(`"` + strings.Repeat("x", n) + `"`)}
+		return rec
+	}
+	if err := j.Append(t.Context(), long(maxRecord)); !errors.Is(err, audit.ErrMalformed) {
 		t.Errorf("Append of a record that no reader would read returned %v, want ErrMalformed", err)
 	}
-	must(t, j.Append(t.Context(), audittest.Denied(strings.Repeat("x", maxRecord-1000))))
+	must(t, j.Append(t.Context(), long(maxRecord-1000)))
 	if got := audittest.Collect(t, j, audit.Query{}); len(got) != 1 {
 		t.Errorf("%d records, want 1", len(got))
 	}
@@ -445,15 +450,22 @@ func TestRetentionByAge(t *testing.T) {
 		if got := audittest.Collect(t, j, audit.Query{}); len(got) != 51 {
 			t.Errorf("%d records are left before their time", 51-len(got))
 		}
-		time.Sleep(2 * time.Minute)
+		time.Sleep(9 * time.Minute) // an hour and an eighth after they were made
 		synctest.Wait()
 		rep, err := j.Verify(t.Context())
 		must(t, err)
 		whole(t, rep)
-		if rep.Segments != 1 {
-			t.Errorf("%d segments are left, want the last", rep.Segments)
+		got := audittest.Collect(t, j, audit.Query{})
+		if len(got) != 1 || got[0].Entry.Common.Reason.Words != "young" {
+			t.Errorf("%d records are left, want the young one", len(got))
+		}
+		time.Sleep(24 * time.Hour)
+		synctest.Wait()
+		if s := j.Stats(); s.Segments > 2 {
+			t.Errorf("where nothing happens there are %d segments", s.Segments)
 		}
 		must(t, stop())
+		whole(t, r.verify(t))
 	})
 }
 

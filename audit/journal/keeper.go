@@ -6,36 +6,65 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
+
+	"cardea/audit"
 )
 
 // A keeper does what takes the disk or the store a while and must not hold up
 // the writer: it syncs files, keeps the mark, and deletes old segments.
 type keeper struct {
-	dir       string
-	instance  string
-	marks     Marks
-	retention Retention
-	now       func() time.Time
-	log       *slog.Logger
-	index     *index
+	dir      string
+	instance string
+	marks    Marks
+	now      func() time.Time
+	log      *slog.Logger
+	index    *index
 
 	// reading is held by who needs the segments to stay.
 	reading sync.RWMutex
 	// syncing is held by who syncs.
 	syncing sync.Mutex
 
-	mu      sync.Mutex
-	current file
-	retired []file // to be synced and closed
-	newName bool   // a name in dir is not durable
-	written int64  // the last line
-	synced  int64  // the last line that is known to be on disk
-	syncErr error  // why the last sync failed
-	mark    *Mark  // as it should be kept
-	kept    *Mark  // as it is kept
-	oldest  Start
+	mu        sync.Mutex
+	retention Retention
+	current   file
+	retired   []file // to be synced and closed
+	newName   bool   // a name in dir is not durable
+	written   audit.Position
+	synced    audit.Position // what is known to be on disk
+	since     time.Time      // when the first line after synced was written
+	syncedAt  time.Time      // when it was last all on disk
+	syncErr   error          // why the last sync failed
+	mark      *Mark          // as it should be kept
+	kept      *Mark          // as it is kept
+	letGo     Start          // where the journal is to begin, which the next head says
+}
+
+// retain says how much is kept from now on.
+func (k *keeper) retain(r Retention) {
+	orDefault(&r.Size, 10<<30)
+	orDefault(&r.Age, 90*24*time.Hour)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.retention = r
+}
+
+// span is how long a segment may hold records until the next begins: what
+// retention deletes is at most so much older than it should be.
+func (k *keeper) span() time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return min(k.retention.Age/8, 24*time.Hour)
+}
+
+// begins returns where the journal is to begin.
+func (k *keeper) begins() Start {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.letGo
 }
 
 // rotated says that f is the file of the segment that has just begun.
@@ -46,23 +75,30 @@ func (k *keeper) rotated(f file, begun Start) {
 		k.retired = append(k.retired, k.current)
 	}
 	k.current, k.newName = f, true
-	if k.oldest.Segment == 0 {
-		k.oldest = begun
+	if k.letGo.Segment == 0 {
+		k.letGo = begun
 	}
 }
 
-// wrote says which line is the last.
-func (k *keeper) wrote(seq int64) {
+// wrote says which line is the last, and whether it is on disk.
+func (k *keeper) wrote(to audit.Position, onDisk bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.written = seq
+	if k.synced == k.written {
+		k.since = k.now()
+	}
+	k.written = to
+	if onDisk {
+		k.synced, k.syncedAt = to, k.now()
+	}
 }
 
-// signed says which head is the last, and the hash of its line.
-func (k *keeper) signed(h *Head, hash digest) {
+// signed says which head is the last, the hash of its line, and how many records
+// there are before it.
+func (k *keeper) signed(h *Head, hash digest, records int64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.mark = &Mark{Instance: k.instance, Head: *h, Line: hash}
+	k.mark = &Mark{Instance: k.instance, Head: *h, Line: hash, Oldest: *h.Oldest, Records: records}
 }
 
 // failure says why what was written may not be on disk.
@@ -78,7 +114,7 @@ func (k *keeper) sync() error {
 	defer k.syncing.Unlock()
 	k.mu.Lock()
 	current, retired, newName, written := k.current, k.retired, k.newName, k.written
-	done := written == k.synced && len(retired) == 0 && !newName && k.syncErr == nil
+	done := written.Line == k.synced.Line && len(retired) == 0 && !newName && k.syncErr == nil
 	k.mu.Unlock()
 	if done || current == nil {
 		return nil
@@ -102,14 +138,20 @@ func (k *keeper) sync() error {
 	}
 	k.retired = k.retired[len(retired):]
 	k.newName = k.newName && k.current != current
-	k.synced = written
+	if written.Line > k.synced.Line { // else a write that was synced has passed by
+		k.synced = written
+	}
+	k.since, k.syncedAt = k.now(), k.now()
 	return nil
 }
 
-// keep does what is due.
+// keep does what is due. A segment goes in three steps: choose says where the
+// journal is to begin, the next head says so under its signature, and once the
+// mark with that head is kept, release deletes what is before it. So whoever finds
+// segments gone can tell whether they were let go.
 func (k *keeper) keep(ctx context.Context) error {
 	k.mu.Lock()
-	mark, oldest := k.mark, k.oldest
+	mark := k.mark
 	k.mu.Unlock()
 	// The mark says what a crash of the machine leaves, so the sync comes first.
 	if err := k.sync(); err != nil {
@@ -118,48 +160,43 @@ func (k *keeper) keep(ctx context.Context) error {
 	if mark == nil {
 		return nil
 	}
-	if !k.reading.TryLock() {
-		return k.set(ctx, mark, oldest)
+	if k.kept == nil || k.kept.Head.Seq != mark.Head.Seq {
+		if err := writeMark(ctx, k.marks, mark); err != nil {
+			return err
+		}
+		k.kept = mark
+	}
+	k.release()
+	k.choose()
+	return nil
+}
+
+// release deletes the segments that the mark has let go, unless somebody needs
+// them to stay.
+func (k *keeper) release() {
+	all, _ := k.index.view()
+	oldest := k.kept.Oldest
+	n := slices.IndexFunc(all, func(s segment) bool { return s.Segment >= oldest.Segment })
+	if n <= 0 || !k.reading.TryLock() {
+		return
 	}
 	defer k.reading.Unlock()
-	expired, oldest := k.expired(oldest)
-	// The mark moves first: a segment that is gone was let go.
-	if err := k.set(ctx, mark, oldest); err != nil {
-		return err
-	}
-	if len(expired) == 0 {
-		return nil
-	}
 	k.index.drop(oldest.Segment)
-	for _, s := range expired {
+	for _, s := range all[:n] {
 		if err := os.Remove(filepath.Join(k.dir, segmentName(s.Segment))); err != nil && !errors.Is(err, os.ErrNotExist) {
 			k.log.Warn("an old segment of the journal cannot be removed", "segment", s.Segment, "err", err)
 		}
 	}
-	k.log.Info("old segments of the journal were removed", "segments", len(expired), "oldest", oldest.Segment)
-	return nil
+	k.log.Info("old segments of the journal were removed", "segments", n, "oldest", oldest.Segment)
 }
 
-// set keeps the mark if it is not what is kept.
-func (k *keeper) set(ctx context.Context, mark *Mark, oldest Start) error {
-	m := *mark
-	m.Oldest = oldest
-	if k.kept != nil && k.kept.Head.Seq == m.Head.Seq && k.kept.Oldest == m.Oldest {
-		return nil
-	}
-	if err := writeMark(ctx, k.marks, &m); err != nil {
-		return err
-	}
+// choose lets go the segments that are more than retention keeps. The last one
+// always stays.
+func (k *keeper) choose() {
+	all, _ := k.index.view()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.kept, k.oldest = &m, oldest
-	return nil
-}
-
-// expired returns the segments that retention lets go, and where the rest
-// begins. The last segment always stays.
-func (k *keeper) expired(oldest Start) ([]segment, Start) {
-	all, _ := k.index.view()
+	all = slices.DeleteFunc(all, func(s segment) bool { return s.Segment < k.letGo.Segment })
 	var size int64
 	for _, s := range all {
 		size += s.size
@@ -173,10 +210,9 @@ func (k *keeper) expired(oldest Start) ([]segment, Start) {
 		}
 		size -= all[n].size
 	}
-	if n == 0 {
-		return nil, oldest
+	if n > 0 {
+		k.letGo = all[n].Start
 	}
-	return all[:n], all[n].Start
 }
 
 // close closes the files.

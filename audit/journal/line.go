@@ -51,7 +51,8 @@ const (
 // An openSet lists connections that had a START and no END when the segment
 // began, so that nobody needs to read those before it.
 type openSet struct {
-	Format      int        `json:"format"` // of the segment
+	Format      int        `json:"format"`            // of the segment
+	Records     int64      `json:"records,omitempty"` // of the chain, before the segment
 	Connections []openConn `json:"connections"`
 	Left        int        `json:"left"` // how many more the next lines list
 }
@@ -168,6 +169,18 @@ func parseLine(b []byte) (*line, error) {
 		return nil, fmt.Errorf("is a %s line without %[1]s", l.Kind)
 	}
 	return &l, nil
+}
+
+// seqOf returns the number that a line says it has, without reading more of it; 0
+// if it says none.
+func seqOf(b []byte) int64 {
+	b, ok := bytes.CutPrefix(b, []byte(`{"seq":`))
+	digits, _, end := bytes.Cut(b[:min(len(b), 20)], []byte(","))
+	n, err := strconv.ParseInt(string(digits), 10, 64)
+	if !ok || !end || err != nil || n < 1 || n > maxSeq {
+		return 0
+	}
+	return n
 }
 
 // record returns the access log record of a record line.

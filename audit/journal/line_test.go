@@ -53,6 +53,9 @@ func FuzzReadLine(f *testing.F) {
 			if err != nil {
 				continue
 			}
+			if n := seqOf(raw.text); n != 0 && n != l.Seq && bytes.Count(raw.text, []byte("seq")) == 1 {
+				t.Fatalf("line %d says at a glance that it is %d", l.Seq, n)
+			}
 			if l.Kind == kindRecord {
 				m, err := l.move()
 				rec, rerr := l.record()

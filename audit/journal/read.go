@@ -17,6 +17,9 @@ import (
 // An OvertakenError says that retention deleted lines before they were read.
 type OvertakenError struct {
 	From, To int64 // line numbers
+	Lost     int64 // records among them
+
+	records int64 // of the chain, up to To
 }
 
 // Error implements error.
@@ -28,16 +31,16 @@ func (e *OvertakenError) Error() string {
 const clockSlack = time.Minute
 
 // Records implements [audit.Reader]. It reads the files as they are when it gets
-// to them, delays nobody, and works after Run has returned too. A line that
-// cannot be read is left out with a word in the log of this process; Verify says
-// more. It ends with an [OvertakenError] if retention is faster than the reader.
+// to them, delays nobody, and works after Run has returned too. What it follows
+// ends once Run has returned and everything was given. A line that cannot be read
+// is left out with a word in the log of this process; Verify says more. It ends
+// with an [OvertakenError] if retention is faster than the reader.
 func (j *Journal) Records(ctx context.Context, q audit.Query) iter.Seq2[api.AccessLog, error] {
 	return func(yield func(api.AccessLog, error) bool) {
 		err := q.Validate()
 		if err == nil {
-			c := &cursor{j: j, q: &q}
-			defer c.close()
-			err = c.run(ctx, func(rec *api.AccessLog) bool { return yield(*rec, nil) })
+			r := &reader{q: &q, give: func(rec *api.AccessLog) bool { return yield(*rec, nil) }}
+			err = r.run(ctx, j)
 		}
 		if err != nil && !errors.Is(err, errStop) {
 			yield(api.AccessLog{}, err)
@@ -45,54 +48,127 @@ func (j *Journal) Records(ctx context.Context, q audit.Query) iter.Seq2[api.Acce
 	}
 }
 
+// A reader gives the records that a query asks for.
+type reader struct {
+	q      *audit.Query
+	give   func(*api.AccessLog) bool
+	last   []*api.AccessLog // the latest q.Limit of what is there, in a ring
+	oldest int              // of them
+}
+
+// run gives what is there, and then what comes.
+func (r *reader) run(ctx context.Context, j *Journal) error {
+	limit := r.q.Limit
+	c := &cursor{j: j, since: r.q.Since, follow: r.q.Follow}
+	c.take = func(l *line) (bool, error) {
+		rec, err := l.record()
+		switch {
+		case err != nil:
+			return true, err
+		case !r.q.Match(rec):
+			return true, nil
+		case limit == 0:
+			return r.give(rec), nil
+		case len(r.last) < limit:
+			r.last = append(r.last, rec)
+		default:
+			r.last[r.oldest] = rec
+			r.oldest = (r.oldest + 1) % limit
+		}
+		return true, nil
+	}
+	c.caughtUp = func() bool { // what comes now does not count
+		for i := range r.last {
+			if !r.give(r.last[(r.oldest+i)%limit]) {
+				return false
+			}
+		}
+		limit, r.last = 0, nil
+		return true
+	}
+	return c.run(ctx)
+}
+
+// Follow implements [audit.Source].
+func (j *Journal) Follow(ctx context.Context, from audit.Position) iter.Seq2[audit.Entry, error] {
+	return func(yield func(audit.Entry, error) bool) {
+		if written, _ := j.End(); from.Line > written.Line {
+			j.log.Warn("a place in the journal that somebody has kept is of another journal: everything is given again", "line", from.Line, "last", written.Line)
+			from = audit.Position{}
+		}
+		c := &cursor{j: j, at: from, follow: true}
+		c.take = func(l *line) (bool, error) {
+			return yield(audit.Entry{At: c.at, Time: l.At, JSON: l.Record}, nil), nil
+		}
+		for {
+			err := c.run(ctx)
+			over, overtaken := errors.AsType[*OvertakenError](err)
+			if !overtaken {
+				if err != nil && !errors.Is(err, errStop) && ctx.Err() == nil {
+					yield(audit.Entry{}, err)
+				}
+				return
+			}
+			c.at = audit.Position{Line: over.To, Record: max(over.records, c.at.Record)}
+			if over.Lost > 0 && !yield(audit.Entry{At: c.at, Time: j.keeper.now().UTC(), Lost: over.Lost}, nil) {
+				return
+			}
+		}
+	}
+}
+
+// End implements [audit.Source].
+func (j *Journal) End() (written, durable audit.Position) {
+	j.keeper.mu.Lock()
+	defer j.keeper.mu.Unlock()
+	return j.keeper.written, j.keeper.synced
+}
+
+// Sync implements [audit.Source].
+func (j *Journal) Sync() error { return j.keeper.sync() }
+
 // errStop says that no more is wanted.
 var errStop = errors.New("stop")
 
-// A cursor is where a reader is.
+// A cursor is where somebody reads.
 type cursor struct {
-	j    *Journal
-	q    *audit.Query
-	seq  int64 // the last line that was read, or passed over
-	n    int64 // the segment that is open
+	j      *Journal
+	since  time.Time // what is older need not be read
+	follow bool      // wait for more
+	// take takes a record line, and says whether more is wanted; an error is about
+	// this line. caughtUp, if it is not nil, is called once when all that was there
+	// is taken.
+	take     func(*line) (bool, error)
+	caughtUp func() bool
+
+	at   audit.Position // of the last line that was read, or passed over
+	n    int64          // the segment that is open
+	line int64          // the last line of it that was read
 	file *os.File
 	upTo io.LimitedReader // of file: what is written
 	size int64            // how much of it was ever let through
 	r    *lineReader      // of upTo
 }
 
-// run gives what is there, and then what comes.
-func (c *cursor) run(ctx context.Context, give func(*api.AccessLog) bool) error {
-	var last []*api.AccessLog // the latest Limit, in a ring
-	oldest := 0               // of them
-	keep := func(rec *api.AccessLog) bool {
-		if len(last) < c.q.Limit {
-			last = append(last, rec)
-		} else {
-			last[oldest] = rec
-			oldest = (oldest + 1) % len(last)
-		}
-		return true
-	}
-	if c.q.Limit == 0 {
-		keep = give
-	}
-	changed, err := c.catchUp(ctx, keep)
+// run reads what is there, and then what comes.
+func (c *cursor) run(ctx context.Context) error {
+	defer c.close()
+	changed, err := c.catchUp(ctx)
 	if err != nil {
 		return err
 	}
-	for i := range last {
-		if !give(last[(oldest+i)%len(last)]) {
-			return errStop
-		}
+	if c.caughtUp != nil && !c.caughtUp() {
+		return errStop
 	}
-	last = nil
-	for c.q.Follow && changed != nil {
+	for c.follow && changed != nil {
 		select {
 		case <-ctx.Done():
-			return nil
 		case <-changed:
 		}
-		if changed, err = c.catchUp(ctx, give); err != nil {
+		// What was written before ctx was done is given too: a server that stops
+		// stops its connections first, and who looks on sees them end.
+		last := ctx.Err() != nil
+		if changed, err = c.catchUp(context.WithoutCancel(ctx)); err != nil || last {
 			return err
 		}
 	}
@@ -101,16 +177,16 @@ func (c *cursor) run(ctx context.Context, give func(*api.AccessLog) bool) error 
 
 // catchUp reads all that is written, and returns a channel that is closed when
 // there is more; nil if there will not be.
-func (c *cursor) catchUp(ctx context.Context, give func(*api.AccessLog) bool) (<-chan struct{}, error) {
+func (c *cursor) catchUp(ctx context.Context) (<-chan struct{}, error) {
 	for {
 		segments, changed := c.j.index.view()
-		err := c.read(ctx, segments, give)
+		err := c.read(ctx, segments)
 		if errors.Is(err, os.ErrNotExist) {
 			if now, _ := c.j.index.view(); len(now) > 0 && now[0].Seq != segments[0].Seq {
 				continue // retention was here; read says whether that matters
 			}
 		}
-		if c.q.Follow && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		if c.follow && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 			return nil, nil
 		}
 		return changed, err
@@ -118,24 +194,26 @@ func (c *cursor) catchUp(ctx context.Context, give func(*api.AccessLog) bool) (<
 }
 
 // read reads what is new in segments.
-func (c *cursor) read(ctx context.Context, segments []segment, give func(*api.AccessLog) bool) error {
+func (c *cursor) read(ctx context.Context, segments []segment) error {
 	for i, s := range segments {
 		if s.Segment < c.n {
 			continue
 		}
 		if s.Segment > c.n {
-			if c.seq > 0 && s.Seq > c.seq+1 && i == 0 {
-				return &OvertakenError{From: c.seq + 1, To: s.Seq - 1}
+			if c.at.Line > 0 && s.Seq > c.at.Line+1 && i == 0 {
+				return &OvertakenError{From: c.at.Line + 1, To: s.Seq - 1, Lost: max(s.records-c.at.Record, 0), records: s.records}
 			}
-			if i+1 < len(segments) && segments[i+1].at.Before(c.q.Since.Add(-clockSlack)) {
-				c.seq = segments[i+1].Seq - 1
-				continue
+			if i+1 < len(segments) {
+				next := segments[i+1]
+				if next.Seq-1 <= c.at.Line || next.at.Before(c.since.Add(-clockSlack)) {
+					continue
+				}
 			}
 			if err := c.enter(s); err != nil {
 				return err
 			}
 		}
-		if err := c.readTo(ctx, s.size, give); err != nil {
+		if err := c.readTo(ctx, s.size); err != nil {
 			return err
 		}
 	}
@@ -149,14 +227,17 @@ func (c *cursor) enter(s segment) error {
 		return err
 	}
 	c.close()
-	c.file, c.n, c.seq = f, s.Segment, max(c.seq, s.Seq-1)
+	c.file, c.n, c.line = f, s.Segment, s.Seq-1
+	if c.line >= c.at.Line {
+		c.at = audit.Position{Line: c.line, Record: s.records}
+	}
 	c.upTo, c.size = io.LimitedReader{R: f}, 0
 	c.r = newLineReader(&c.upTo)
 	return nil
 }
 
 // readTo reads the segment up to an offset.
-func (c *cursor) readTo(ctx context.Context, size int64, give func(*api.AccessLog) bool) error {
+func (c *cursor) readTo(ctx context.Context, size int64) error {
 	c.upTo.N += size - c.size
 	c.size = size
 	for {
@@ -170,28 +251,32 @@ func (c *cursor) readTo(ctx context.Context, size int64, give func(*api.AccessLo
 		if err != nil {
 			return err
 		}
-		c.seq++
+		c.line = max(c.line+1, seqOf(raw.text))
+		if c.line <= c.at.Line {
+			continue // taken before
+		}
+		c.at.Line = c.line
 		l, err := parseLine(raw.text)
 		if err == nil {
-			c.seq = max(c.seq, l.Seq)
 			if l.Kind != kindRecord {
 				continue
 			}
-			var rec *api.AccessLog
-			if rec, err = l.record(); err == nil {
-				if c.q.Match(rec) && !give(rec) {
-					return errStop
-				}
-				continue
+			c.at.Record++
+			var more bool
+			if more, err = c.take(l); !more {
+				return errStop
 			}
 		}
-		c.j.log.Warn("a line of the journal is left out", "segment", c.n, "line", c.seq, "err", err)
+		if err != nil {
+			c.j.log.Warn("a line of the journal is left out", "segment", c.n, "line", c.line, "err", err)
+		}
 	}
 }
 
+// close closes the segment; it is opened again by who goes on.
 func (c *cursor) close() {
 	if c.file != nil {
 		c.file.Close()
-		c.file = nil
+		c.file, c.n = nil, 0
 	}
 }

@@ -21,6 +21,7 @@ const crashed = "CRASHED"
 // An end is what the last segments say of where the chain ends.
 type end struct {
 	seq      int64
+	records  int64
 	prev     digest
 	open     map[string]place
 	unsigned int64 // lines after the last head
@@ -41,6 +42,9 @@ func (j *Journal) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if mark != nil && mark.distrust(j.keys.keys()) {
+		j.log.Error("where the journal begins is not signed in its mark: nothing is deleted because of it", "instance", t.instance)
+	}
 	segments, cut, err := j.segments(mark)
 	if err != nil {
 		return err
@@ -52,12 +56,12 @@ func (j *Journal) recover(ctx context.Context) error {
 	var missing *gap
 	var taken int64
 	if mark != nil {
-		k.mark, k.kept, k.oldest = mark, mark, mark.Oldest
+		k.mark, k.kept, k.letGo = mark, mark, mark.Oldest
 	}
 	if len(segments) == 0 {
 		if mark != nil {
 			missing = &gap{From: mark.Oldest.Seq, To: mark.line(), Words: "all segments are gone"}
-			t.segment, t.seq, t.prev = mark.Head.Segment, mark.line(), mark.Line
+			t.segment, t.seq, t.records, t.prev = mark.Head.Segment, mark.line(), mark.Records, mark.Line
 		}
 		if err := t.rotate(); err != nil {
 			return err
@@ -69,6 +73,9 @@ func (j *Journal) recover(ctx context.Context) error {
 		}
 		cut += e.cut
 		missing, taken = e.missing(mark), e.unsigned
+		if mark != nil { // of those that are missing the number counts
+			e.records = max(e.records, mark.Records)
+		}
 		if e.damaged > 0 {
 			j.log.Error("lines of the journal cannot be read", "lines", e.damaged)
 		}
@@ -76,7 +83,7 @@ func (j *Journal) recover(ctx context.Context) error {
 			return err
 		}
 		if mark == nil {
-			k.oldest = segments[0].Start
+			k.letGo = segments[0].Start
 		}
 		if e.closed {
 			// Before anything else, and on disk: what stands behind a clean end
@@ -238,11 +245,13 @@ func (e *end) read(l *line, at place, first bool) {
 		e.unsigned, e.closed = 0, l.Head.Closed
 	case kindOpen:
 		if first {
+			e.records = max(e.records, l.Open.Records)
 			for _, c := range l.Open.Connections {
 				e.open[c.ID] = c.place
 			}
 		}
 	case kindRecord:
+		e.records++
 		m, err := l.move()
 		switch {
 		case err != nil:
@@ -299,7 +308,7 @@ func knowsOpen(path string) (bool, error) {
 // resume goes on where the chain ends.
 func (t *tail) resume(segments []segment, e *end) error {
 	last := &segments[len(segments)-1]
-	f, err := os.OpenFile(filepath.Join(t.dir, segmentName(last.Segment)), os.O_WRONLY, 0)
+	f, err := openFile(filepath.Join(t.dir, segmentName(last.Segment)), os.O_WRONLY)
 	if err != nil {
 		return err
 	}
@@ -313,9 +322,11 @@ func (t *tail) resume(segments []segment, e *end) error {
 		t.index.start(s)
 	}
 	t.file, t.info, t.segment, t.size = f, info, last.Segment, e.size
-	t.seq, t.prev, t.open, t.unsigned = e.seq, e.prev, e.open, e.unsigned
+	t.begun, t.before = last.at, last.records
+	t.seq, t.records, t.prev, t.open, t.unsigned = e.seq, e.records, e.prev, e.open, e.unsigned
+	t.rough = true
 	t.keeper.rotated(f, segments[0].Start)
-	t.keeper.wrote(t.seq)
+	t.keeper.wrote(audit.Position{Line: t.seq, Record: t.records}, false)
 	return f.Truncate(e.size)
 }
 

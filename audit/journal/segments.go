@@ -15,8 +15,9 @@ import (
 // A segment is one file of the chain.
 type segment struct {
 	Start
-	at   time.Time // of its first line
-	size int64     // bytes that are whole lines, and acknowledged
+	at      time.Time // of its first line
+	records int64     // of the chain, before the segment
+	size    int64     // bytes that are whole lines, and acknowledged
 }
 
 // digits makes the names of segments sort as their numbers do.
@@ -63,6 +64,9 @@ func readSegment(dir string, n int64) (segment, error) {
 	}
 	if l, err := parseLine(raw.text); err == nil && !raw.torn {
 		s.Seq, s.Prev, s.at = l.Seq, l.Prev, l.At
+		if l.Kind == kindOpen {
+			s.records = l.Open.Records
+		}
 	}
 	return s, nil
 }

@@ -2,7 +2,6 @@ package journal
 
 import (
 	"cmp"
-	"crypto"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"cardea/api"
@@ -28,8 +28,24 @@ type file interface {
 // createFile makes the file of a segment. One that is there was never begun to
 // be used: the numbers of segments are not given twice.
 func createFile(path string) (file, error) {
-	return os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	return openFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY)
 }
+
+// openFile opens the file of a segment to write to it.
+func openFile(path string, flag int) (file, error) {
+	f, err := os.OpenFile(path, flag, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return dataFile{f}, nil
+}
+
+// A dataFile syncs its data, and of what else is known of it only what is needed
+// to find them.
+type dataFile struct{ *os.File }
+
+// Sync implements file.
+func (f dataFile) Sync() error { return datasync(f.File) }
 
 // An entry is the records of one call of Append, encoded.
 type entry struct {
@@ -70,8 +86,8 @@ type tail struct {
 	dir         string
 	instance    string
 	segmentSize int64
-	disk        bool // sync before a write counts
-	signer      crypto.Signer
+	disk        *atomic.Bool // sync before a write counts
+	keys        *keyring
 	now         func() time.Time
 	create      func(path string) (file, error)
 	log         *slog.Logger
@@ -82,11 +98,16 @@ type tail struct {
 	info     os.FileInfo
 	segment  int64
 	size     int64
-	fresh    bool // the segment has no more than its first lines
+	fresh    bool      // the segment has no more than its first lines
+	begun    time.Time // when the segment was …
+	before   int64     // … and the records of the chain before it
 	seq      int64
+	records  int64 // of the chain
 	prev     digest
 	open     map[string]place
 	unsigned int64 // lines after the last head
+	oldest   Start // that the last head says
+	rough    bool  // something was written and not synced
 
 	trouble error // why the last write failed
 	refused int64 // records since then
@@ -102,6 +123,7 @@ type draft struct {
 	buf     []byte
 	lines   int64
 	seq     int64
+	records int64
 	prev    digest
 	moves   []move
 	places  []int64 // offsets of the lines that moves are about
@@ -145,6 +167,7 @@ func (d *draft) record(e *entry) {
 			d.moves, d.places = append(d.moves, m), append(d.places, d.base+int64(len(d.buf)))
 		}
 		d.add(kindRecord, e.text[start:end])
+		d.records++
 		start = end
 	}
 }
@@ -152,8 +175,9 @@ func (d *draft) record(e *entry) {
 // sign adds a head of all that is before it; closed says that nothing will come
 // after it.
 func (d *draft) sign(closed bool) error {
-	h := &Head{Seq: d.seq, Hash: d.prev, At: d.at, Segment: d.segment, Closed: closed}
-	if err := h.sign(d.t.instance, d.t.signer); err != nil {
+	oldest := d.t.keeper.begins()
+	h := &Head{Seq: d.seq, Hash: d.prev, At: d.at, Segment: d.segment, Closed: closed, Oldest: &oldest}
+	if err := h.sign(d.t.instance, d.t.keys.signer()); err != nil {
 		return err
 	}
 	b, err := json.Marshal(h)
@@ -177,7 +201,7 @@ func (d *draft) first() {
 	for {
 		some := all[:min(len(all), openPerLine)]
 		all = all[len(some):]
-		d.say(kindOpen, openSet{Format: format, Connections: some, Left: len(all)})
+		d.say(kindOpen, openSet{Format: format, Records: d.t.records, Connections: some, Left: len(all)})
 		if len(all) == 0 {
 			return
 		}
@@ -208,9 +232,9 @@ func (t *tail) write(entries []*entry) error {
 	return err
 }
 
-// head signs the end of the chain if there is something new.
+// head signs the end of the chain if there is something new to say of it.
 func (t *tail) head() error {
-	if t.unsigned == 0 {
+	if t.unsigned == 0 && t.oldest == t.keeper.begins() {
 		return nil
 	}
 	return t.sign(false)
@@ -226,8 +250,14 @@ func (t *tail) sign(closed bool) error {
 	return t.commit(d)
 }
 
+// aged reports whether the segment holds records and is old enough that more
+// should not come to them: retention deletes whole segments.
+func (t *tail) aged() bool {
+	return t.records > t.before && t.now().Sub(t.begun) >= t.keeper.span()
+}
+
 // ready makes sure that so many bytes of records can be written: it mends what
-// is broken and begins a new segment if this one is full.
+// is broken and begins a new segment if this one is full or old.
 func (t *tail) ready(bytes int64) error {
 	if err := t.keeper.failure(); err != nil {
 		t.fail(fmt.Errorf("lines up to %d may not have reached the disk: %w", t.seq, err))
@@ -237,7 +267,14 @@ func (t *tail) ready(bytes int64) error {
 			return err
 		}
 	}
-	if t.size+bytes <= t.segmentSize || t.fresh {
+	if t.rough && t.disk.Load() {
+		// It was not asked for when that was written; what comes now relies on it.
+		if err := t.keeper.sync(); err != nil {
+			return t.fail(err)
+		}
+		t.rough = false
+	}
+	if t.fresh || t.size+bytes <= t.segmentSize && !t.aged() {
 		return nil
 	}
 	if err := t.head(); err != nil {
@@ -283,7 +320,7 @@ func (t *tail) rotate() error {
 	if err == nil {
 		err = t.put(f, info, d)
 	}
-	if err == nil && t.disk {
+	if err == nil && t.disk.Load() {
 		err = syncDir(t.dir)
 	}
 	if err != nil {
@@ -291,8 +328,8 @@ func (t *tail) rotate() error {
 		os.Remove(path)
 		return t.fail(err)
 	}
-	begun := segment{Start: Start{Segment: d.segment, Seq: t.seq + 1, Prev: t.prev}, at: d.at, size: int64(len(d.buf))}
-	t.file, t.info, t.segment = f, info, d.segment
+	begun := segment{Start: Start{Segment: d.segment, Seq: t.seq + 1, Prev: t.prev}, at: d.at, records: t.records, size: int64(len(d.buf))}
+	t.file, t.info, t.segment, t.begun, t.before = f, info, d.segment, d.at, t.records
 	t.index.start(begun)
 	t.keeper.rotated(f, begun.Start)
 	t.adopt(d)
@@ -327,9 +364,10 @@ func (t *tail) put(f file, info os.FileInfo, d *draft) error {
 	if err := t.linked(info, d.segment); err != nil {
 		return err
 	}
-	if t.disk {
+	if t.disk.Load() {
 		return f.Sync()
 	}
+	t.rough = true
 	return nil
 }
 
@@ -350,6 +388,7 @@ func (t *tail) linked(opened os.FileInfo, n int64) error {
 func (t *tail) adopt(d *draft) {
 	t.size, t.seq, t.prev = d.base+int64(len(d.buf)), d.seq, d.prev
 	t.unsigned += d.lines
+	t.records += d.records
 	for i, m := range d.moves {
 		if m.typ == api.LogStart {
 			t.open[m.id] = place{Segment: d.segment, Offset: d.places[i]}
@@ -357,10 +396,10 @@ func (t *tail) adopt(d *draft) {
 			delete(t.open, m.id)
 		}
 	}
-	t.keeper.wrote(t.seq)
+	t.keeper.wrote(audit.Position{Line: t.seq, Record: t.records}, !t.rough)
 	if d.head != nil {
-		t.unsigned = 0
-		t.keeper.signed(d.head, d.prev)
+		t.unsigned, t.oldest = 0, *d.head.Oldest
+		t.keeper.signed(d.head, d.prev, t.records)
 	}
 	if cap(t.buf) > 4<<20 { // one great batch must not be paid for ever after
 		t.buf = nil

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"cardea/api"
 	"cardea/audit"
 	"cardea/audit/audittest"
 )
@@ -24,16 +25,16 @@ func TestTrouble(t *testing.T) {
 	for _, c := range []struct {
 		name       string
 		break_     func(*disk)
-		durability Durability
+		durability api.Durability
 	}{
-		{"nothing is written", func(d *disk) { d.writes.Store(&full) }, Write},
-		{"half a line is written", func(d *disk) { d.partial.Store(300); d.writes.Store(&full) }, Write},
+		{"nothing is written", func(d *disk) { d.writes.Store(&full) }, api.DurabilityProcess},
+		{"half a line is written", func(d *disk) { d.partial.Store(300); d.writes.Store(&full) }, api.DurabilityProcess},
 		{"half a line is written and cannot be cut off", func(d *disk) {
 			d.partial.Store(300)
 			d.writes.Store(&full)
 			d.truncates.Store(&full)
-		}, Write},
-		{"what is written cannot be synced", func(d *disk) { d.syncs.Store(&full) }, Disk},
+		}, api.DurabilityProcess},
+		{"what is written cannot be synced", func(d *disk) { d.syncs.Store(&full) }, api.DurabilityDisk},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t)

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"cardea/api"
@@ -29,7 +30,10 @@ func (j *Journal) Verify(ctx context.Context) (api.VerifyReport, error) {
 		return api.VerifyReport{}, err
 	}
 	segments, _ := j.index.view()
-	v := &verifier{dir: j.dir, keys: j.keys, mark: mark}
+	if mark != nil { // what retention let go is still there until we are done
+		segments = slices.DeleteFunc(segments, func(s segment) bool { return s.Segment < mark.Oldest.Segment })
+	}
+	v := &verifier{dir: j.dir, keys: j.keys.keys(), mark: mark}
 	report, err := v.run(ctx, segments)
 	if err == nil && mark == nil {
 		report.OK = false
@@ -40,9 +44,11 @@ func (j *Journal) Verify(ctx context.Context) (api.VerifyReport, error) {
 
 // Verify reports whether the journal in dir is whole: that no line was changed,
 // left out or added, that each head is signed by one of keys, and that what mark
-// says is there. It needs nothing else, and dir may be a copy. Without a mark it
-// cannot tell whether the end was cut off, and says so in a note. The error is
-// about reading; what is wrong with the journal is in the report.
+// says is there. It needs nothing else, and dir may be a copy. Where the journal
+// begins must be where the mark, or without one its last head, says that retention
+// let it begin. Without a mark it cannot tell whether the end was cut off, and says
+// so in a note. The error is about reading; what is wrong with the journal is in
+// the report.
 func Verify(ctx context.Context, dir string, keys []ed25519.PublicKey, mark *Mark) (api.VerifyReport, error) {
 	ns, err := listSegments(dir)
 	if err != nil {
@@ -75,10 +81,14 @@ type verifier struct {
 	report   api.VerifyReport
 	more     int // findings that are not listed
 	instance string
-	first    bool  // the first segment is being read
-	segment  int64 // that is being read
-	line     int   // in it, from 1
-	seq      int64 // of the line before
+	start    Start           // what stands first
+	head     *Head           // the last one that is good
+	key      string          // that signed it
+	retired  map[string]bool // keys that signed before that
+	first    bool            // the first segment is being read
+	segment  int64           // that is being read
+	line     int             // in it, from 1
+	seq      int64           // of the line before
 	prev     digest
 	begun    bool // there was a line before
 	unsigned int64
@@ -90,11 +100,14 @@ type verifier struct {
 }
 
 func (v *verifier) run(ctx context.Context, segments []segment) (api.VerifyReport, error) {
-	v.open = map[string]bool{}
+	v.open, v.retired = map[string]bool{}, map[string]bool{}
 	if v.mark != nil {
 		v.instance = v.mark.Instance
 		if !v.mark.Head.signedBy(v.instance, v.keys) {
 			v.find("The mark that is kept outside of the journal is not signed by a known key.")
+		}
+		if !v.mark.oldestSigned() {
+			v.find("The mark says that the journal begins with line %d of the chain, and its signature does not.", v.mark.Oldest.Seq)
 		}
 	}
 	v.report.Segments = len(segments)
@@ -122,6 +135,7 @@ func (v *verifier) end() {
 	case !v.marked:
 		v.find("Line %d of the chain, whose signed head the store keeps, is not there.", v.mark.line())
 	}
+	v.checkStart()
 	if v.unsigned > 0 {
 		v.note("The last %d lines are not signed yet.", v.unsigned)
 	}
@@ -260,7 +274,7 @@ func (v *verifier) checkPlace(l *line) {
 		v.findHere("is of the journal of %q, not %q", l.Instance, v.instance)
 	}
 	if !v.begun {
-		v.checkStart(l)
+		v.start = Start{Segment: v.segment, Seq: l.Seq, Prev: l.Prev}
 		return
 	}
 	jump := l.Kind == kindGap && l.Seq == l.Gap.To+1 && l.Seq > v.seq
@@ -272,21 +286,31 @@ func (v *verifier) checkPlace(l *line) {
 	}
 }
 
-// checkStart checks that the first line is the one that retention left.
-func (v *verifier) checkStart(l *line) {
-	oldest := Start{Seq: 1}
+// checkStart checks that the journal begins where retention left it to begin.
+func (v *verifier) checkStart() {
+	if !v.begun {
+		return
+	}
+	oldest, name := Start{Seq: 1}, segmentName(v.start.Segment)
 	switch {
 	case v.mark != nil:
 		oldest = v.mark.Oldest
-	case l.Seq > 1:
-		v.note("The journal begins with line %d of the chain; whether retention deleted what was before it cannot be told without a mark.", l.Seq)
+	case v.head != nil && v.head.Oldest != nil:
+		oldest = *v.head.Oldest
+	case v.start.Seq > 1:
+		v.note("The journal begins with line %d of the chain; whether retention deleted what was before it cannot be told without a mark.", v.start.Seq)
 		return
 	}
 	switch {
-	case l.Seq > oldest.Seq:
-		v.findHere("is line %d of the chain and the first; lines %d to %d were removed, and not by retention", l.Seq, oldest.Seq, l.Seq-1)
-	case l.Seq < oldest.Seq || l.Prev != oldest.Prev:
-		v.findHere("is not the line with which the journal begins")
+	case v.start.Seq > oldest.Seq:
+		v.find("%s line 1 is line %d of the chain and the first; lines %d to %d were removed, and not by retention.",
+			name, v.start.Seq, oldest.Seq, v.start.Seq-1)
+	case v.mark == nil && v.start.Seq < oldest.Seq:
+		v.note("Retention let go of what is before line %d of the chain, and the journal begins with line %d.", oldest.Seq, v.start.Seq)
+	case v.start.Seq < oldest.Seq || v.start.Prev != oldest.Prev:
+		v.find("%s line 1 is not the line with which the journal begins.", name)
+	case oldest.Seq > 1:
+		v.note("The journal begins with line %d of the chain: retention deleted what was before it.", oldest.Seq)
 	}
 }
 
@@ -347,6 +371,12 @@ func (v *verifier) checkHead(l *line, text []byte) {
 		v.findHere("holds a head that is not signed by a known key")
 		return
 	}
+	if h.Key != v.key {
+		if v.retired[h.Key] {
+			v.findHere("holds a head of the key %s, which had been replaced by another", h.Key)
+		}
+		v.retired[v.key], v.key = true, h.Key
+	}
 	v.report.Heads++
-	v.unsigned, v.closed = 0, h.Closed
+	v.head, v.unsigned, v.closed = h, 0, h.Closed
 }

@@ -12,8 +12,8 @@ import (
 	"cardea/audit"
 )
 
-// A Log is an [audit.Log] and an [audit.Reader] that keeps copies of records in
-// a slice. Its zero value is empty and ready.
+// A Log is an [audit.Log], an [audit.Reader] and an [audit.Source] that keeps
+// copies of records in a slice. Its zero value is empty and ready.
 type Log struct {
 	mu      sync.Mutex
 	recs    []*api.AccessLog // never written to once it is there
@@ -88,25 +88,70 @@ func (l *Log) Records(ctx context.Context, q audit.Query) iter.Seq2[api.AccessLo
 		if q.Limit > 0 {
 			recs = recs[max(0, len(recs)-q.Limit):]
 		}
+		last := false // what was there before ctx was done is given too
 		for {
 			for _, rec := range recs {
 				if q.Match(rec) && !yield(*rec, nil) {
 					return
 				}
 			}
-			if !q.Follow {
+			if !q.Follow || last {
 				return
 			}
 			select {
 			case <-ctx.Done():
-				return
 			case <-changed:
 			}
+			last = ctx.Err() != nil
 			recs, changed = l.from(next)
 			next += len(recs)
 		}
 	}
 }
+
+// Follow implements [audit.Source].
+func (l *Log) Follow(ctx context.Context, at audit.Position) iter.Seq2[audit.Entry, error] {
+	return func(yield func(audit.Entry, error) bool) {
+		next := at.Record
+		if written, _ := l.End(); next > written.Record {
+			next = 0
+		}
+		last := false
+		for {
+			recs, changed := l.from(int(next))
+			for _, rec := range recs {
+				next++
+				b, err := audit.AppendRecord(nil, rec)
+				if err != nil {
+					yield(audit.Entry{}, err)
+					return
+				}
+				if !yield(audit.Entry{At: audit.Position{Line: next, Record: next}, Time: rec.Metadata.CreatedAt, JSON: b}, nil) {
+					return
+				}
+			}
+			if last {
+				return
+			}
+			select {
+			case <-ctx.Done():
+			case <-changed:
+			}
+			last = ctx.Err() != nil
+		}
+	}
+}
+
+// End implements [audit.Source].
+func (l *Log) End() (written, durable audit.Position) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := int64(len(l.recs))
+	return audit.Position{Line: n, Record: n}, audit.Position{Line: n, Record: n}
+}
+
+// Sync implements [audit.Source]; this is as durable as memory is.
+func (l *Log) Sync() error { return nil }
 
 // from returns the records from the n-th on, and a channel that is closed when
 // there are more.

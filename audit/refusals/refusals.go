@@ -73,6 +73,7 @@ func New(log audit.Log, now func() time.Time, l *slog.Logger) *Recorder {
 
 // Refuse takes a refusal. It never waits for the log.
 func (r *Recorder) Refuse(f api.Refusal) {
+	f = cut(f)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := r.row(f)
@@ -86,6 +87,18 @@ func (r *Recorder) Refuse(f api.Refusal) {
 	case r.wake <- struct{}{}:
 	default: // Run knows
 	}
+}
+
+// cut returns f without what a record of it would leave out, so that what waits
+// here is no more than that: a stranger says how long his words are.
+func cut(f api.Refusal) api.Refusal {
+	f.Words = audit.Cut(f.Words)
+	if t := f.Facts.TLS; t != nil {
+		short := *t // it is the caller's
+		short.SNI, short.ALPN = audit.Cut(t.SNI), audit.Cut(t.ALPN)
+		f.Facts.TLS = &short
+	}
+	return f
 }
 
 // row returns the row that a refusal belongs to. The zero source is that of those

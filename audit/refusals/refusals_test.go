@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -72,6 +73,33 @@ func TestFewAreRecordedOneByOne(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		if each, _ := counts(log); len(each) != 1 {
 			t.Errorf("records %v, want no more than the one", each)
+		}
+	})
+}
+
+// What a stranger says does not wait here in full.
+func TestLongWords(t *testing.T) {
+	run(t, func(t *testing.T, r *Recorder, log *memory.Log, _ func() error) {
+		f := from("192.0.2.7")
+		f.Words = strings.Repeat("x", 64<<10)
+		f.Facts.TLS = &api.TLSFacts{SNI: f.Words, ALPN: f.Words}
+		for range 20 {
+			r.Refuse(f)
+		}
+		r.mu.Lock()
+		for of, n := range r.sources {
+			if w := n.last; len(w.Words)+len(w.Facts.TLS.SNI)+len(w.Facts.TLS.ALPN) > 3<<10 {
+				t.Errorf("%v holds the words in full", of)
+			}
+		}
+		r.mu.Unlock()
+		if len(f.Facts.TLS.SNI) != 64<<10 {
+			t.Error("the caller's facts were changed")
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if _, sum := counts(log); sum != 20 {
+			t.Errorf("%d refusals are recorded, want 20", sum)
 		}
 	})
 }
