@@ -15,6 +15,7 @@ import (
 const (
 	verbGet    = "get"
 	verbList   = "list"
+	verbWatch  = "watch"
 	verbCreate = "create"
 	verbUpdate = "update"
 	verbDelete = "delete"
@@ -22,7 +23,13 @@ const (
 	verbRenew  = "renew"
 	verbWhy    = "why"
 	verbConns  = "conns"
+	verbKill   = "kill"
 	verbLogs   = "logs"
+	// What a write may take beside create, update and delete: see question.
+	verbUse      = "use"
+	verbPublish  = "publish"
+	verbApprove  = "approve"
+	verbEscalate = "escalate"
 )
 
 // kindConnection is the kind of a live connection in decisions and the log.
@@ -77,8 +84,12 @@ func (c *call) may(verb string, k api.Key) (api.Decision, error) {
 	c.deny(ctx, d, a)
 	switch {
 	case err != nil:
-		e := api.Errorf(api.CodeUnavailable, "no decision could be made")
-		e.Hint = "try again"
+		return d, undecided()
+	case d.Reason == api.ReasonSessionNotActive && d.Subject.Session != nil:
+		return d, inactive(d.Subject.Session)
+	case d.Reason == api.ReasonDeviceNotActive && d.Subject.Device != nil:
+		e := api.Errorf(api.CodePermissionDenied, "your Device %s may not be used now", d.Subject.Device.Name)
+		e.Hint = "an administrator says: cardea update device " + d.Subject.Device.Name + " --approve"
 		return d, e
 	case isNobody(d.Reason):
 		return d, stranger()
@@ -89,6 +100,24 @@ func (c *call) may(verb string, k api.Key) (api.Decision, error) {
 	}
 	e.DecisionID = d.ID
 	return d, e
+}
+
+// sees decides whether the caller may do that, and records nothing: it is asked
+// about each of many Objects, of which he is shown those that he may see.
+func (c *call) sees(verb string, k api.Key) (api.Decision, error) {
+	d, err := c.decide(c.r.Context(), about(verb, k))
+	if err != nil {
+		c.Log.Error("no decision could be made on a call to the API", "error", err)
+		return d, undecided()
+	}
+	return d, nil
+}
+
+// undecided is what a caller is told on whom no decision could be made.
+func undecided() error {
+	e := api.Errorf(api.CodeUnavailable, "no decision could be made")
+	e.Hint = "try again"
+	return e
 }
 
 // stranger is what everybody without a valid Session is told.
@@ -143,7 +172,7 @@ func (c *call) record(d api.Decision, a api.APIFacts, before, after api.Object) 
 		Reason:     &api.LogReason{Type: d.Reason, Rule: d.Rule, Words: d.Words},
 		DecisionID: d.ID, Revision: d.Revision, Facts: &facts,
 		NamespaceRef: who.Namespace, RegionRef: who.Region, ServiceRef: service,
-		SessionRef: who.Session, UserRef: who.User,
+		SessionRef: who.Session, UserRef: who.User, DeviceRef: who.Device,
 	}
 	if d.Allowed() {
 		rec.Entry.Common.Status = api.StatusAllowed

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
 	"cardea/api"
+	"cardea/audit"
 	"cardea/store"
 )
 
@@ -18,9 +20,15 @@ import (
 // there.
 type Expirer struct {
 	Store store.Store
+	// Audit takes a record of each deletion before it is committed, so it must not
+	// wait for the Store.
+	Audit audit.Log
 	Log   *slog.Logger
 	Now   func() time.Time
 }
+
+// maxExpired is how much is deleted in one transaction.
+const maxExpired = 256
 
 // maxWait is how long the Expirer waits before it looks at the clock again, which
 // may have been set.
@@ -94,7 +102,7 @@ func (e *Expirer) follow(ctx context.Context) error {
 				return err
 			}
 		case <-timer.C:
-			if keys := due.passed(e.Now()); len(keys) > 0 {
+			for keys := range slices.Chunk(due.passed(e.Now()), maxExpired) {
 				e.expire(ctx, keys, &due)
 			}
 		}
@@ -110,6 +118,7 @@ func (e *Expirer) follow(ctx context.Context) error {
 // after a while.
 func (e *Expirer) expire(ctx context.Context, keys []api.Key, due *deadlines) {
 	_, err := e.Store.Update(ctx, actorSystem, func(tx store.Tx) error {
+		var recs []*api.AccessLog
 		for _, k := range keys {
 			o, err := stored(tx, k)
 			if err != nil {
@@ -124,8 +133,16 @@ func (e *Expirer) expire(ctx context.Context, keys []api.Key, due *deadlines) {
 			if err := tx.Delete(k); err != nil {
 				return err
 			}
+			rec, err := systemRecord(e.Now(), verbDelete, "expired", o, nil)
+			if err != nil {
+				return err
+			}
+			recs = append(recs, rec)
 		}
-		return nil
+		if len(recs) == 0 {
+			return nil
+		}
+		return e.Audit.Append(ctx, recs...) // what cannot be recorded does not happen
 	})
 	if err == nil {
 		e.Log.Debug("expired", "objects", keys)
@@ -137,6 +154,29 @@ func (e *Expirer) expire(ctx context.Context, keys []api.Key, due *deadlines) {
 	for _, k := range keys {
 		due.set(k, e.Now().Add(maxWait))
 	}
+}
+
+// systemRecord returns the record of what the system did to an Object by itself,
+// and why, in words. It has no actor. before or after may be nil.
+func systemRecord(now time.Time, verb, words string, before, after api.Object) (*api.AccessLog, error) {
+	o := after
+	if o == nil {
+		o = before
+	}
+	a := about(verb, o.Header().Key())
+	info := &api.APIInfo{Verb: a.Verb, Kind: a.Kind, Name: a.Name}
+	var err, err2 error
+	info.Before, err = encode(before)
+	info.After, err2 = encode(after)
+	service := &api.Ref{APIVersion: api.Version, Kind: api.KindService, Name: api.APIService}
+	rec := audit.New(now)
+	rec.Metadata.TargetRef = service
+	rec.Entry.Common = api.AccessLogCommon{
+		StartedAt: now, EndedAt: now, IsAuthorized: true, Status: api.StatusAllowed, Mode: api.ModeAPI,
+		Reason: &api.LogReason{Type: api.ReasonSystem, Words: words}, Facts: &api.Facts{API: &a}, ServiceRef: service,
+	}
+	rec.Entry.Info.API = info
+	return rec, errors.Join(err, err2)
 }
 
 // expiry returns when o expires, and zero if it does not. The Credential of the

@@ -55,11 +55,11 @@ func names(t *testing.T, st store.Store) (list string) {
 }
 
 // expiring runs an Expirer over a store for a test in a bubble.
-func expiring(t *testing.T, st store.Store, now func() time.Time) {
+func expiring(t *testing.T, st store.Store, log *journal, now func() time.Time) {
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
-		if err := (&Expirer{Store: st, Log: quiet(), Now: now}).Run(ctx); err != nil {
+		if err := (&Expirer{Store: st, Audit: log, Log: quiet(), Now: now}).Run(ctx); err != nil {
 			t.Error(err)
 		}
 	})
@@ -83,7 +83,8 @@ func TestExpirer(t *testing.T) {
 		system.Metadata.Name, system.Metadata.IsSystem = "system", true
 		past := aSession("past", in(-time.Hour))
 		write(t, st, past, aSession("s1", in(time.Hour)), never, soon, system)
-		expiring(t, st, time.Now)
+		log := new(journal)
+		expiring(t, st, log, time.Now)
 
 		at := func(d time.Duration, want string) {
 			t.Helper()
@@ -104,6 +105,18 @@ func TestExpirer(t *testing.T) {
 		at(3*time.Hour, "never system s1 ")
 		at(4*time.Hour, "never system ")
 		at(1000*time.Hour, "never system ")
+
+		var recorded string
+		for _, r := range log.all() {
+			a, c := r.Entry.Info.API, r.Entry.Common
+			recorded += a.Name + " "
+			if a.Verb != verbDelete || a.Before == nil || r.Metadata.ActorRef != nil || c.SessionRef != nil || c.Reason.Words != "expired" {
+				t.Errorf("the record of %s is %+v", a.Name, r.Entry)
+			}
+		}
+		if want := "past s3 s2 soon s1 "; recorded != want {
+			t.Errorf("recorded were %q, want %q", recorded, want)
+		}
 	})
 }
 
@@ -114,13 +127,36 @@ func TestExpirerClock(t *testing.T) {
 		st := memory.New()
 		c := &clock{t: time.Now()}
 		write(t, st, aSession("s1", c.now().Add(time.Hour)))
-		expiring(t, st, c.now)
+		expiring(t, st, new(journal), c.now)
 		time.Sleep(time.Minute)
 		c.advance(time.Hour)
 		time.Sleep(time.Second)
 		synctest.Wait()
 		if got := names(t, st); got != "" {
 			t.Errorf("a second after the clock was set there are %q", got)
+		}
+	})
+}
+
+// TestExpirerUnrecorded: what cannot be recorded is not deleted, until it can be.
+func TestExpirerUnrecorded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st, log := memory.New(), new(journal)
+		log.fail = errors.New("the disk is full")
+		write(t, st, aSession("s1", time.Now().Add(time.Minute)))
+		expiring(t, st, log, time.Now)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := names(t, st); got != "s1 " {
+			t.Errorf("there are %q although it could not be recorded", got)
+		}
+		log.mu.Lock()
+		log.fail = nil
+		log.mu.Unlock()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if got := names(t, st); got != "" || len(log.all()) != 1 {
+			t.Errorf("a second later there are %q and %d records", got, len(log.all()))
 		}
 	})
 }
@@ -152,7 +188,7 @@ func TestExpirerGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := &flaky{Store: memory.New()}
 		write(t, st, aSession("s1", time.Now().Add(time.Minute)))
-		expiring(t, st, time.Now)
+		expiring(t, st, new(journal), time.Now)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if got := names(t, st); got != "s1 " {

@@ -1,7 +1,9 @@
 package control
 
 import (
+	"cmp"
 	"crypto/rand"
+	"crypto/subtle"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -16,18 +18,14 @@ import (
 	"cardea/store"
 )
 
-// How long the Session of a User lasts.
-const (
-	humanSession    = 21 * time.Hour
-	workloadSession = 90 * 24 * time.Hour
-)
-
 // maxLogin is the size in bytes of the largest request that a stranger can make.
 const maxLogin = 64 << 10
 
 // An Authority issues the certificates of Sessions: see [cert.Authority].
 type Authority interface {
-	SessionCertificate(csr []byte, sessionUID string, notAfter time.Time) (der []byte, spkiSHA256 string, err error)
+	// SessionCertificate issues the certificate of a Session to the key of a CSR: it
+	// is good for life, and not after notAfter.
+	SessionCertificate(csr []byte, sessionUID string, life time.Duration, notAfter time.Time) (der []byte, spkiSHA256 string, err error)
 	Roots() []*x509.Certificate
 }
 
@@ -38,8 +36,8 @@ type refused string
 func (r refused) Error() string { return string(r) }
 
 // login answers POST /api/login.
-func (c *call) login(limit *limiter) (any, error) {
-	if !limit.allow(c.facts.IP) {
+func (c *call) login(e *entrance) (any, error) {
+	if !e.limiter.allow(c.facts.IP) {
 		e := api.Errorf(api.CodeUnavailable, "too many logins from your network")
 		e.Hint = "try again in a second"
 		return nil, e
@@ -49,7 +47,7 @@ func (c *call) login(limit *limiter) (any, error) {
 	if err := rpc.Read(c.r, &in); err != nil {
 		return nil, err
 	}
-	_, key, err := cert.ParseCSR(in.CSR)
+	_, spki, err := cert.ParseCSR(in.CSR)
 	if err != nil {
 		return nil, err
 	}
@@ -59,43 +57,58 @@ func (c *call) login(limit *limiter) (any, error) {
 	}
 
 	ctx := c.r.Context()
-	// Strangers take no turn among the writers: first it is looked at without.
-	admit := func(r store.Reader) (*api.Credential, *api.User, error) {
-		cred, user, err := c.admit(r, uid, hash)
-		if err == nil && in.User != "" && user.Metadata.Name != in.User {
-			err = api.Errorf(api.CodeConflict, "the token is of User %s, not of %s", user.Metadata.Name, in.User)
-		}
-		return cred, user, err
+	key, err := e.credentials.find(ctx, c.Store, uid)
+	if err != nil {
+		return nil, err
 	}
-	err = c.Store.View(ctx, func(r store.Reader) error {
-		_, _, err := admit(r)
-		return err
-	})
-	var out api.LoginResponse
-	var rev api.Revision
-	if err == nil {
-		rev, err = c.Store.Update(ctx, actorSystem, func(tx store.Tx) error {
-			cred, user, err := admit(tx)
-			if err != nil {
-				return err
-			}
-			s, err := c.open(tx, user, cred, key)
-			if err != nil {
-				return err
-			}
-			if out, err = c.certify(in.CSR, s); err != nil {
-				return err
-			}
-			return c.append(ctx, []*api.AccessLog{c.loginRecord(s)})
-		})
-	}
+	out, rev, err := c.enter(e, func(r store.Reader) (*admission, error) { return c.admit(r, key, uid, hash, in.User) }, in.CSR, spki)
 	if why, ok := errors.AsType[refused](err); ok {
 		return nil, c.turnAway(why)
+	}
+	if held, ok := errors.AsType[*withheld](err); ok {
+		return nil, c.withhold(held)
 	}
 	if err != nil {
 		return nil, err
 	}
 	return out, c.await(ctx, rev)
+}
+
+// enter makes a Session and its first certificate for whomever admit admits.
+func (c *call) enter(e *entrance, admit func(store.Reader) (*admission, error), csr []byte, spki string) (out api.LoginResponse, rev api.Revision, err error) {
+	ctx := c.r.Context()
+	// Strangers take no turn among the writers: first it is looked at without.
+	var a *admission
+	err = c.Store.View(ctx, func(r store.Reader) (err error) {
+		a, err = admit(r)
+		return err
+	})
+	if err != nil {
+		return out, rev, err
+	}
+	done, err := e.turn(ctx, a.user.Metadata.Name)
+	if err != nil {
+		return out, rev, err
+	}
+	defer done()
+	if err := c.room(e, a); err != nil {
+		return out, rev, err
+	}
+	rev, err = c.Store.Update(ctx, actorSystem, func(tx store.Tx) error {
+		a, err := admit(tx)
+		if err != nil {
+			return err
+		}
+		recs, s, err := c.open(tx, a, spki)
+		if err != nil {
+			return err
+		}
+		if out, err = c.certify(csr, s); err != nil {
+			return err
+		}
+		return c.append(ctx, recs)
+	})
+	return out, rev, err
 }
 
 // turnAway records a login that was refused, with the reason, and returns what
@@ -107,18 +120,50 @@ func (c *call) turnAway(why error) error {
 	return api.Errorf(api.CodeUnauthenticated, "the token is not valid: ask for a new one")
 }
 
-// admit returns the Credential of that uid and its User, if the token of that
-// hash is its own and may be used now. Otherwise the error is a refused.
-func (c *call) admit(r store.Reader, uid, hash string) (*api.Credential, *api.User, error) {
-	cred, err := byUID[*api.Credential](r, api.KindCredential, uid)
-	if err != nil {
-		return nil, nil, err
+// A withheld login is one of a valid token that lets nobody in for now. The token
+// is not used up, and its bearer is told why.
+type withheld struct {
+	user   api.Ref
+	reason api.ReasonType
+	err    *api.Error
+}
+
+func (w *withheld) Error() string { return w.err.Error() }
+
+// withhold records a login that was withheld, and returns what the bearer of the
+// token is told.
+func (c *call) withhold(w *withheld) error {
+	d := api.Decision{Effect: api.Deny, Reason: w.reason, Words: w.err.Message, Subject: api.Subject{User: &w.user}}
+	c.deny(c.r.Context(), d, api.APIFacts{Verb: verbLogin, Kind: api.KindSession})
+	return w.err
+}
+
+// An admission is what a valid token proves.
+type admission struct {
+	credential *api.Credential
+	user       *api.User
+	terms      terms
+}
+
+// admit returns what the token of that hash proves, if it is that of the
+// Credential of that key and uid and may be used now. Otherwise the error is a
+// refused, or a withheld. want is the name of the User whom the token has to be
+// of, or "".
+func (c *call) admit(r store.Reader, k api.Key, uid, hash, want string) (*admission, error) {
+	none := refused("there is no Credential of uid " + uid)
+	if k.Name == "" {
+		return nil, none
 	}
+	cred, err := store.Get[*api.Credential](r, k)
 	switch {
-	case cred == nil:
-		return nil, nil, refused("there is no Credential of uid " + uid)
+	case api.HasCode(err, api.CodeNotFound):
+		return nil, none
+	case err != nil:
+		return nil, err
+	case cred.Metadata.UID != uid: // it was made again under its name
+		return nil, none
 	case !token.Matches(cred, hash):
-		return nil, nil, refused("the token is not that of Credential " + cred.Metadata.Name)
+		return nil, refused("the token is not that of Credential " + cred.Metadata.Name)
 	}
 	var why string
 	n := cred.Spec.MaxAuthentications
@@ -131,72 +176,116 @@ func (c *call) admit(r store.Reader, uid, hash string) (*api.Credential, *api.Us
 		why = fmt.Sprintf("has been used %d times, which is as often as it may", n)
 	}
 	if why != "" {
-		return nil, nil, refused("Credential " + cred.Metadata.Name + " " + why)
+		return nil, refused("Credential " + cred.Metadata.Name + " " + why)
 	}
-	user, err := store.Get[*api.User](r, api.Key{Group: api.GroupCore, Kind: api.KindUser, Name: cred.Spec.User})
+	user, err := store.Get[*api.User](r, coreKey(api.KindUser, cred.Spec.User))
 	switch {
 	case api.HasCode(err, api.CodeNotFound):
-		return nil, nil, refused("there is no User " + cred.Spec.User)
+		return nil, refused("there is no User " + cred.Spec.User)
 	case err != nil:
-		return nil, nil, err
+		return nil, err
 	case user.Spec.IsDisabled:
-		return nil, nil, refused("User " + cred.Spec.User + " is disabled")
+		return nil, refused("User " + cred.Spec.User + " is disabled")
 	}
-	return cred, user, nil
-}
-
-// byUID returns the Object of a kind that has that uid, and nil if there is none.
-func byUID[T api.Object](r store.Reader, kind, uid string) (none T, err error) {
-	var key api.Key
-	for rec, err := range r.List(api.GroupCore, kind) {
-		if err != nil {
-			return none, err
-		}
-		if rec.UID == uid {
-			key = rec.Key
-			break
-		}
+	if want != "" && user.Metadata.Name != want {
+		return nil, &withheld{user.Ref(), api.ReasonUnauthenticated, api.Errorf(api.CodeConflict, "the token is of User %s, not of %s", user.Metadata.Name, want)}
 	}
-	if key.Name == "" {
-		return none, nil
-	}
-	return store.Get[T](r, key)
-}
-
-// open counts a use of cred and makes a Session of user that is bound to a key.
-func (c *call) open(tx store.Tx, user *api.User, cred *api.Credential, key string) (*api.Session, error) {
-	now := c.Now().UTC()
-	cred.Status.TotalAuthentications++
-	cred.Status.LastAuthenticationAt = now
-	if err := put(tx, cred); err != nil {
+	t, err := termsOf(r, user)
+	if err != nil {
 		return nil, err
 	}
-	life := humanSession
-	if user.Spec.Type == api.UserWorkload {
-		life = workloadSession
+	if cred.Metadata.IsSystem {
+		// The token of a first start, or of recover: the way in for whoever has no
+		// other. Nothing that can be written may close it.
+		t.state, t.most = api.SessionActive, 0
 	}
+	return &admission{cred, user, t}, nil
+}
+
+// room returns a withheld if a User, whose turn it is, has as many Sessions as
+// there may be.
+func (c *call) room(e *entrance, a *admission) error {
+	ctx, user, most := c.r.Context(), a.user.Metadata, a.terms.most
+	if most == 0 {
+		return nil
+	}
+	live, err := e.sessions.count(ctx, c.Store, user.Name)
+	if err != nil || live < most {
+		return err
+	}
+	// Some of them may have expired, and not be deleted yet.
+	live = 0
+	err = c.Store.View(ctx, func(r store.Reader) error {
+		for s, err := range store.All[*api.Session](r, api.KindSession) {
+			if err != nil {
+				return err
+			}
+			if s.Status.UserRef.UID == user.UID && c.Now().Before(s.Spec.ExpiresAt) {
+				live++
+			}
+		}
+		return nil
+	})
+	if err != nil || live < most {
+		return err
+	}
+	refusal := api.Errorf(api.CodeConflict, "User %s has %d Sessions, which is as many as there may be; the token was not used up", user.Name, live)
+	refusal.Hint = fmt.Sprintf("log out where a Session is not needed (cardea logout); an administrator: cardea get sessions --user %s, cardea delete session NAME", user.Name)
+	return &withheld{a.user.Ref(), api.ReasonLimit, refusal}
+}
+
+// open counts a use of the Credential and makes a Session of the User that is
+// bound to a key. It returns the records of that, too.
+func (c *call) open(tx store.Tx, a *admission, key string) ([]*api.AccessLog, *api.Session, error) {
+	now, cred := c.Now().UTC(), a.credential
 	s := new(api.Session)
 	s.Metadata = api.Metadata{UID: newUID(), ResourceVersion: newVersion(), CreatedAt: now, UpdatedAt: now}
-	s.Spec = api.SessionSpec{State: api.SessionActive, ExpiresAt: now.Add(life), Authorization: cred.Spec.Authorization}
+	s.Spec = api.SessionSpec{State: a.terms.state, ExpiresAt: now.Add(a.terms.life), Authorization: cred.Spec.Authorization}
 	credRef := cred.Ref()
-	s.Status = api.SessionStatus{Type: "CLIENT", UserRef: user.Ref(), CredentialRef: &credRef, KeySHA256: key}
+	s.Status = api.SessionStatus{
+		Type: string(api.SessionClient), UserRef: a.user.Ref(), CredentialRef: &credRef, KeySHA256: key,
+		CertificateSeconds: int(a.terms.certificate / time.Second),
+	}
 	s.Default()
+	if err := giveName(tx, s, a.user.Metadata.Name, sessionRandom); err != nil {
+		return nil, nil, err
+	}
+	if err := put(tx, s); err != nil {
+		return nil, nil, err
+	}
+	ref := s.Ref()
+	d := api.Decision{Effect: api.Allow, Lease: 1, Reason: api.ReasonPolicyMatch, Words: "a valid token",
+		Subject: api.Subject{Session: &ref, User: &s.Status.UserRef}}
+	recs := []*api.AccessLog{c.record(d, about(verbLogin, s.Key()), nil, s)}
+
+	cred.Status.TotalAuthentications++
+	cred.Status.LastAuthenticationAt = now
+	if !cred.Spec.AutoDelete || cred.Status.TotalAuthentications < cred.Spec.MaxAuthentications {
+		return recs, s, put(tx, cred)
+	}
+	d.Words = "used as often as it may be, and deleted then"
+	return append(recs, c.record(d, about(verbDelete, cred.Key()), cred, nil)), s, tx.Delete(cred.Key())
+}
+
+// sessionRandom is how many random characters the name of a Session ends with.
+const sessionRandom = 6
+
+// giveName gives an Object a name that no other of its kind has: a prefix, and so
+// many random characters of [a-z0-9].
+func giveName(r store.Reader, o api.Object, prefix string, random int) error {
 	for {
-		s.Metadata.Name = user.Metadata.Name + "-" + sixRandom()
-		other, err := stored(tx, s.Key())
-		if err != nil {
-			return nil, err
-		}
-		if other == nil {
-			return s, put(tx, s)
+		o.Header().Metadata.Name = prefix + "-" + randomName(random)
+		other, err := stored(r, o.Header().Key())
+		if err != nil || other == nil {
+			return err
 		}
 	}
 }
 
-// sixRandom returns six characters of [a-z0-9]. They are no secret.
-func sixRandom() string {
+// randomName returns n characters of [a-z0-9]. They are no secret.
+func randomName(n int) string {
 	const digits = "0123456789abcdefghijklmnopqrstuvwxyz"
-	b := make([]byte, 6)
+	b := make([]byte, n)
 	rand.Read(b) // never fails
 	for i := range b {
 		b[i] = digits[int(b[i])%len(digits)]
@@ -206,7 +295,8 @@ func sixRandom() string {
 
 // certify issues a certificate for the key of a Session.
 func (c *call) certify(csr []byte, s *api.Session) (api.LoginResponse, error) {
-	der, key, err := c.Authority.SessionCertificate(csr, s.Metadata.UID, s.Spec.ExpiresAt)
+	life := cmp.Or(time.Duration(s.Status.CertificateSeconds)*time.Second, certificateLife)
+	der, key, err := c.Authority.SessionCertificate(csr, s.Metadata.UID, life, s.Spec.ExpiresAt)
 	if err != nil {
 		return api.LoginResponse{}, fmt.Errorf("issue the certificate of a Session: %w", err)
 	}
@@ -220,19 +310,12 @@ func (c *call) certify(csr []byte, s *api.Session) (api.LoginResponse, error) {
 	out := api.LoginResponse{
 		Domain: c.Domain, User: s.Status.UserRef.Name, Session: s.Metadata.Name,
 		Certificate: der, NotAfter: leaf.NotAfter.UTC(),
+		State: s.Spec.State, Now: c.Now().UTC(),
 	}
 	for _, ca := range c.Authority.Roots() {
 		out.CA = append(out.CA, ca.Raw)
 	}
 	return out, nil
-}
-
-// loginRecord is the record of a login.
-func (c *call) loginRecord(s *api.Session) *api.AccessLog {
-	ref := s.Ref()
-	d := api.Decision{Effect: api.Allow, Lease: 1, Reason: api.ReasonPolicyMatch, Words: "a valid token",
-		Subject: api.Subject{Session: &ref, User: &s.Status.UserRef}}
-	return c.record(d, about(verbLogin, s.Key()), nil, s)
 }
 
 // renew answers POST /api/renew. The certificate by which the caller comes may
@@ -246,19 +329,19 @@ func (c *call) renew() (any, error) {
 	if err != nil {
 		return nil, c.notRenewed(err)
 	}
-	s, err := c.session(claim.SessionUID)
+	// Whether it is active, not at its end, and its User enabled, is decided like
+	// everything else; and the Decider knows its name.
+	c.verified = claim.SessionUID
+	s, err := c.session()
 	if err != nil {
 		return nil, err
 	}
 	if s == nil {
 		return nil, c.notRenewed(refused("there is no Session of uid " + claim.SessionUID))
 	}
-	if claim.KeySHA256 == "" || claim.KeySHA256 != s.Status.KeySHA256 {
+	if claim.KeySHA256 == "" || subtle.ConstantTimeCompare([]byte(claim.KeySHA256), []byte(s.Status.KeySHA256)) != 1 {
 		return nil, c.notRenewed(refused("Session " + s.Metadata.Name + " is bound to another key"))
 	}
-	// Whether it is active, not at its end, and its User enabled, is decided like
-	// everything else.
-	c.verified = s.Metadata.UID
 	if _, err := c.may(verbRenew, s.Key()); err != nil {
 		return nil, err
 	}
@@ -269,13 +352,33 @@ func (c *call) renew() (any, error) {
 	return c.certify(in.CSR, s)
 }
 
-// session returns the Session of that uid, and nil if there is none.
-func (c *call) session(uid string) (s *api.Session, err error) {
-	err = c.Store.View(c.r.Context(), func(r store.Reader) error {
-		s, err = byUID[*api.Session](r, api.KindSession, uid)
-		return err
-	})
-	return s, err
+// session returns the Session that was verified, and nil if there is none.
+func (c *call) session() (*api.Session, error) {
+	d, err := c.decide(c.r.Context(), api.APIFacts{Verb: verbRenew, Kind: api.KindSession})
+	if err != nil {
+		return nil, undecided()
+	}
+	if d.Subject.Session == nil {
+		return nil, nil
+	}
+	o, err := c.load(coreKey(api.KindSession, d.Subject.Session.Name))
+	switch {
+	case api.HasCode(err, api.CodeNotFound):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case o.Header().Metadata.UID != c.verified:
+		return nil, nil
+	}
+	return o.(*api.Session), nil
+}
+
+// inactive is what the bearer of a Session is told that is there, and may not be
+// used: to log in again would not help.
+func inactive(session *api.Ref) error {
+	e := api.Errorf(api.CodeUnauthenticated, "your Session %s is not active: it waits for approval, or was rejected", session.Name)
+	e.Hint = "ask an administrator: cardea update session " + session.Name + " --approve"
+	return e
 }
 
 // notRenewed records a renewal that was refused, with the reason.
@@ -286,7 +389,8 @@ func (c *call) notRenewed(why error) error {
 }
 
 // newToken answers POST /api/core/v1/credentials/{name}/token. The token may be
-// used as often as the Credential says, however often the old one was.
+// used as often as the Credential says, however often the old one was. One of
+// another User takes the right to let somebody log in as him.
 func (c *call) newToken() (any, error) {
 	who, err := c.who()
 	if err != nil {
@@ -296,7 +400,7 @@ func (c *call) newToken() (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := api.Key{Group: api.GroupCore, Kind: api.KindCredential, Name: name}
+	k := coreKey(api.KindCredential, name)
 	d, err := c.may(verbUpdate, k)
 	if err != nil {
 		return nil, err
@@ -314,8 +418,15 @@ func (c *call) newToken() (any, error) {
 			return e
 		}
 		before := api.Clone(cred)
+		enabled := api.Clone(cred) // it may become so, and the token is known then
+		enabled.Spec.IsDisabled = false
+		if err := c.mayLogInAs(tx, who, enabled); err != nil {
+			return err
+		}
 		out.Token, cred.Status.TokenSHA256 = token.New(cred.Metadata.UID)
 		cred.Status.TotalAuthentications = 0
+		cred.Status.TotalRotations++
+		cred.Status.LastRotationAt = c.Now().UTC()
 		cred.Metadata.ResourceVersion, cred.Metadata.UpdatedAt, cred.Metadata.ActorRef = newVersion(), c.Now().UTC(), &who
 		if err := put(tx, cred); err != nil {
 			return err

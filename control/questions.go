@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -42,10 +43,17 @@ func (c *call) why() (any, error) {
 	return c.Explainer.Explain(c.r.Context(), r, user)
 }
 
-// subject puts the Session of a subject into r: the one that it names, or the
-// latest one of the User that it names. It returns the User's name if there is
-// none.
+// anonymous is the subject who comes in through the public port of a Service.
+const anonymous = "anonymous"
+
+// subject puts who a subject is into r: the Session that it names, the latest one
+// of the User that it names, or nobody's. It returns the User's name if there is
+// no Session of his.
 func (c *call) subject(subject string, r *api.Request) (user string, err error) {
+	if subject == anonymous {
+		r.Evidence = api.Evidence{Kind: api.EvidenceAnonymous}
+		return "", nil
+	}
 	if name, ok := strings.CutPrefix(subject, "session/"); ok {
 		o, err := c.load(api.Key{Group: api.GroupCore, Kind: api.KindSession, Name: name})
 		if err != nil {
@@ -87,7 +95,7 @@ func (c *call) kill() (any, error) {
 		return nil, err
 	}
 	k := api.Key{Kind: kindConnection, Name: id}
-	d, err := c.may(verbDelete, k)
+	d, err := c.may(verbKill, k)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +103,7 @@ func (c *call) kill() (any, error) {
 		return nil, api.NotFound(k)
 	}
 	// What cannot be recorded does not happen.
-	if err := c.append(c.r.Context(), []*api.AccessLog{c.record(d, about(verbDelete, k), nil, nil)}); err != nil {
+	if err := c.append(c.r.Context(), []*api.AccessLog{c.record(d, about(verbKill, k), nil, nil)}); err != nil {
 		return nil, err
 	}
 	by := d.Subject.Session.Name
@@ -111,15 +119,17 @@ func (c *call) logs() (any, error) {
 	if _, err := c.may(verbLogs, api.Key{}); err != nil {
 		return nil, err
 	}
-	q, err := c.query("follow", "user", "service", "session", "type", "since")
+	q, err := c.query("follow", "user", "service", "session", "type", "decision", "since", "until", "limit")
 	if err != nil {
 		return nil, err
 	}
-	want := audit.Query{User: q["user"], Service: q["service"], Session: q["session"], Type: api.LogType(q["type"])}
-	if want.Follow, err = boolean(q, "follow"); err != nil {
-		return nil, err
-	}
-	if want.Since, err = instant(q, "since"); err != nil {
+	want := audit.Query{User: q["user"], Service: q["service"], Session: q["session"], Type: api.LogType(q["type"]), Decision: q["decision"]}
+	var errs [4]error
+	want.Follow, errs[0] = boolean(q, "follow")
+	want.Since, errs[1] = instant(q, "since")
+	want.Until, errs[2] = instant(q, "until")
+	want.Limit, errs[3] = number(q, "limit")
+	if err := cmp.Or(errs[:]...); err != nil {
 		return nil, err
 	}
 	if err := want.Validate(); err != nil {

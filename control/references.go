@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 
@@ -24,7 +25,7 @@ type reference struct {
 func references(o api.Object) []reference {
 	var refs []reference
 	add := func(kind, name, pointer string) *reference {
-		refs = append(refs, reference{to: api.Key{Group: api.GroupCore, Kind: kind, Name: name}, pointer: pointer})
+		refs = append(refs, reference{to: coreKey(kind, name), pointer: pointer})
 		return &refs[len(refs)-1]
 	}
 	if a := api.AuthorizationOf(o); a != nil {
@@ -33,43 +34,88 @@ func references(o api.Object) []reference {
 		}
 	}
 	switch o := o.(type) {
+	case *api.ClusterConfig:
+		if o.Spec.Collector == nil {
+			break
+		}
+		for i, h := range o.Spec.Collector.Headers {
+			if h.FromSecret != "" {
+				add(api.KindSecret, h.FromSecret, fmt.Sprintf("/spec/collector/headers/%d/fromSecret", i))
+			}
+		}
 	case *api.User:
 		for i, name := range o.Spec.Groups {
 			add(api.KindGroup, name, fmt.Sprintf("/spec/groups/%d", i))
 		}
 	case *api.Service:
 		add(api.KindNamespace, api.NamespaceOf(o.Metadata.Name), "/metadata/name")
+		add(api.KindRegion, o.Spec.Region, "/spec/region")
+		for at, c := range configs(o) {
+			for name, pointer := range c.Secrets() {
+				add(api.KindSecret, name, at+pointer)
+			}
+		}
 	case *api.Namespace:
 		if o.Spec.Parent != "" {
 			add(api.KindNamespace, o.Spec.Parent, "/spec/parent")
 		}
 	case *api.Credential:
 		add(api.KindUser, o.Spec.User, "/spec/user").owned = true
+	case *api.Device:
+		add(api.KindUser, o.Status.UserRef.Name, "/status/userRef").owned = true
+	case *api.Authenticator:
+		add(api.KindUser, o.Status.UserRef.Name, "/status/userRef").owned = true
 	case *api.Session:
 		add(api.KindUser, o.Status.UserRef.Name, "/status/userRef").owned = true
+		if d := o.Status.DeviceRef; d != nil {
+			// Without its Device a Session would shed the policies of the Device.
+			add(api.KindDevice, d.Name, "/status/deviceRef").owned = true
+		}
 	}
 	return refs
 }
 
-// checkReferences reports what o names and what does not exist. What is in
-// pending counts as existing: it is there in the same request and has problems
-// of its own.
-func checkReferences(r store.Reader, o api.Object, pending map[api.Key]bool, p *api.Problems) error {
+// configs yields the configs of a Service, each with the pointer of it.
+func configs(s *api.Service) iter.Seq2[string, *api.ServiceConfig] {
+	return func(yield func(string, *api.ServiceConfig) bool) {
+		if s.Spec.Config != nil && !yield("/spec/config", s.Spec.Config) || s.Spec.DynamicConfig == nil {
+			return
+		}
+		for i := range s.Spec.DynamicConfig.Configs {
+			if !yield(fmt.Sprintf("/spec/dynamicConfig/configs/%d", i), &s.Spec.DynamicConfig.Configs[i]) {
+				return
+			}
+		}
+	}
+}
+
+// isReferred reports whether Objects of that kind are named by others.
+func isReferred(kind string) bool {
+	switch kind {
+	case api.KindService, api.KindCredential, api.KindSession, api.KindAuthenticator, api.KindGateway, api.KindClusterConfig:
+		return false
+	}
+	return true
+}
+
+// checkReferences reports what o names and what does not exist. What is pending
+// counts as existing: it is there in the same request and has problems of its own. Of what o may have meant, it names what shows says may be shown.
+func checkReferences(r store.Reader, o api.Object, isPending func(api.Key) bool, shows func(api.Key) bool, p *api.Problems) error {
 	for _, ref := range references(o) {
 		if len(p.List) >= maxProblems {
 			return nil
 		}
-		if pending[ref.to] {
+		if isPending(ref.to) {
 			continue
 		}
 		_, err := r.Get(ref.to)
 		if api.HasCode(err, api.CodeNotFound) {
-			names, err := near(r, ref.to)
+			names, any, err := near(r, ref.to, shows)
 			if err != nil {
 				return err
 			}
 			x := p.Add(ref.pointer, fmt.Sprintf("must name a %s that exists", ref.to.Kind), ref.to.Name)
-			if x.Allowed = names; len(names) == 0 {
+			if x.Allowed = names; !any {
 				x.Hint = fmt.Sprintf("there is no %s yet: create it first, or in the same apply", ref.to.Kind)
 			}
 			continue
@@ -78,8 +124,31 @@ func checkReferences(r store.Reader, o api.Object, pending map[api.Key]bool, p *
 			return err
 		}
 	}
-	if n, ok := o.(*api.Namespace); ok {
-		return checkCycle(r, n, p)
+	switch o := o.(type) {
+	case *api.Namespace:
+		return checkCycle(r, o, p)
+	case *api.Secret:
+		return checkBinding(r, o, isPending, p)
+	}
+	return nil
+}
+
+// checkBinding warns of Services that a Secret is bound to and that do not exist:
+// they may be made later.
+func checkBinding(r store.Reader, s *api.Secret, isPending func(api.Key) bool, p *api.Problems) error {
+	if s.Spec.Bind == nil {
+		return nil
+	}
+	for i, name := range s.Spec.Bind.Services {
+		k := coreKey(api.KindService, api.ServiceName(name))
+		if isPending(k) {
+			continue
+		}
+		if _, err := r.Get(k); api.HasCode(err, api.CodeNotFound) {
+			p.Warn(fmt.Sprintf("/spec/bind/services/%d", i), "names a Service that does not exist", name)
+		} else if err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -98,7 +167,7 @@ func checkCycle(r store.Reader, n *api.Namespace, p *api.Problems) error {
 			return nil // a circle above, which is reported there
 		}
 		path = append(path, up)
-		next, err := store.Get[*api.Namespace](r, api.Key{Group: api.GroupCore, Kind: api.KindNamespace, Name: up})
+		next, err := store.Get[*api.Namespace](r, coreKey(api.KindNamespace, up))
 		if api.HasCode(err, api.CodeNotFound) {
 			return nil // reported as missing
 		}
@@ -113,8 +182,9 @@ func checkCycle(r store.Reader, n *api.Namespace, p *api.Problems) error {
 // maxNear is how many names are suggested for one that does not exist.
 const maxNear = 5
 
-// near returns the names of the kind of k that are most like its own.
-func near(r store.Reader, k api.Key) ([]string, error) {
+// near returns the names of the kind of k that are most like its own, of those
+// that shows lets be shown, and whether there is any Object of the kind.
+func near(r store.Reader, k api.Key, shows func(api.Key) bool) (names []string, any bool, err error) {
 	type candidate struct {
 		name     string
 		distance int
@@ -122,46 +192,129 @@ func near(r store.Reader, k api.Key) ([]string, error) {
 	var best []candidate
 	for rec, err := range r.List(k.Group, k.Kind) {
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
-		best = append(best, candidate{rec.Key.Name, api.Distance(k.Name, rec.Key.Name)})
-		if len(best) > maxNear {
-			slices.SortStableFunc(best, func(a, b candidate) int { return cmp.Compare(a.distance, b.distance) })
-			best = best[:maxNear]
+		any = true
+		x := candidate{rec.Key.Name, api.Distance(k.Name, rec.Key.Name)}
+		if len(best) == maxNear && best[maxNear-1].distance <= x.distance || !shows(rec.Key) {
+			continue
 		}
+		i, _ := slices.BinarySearchFunc(best, x.distance+1, func(c candidate, d int) int { return cmp.Compare(c.distance, d) })
+		best = slices.Insert(best, i, x)
+		best = best[:min(len(best), maxNear)]
 	}
-	slices.SortStableFunc(best, func(a, b candidate) int { return cmp.Compare(a.distance, b.distance) })
-	var names []string
 	for _, c := range best {
 		names = append(names, c.name)
 	}
-	return names, nil
+	return names, any, nil
 }
 
-// referrers returns the Objects that name k: those that are deleted with it, and
-// the names of those that stand in the way.
-func referrers(r store.Reader, k api.Key) (owned []api.Object, others []string, err error) {
-	name := []byte(k.Name)
+// deleteAll deletes the Objects of those keys and what they own, and returns them.
+// It fails if one is of the system, or if something that stays refers to one; what
+// somebody made stays if keepsMade is set, also if it is owned.
+func deleteAll(tx store.Tx, keys []api.Key, keepsMade bool) (gone []api.Object, err error) {
+	going := map[api.Key]bool{}
+	var users []use
+	for _, k := range keys {
+		o, err := store.Get[api.Object](tx, k)
+		if err != nil {
+			return nil, err
+		}
+		if o.Header().Metadata.IsSystem {
+			return nil, api.Errorf(api.CodeConflict, "%s %q was made by the system and cannot be deleted", k.Kind, k.Name)
+		}
+		going[k] = true
+		gone = append(gone, o)
+	}
+	for next := gone; len(next) > 0; {
+		owned, others, err := referrers(tx, next, going, keepsMade)
+		if err != nil {
+			return nil, err
+		}
+		for _, o := range owned {
+			going[o.Header().Key()] = true
+		}
+		gone, users, next = append(gone, owned...), append(users, others...), owned
+	}
+	for _, k := range keys {
+		var names []string
+		for _, u := range users {
+			if u.of == k && !going[u.by] {
+				names = append(names, u.by.String())
+			}
+		}
+		if len(names) > 0 {
+			e := api.Errorf(api.CodeConflict, "%s %q is in use by %s", k.Kind, k.Name, some(names))
+			e.Hint = "take it out of them, or delete them, first"
+			return nil, e
+		}
+	}
+	for _, o := range gone {
+		if err := tx.Delete(o.Header().Key()); err != nil {
+			return nil, err
+		}
+	}
+	return gone, nil
+}
+
+// A use is an Object that names another.
+type use struct{ of, by api.Key }
+
+// referrers returns what names one of those Objects and is not going already: the
+// Objects that go with it, and the uses that stand in the way.
+func referrers(r store.Reader, of []api.Object, going map[api.Key]bool, keepsMade bool) (owned []api.Object, others []use, err error) {
+	wanted := map[api.Key]bool{}
+	var names [][]byte
+	for _, o := range of {
+		if k := o.Header().Key(); isReferred(k.Kind) {
+			wanted[k] = true
+			names = append(names, []byte(k.Name))
+		}
+	}
+	if len(wanted) == 0 {
+		return nil, nil, nil
+	}
 	for rec, err := range r.List(api.GroupCore, "") {
 		if err != nil {
 			return nil, nil, err
 		}
-		if rec.Key == k || !bytes.Contains(rec.JSON, name) { // most Objects, without decoding them
+		if going[rec.Key] || !mayContain(rec.JSON, names) {
 			continue
 		}
 		o, err := decode(rec)
 		if err != nil {
 			return nil, nil, err
 		}
-		refs := references(o)
-		i := slices.IndexFunc(refs, func(ref reference) bool { return ref.to == k })
-		switch {
-		case i < 0:
-		case refs[i].owned:
+		kind, _ := api.KindOf(rec.Key.Kind)
+		isOwned := false
+		for _, ref := range references(o) {
+			switch {
+			case !wanted[ref.to]:
+			case ref.owned && !(keepsMade && kind.ByHand):
+				isOwned = true
+			default:
+				others = append(others, use{of: ref.to, by: rec.Key})
+			}
+		}
+		if isOwned {
 			owned = append(owned, o)
-		default:
-			others = append(others, rec.Key.String())
 		}
 	}
 	return owned, others, nil
+}
+
+// mayContain reports whether one of the names may be in b. It spares most Objects
+// the decoding; where it would cost more than that, it does not look.
+func mayContain(b []byte, names [][]byte) bool {
+	const few = 64
+	return len(names) > few || slices.ContainsFunc(names, func(n []byte) bool { return bytes.Contains(b, n) })
+}
+
+// some names the first few of many.
+func some(names []string) string {
+	const few = 5
+	if n := len(names) - few; n > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:few], ", "), n)
+	}
+	return strings.Join(names, ", ")
 }

@@ -15,6 +15,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"io"
 	"iter"
 	"log/slog"
 	"net"
@@ -35,7 +36,7 @@ import (
 
 // A Server answers the API. Its fields are all that it needs; all must be set
 // but those that say otherwise. Bootstrap and Recover need Store, Domain, Now
-// and Log only.
+// and Log only; Recover uses Proposed and Audit too, if they are there.
 type Server struct {
 	Domain string
 	// Names are further host names that the API answers to, beside api.DOMAIN,
@@ -63,11 +64,29 @@ type Server struct {
 	// Audit takes a record of every write before it is committed, so it must not
 	// wait for the Store.
 	Audit audit.Log
+	// Live adds what is known of an Object in this process and not stored, for
+	// whoever reads it. It must not write to what it gets. May be nil.
+	Live func(api.Object) api.Object
 	// Refuse takes what is refused to callers of whom nothing is known, so that
 	// they cannot fill the log: see refusals.Recorder. If it is nil, Audit takes it.
 	Refuse func(api.Refusal)
 	Log    *slog.Logger
 	Now    func() time.Time
+
+	// What follows may be nil: the calls that need it then answer NOT_FOUND, and
+	// the cluster is ready as soon as it serves.
+
+	// Health looks at what may be wrong with the cluster. It ends when its context
+	// does.
+	Health func(context.Context) []api.HealthCheck
+	// Metrics answers in the Prometheus text format.
+	Metrics http.Handler
+	// Backup writes a backup of the store.
+	Backup func(context.Context, io.Writer) error
+	// Rotate makes a new key: "ca", "audit" or "seal".
+	Rotate func(ctx context.Context, what string) (api.RotateResponse, error)
+	// OpenAPI is the OpenAPI document of the API, in JSON.
+	OpenAPI []byte
 }
 
 // A Keeper seals the values of Secrets: see secret.Keeper.
@@ -104,24 +123,35 @@ func (s *Server) Handler() http.Handler {
 			}
 		})
 	}
-	logins := newLimiter(s.Now)
-	handle("POST /api/login", func(c *call) (any, error) { return c.login(logins) })
+	e := newEntrance(s.Now)
+	handle("POST /api/login", func(c *call) (any, error) { return c.login(e) })
 	handle("POST /api/renew", (*call).renew)
 	handle("GET /api/self", (*call).self)
 	handle("GET /api/self/services", (*call).reachable)
+	handle("POST /api/self/device", (*call).registerDevice)
 	handle("POST /api/logout", (*call).logout)
 	handle("POST /api/apply", (*call).apply)
 	handle("GET /api/core/v1/{kind}", (*call).list)
 	handle("POST /api/core/v1/{kind}", (*call).create)
 	handle("GET /api/core/v1/{kind}/{name}", (*call).get)
 	handle("PUT /api/core/v1/{kind}/{name}", (*call).update)
+	handle("PATCH /api/core/v1/{kind}/{name}", (*call).patch)
 	handle("DELETE /api/core/v1/{kind}/{name}", (*call).delete)
 	handle("POST /api/core/v1/credentials/{name}/token", (*call).newToken)
+	// What goes on.
 	handle("POST /api/why", (*call).why)
 	handle("GET /api/conns", (*call).conns)
 	handle("DELETE /api/conns/{id}", (*call).kill)
 	handle("GET /api/logs", (*call).logs)
 	handle("POST /api/logs/verify", (*call).verifyLogs)
+	// Operation.
+	handle("GET /api/health", (*call).health)
+	handle("GET /api/openapi.json", (*call).openAPI)
+	handle("GET /api/backup", (*call).backup)
+	handle("POST /api/rotate", (*call).rotate)
+	handle("GET /metrics", (*call).metrics)
+	mux.HandleFunc("GET /livez", live)
+	mux.Handle("GET /readyz", &readiness{checks: s.Health, now: s.Now})
 	handle("/", func(*call) (any, error) { return nil, api.Errorf(api.CodeNotFound, "there is no such call") })
 	return s.guard(mux)
 }
@@ -224,11 +254,11 @@ func (c *call) name(wildcard string) (string, error) {
 }
 
 // query returns the query of the URL if it has no parameters but these, each at
-// most once. It is asked for before anything is done.
+// most once (but label). It is asked for before anything is done.
 func (c *call) query(allowed ...string) (map[string]string, error) {
 	q := map[string]string{}
 	for name, values := range c.r.URL.Query() {
-		if !slices.Contains(allowed, name) || len(values) != 1 {
+		if !slices.Contains(allowed, name) || len(values) != 1 && name != "label" {
 			e := api.Errorf(api.CodeInvalid, "the query parameter %q is not known here, or there twice", name)
 			if len(allowed) > 0 {
 				e.Hint = "allowed: " + strings.Join(allowed, ", ")
@@ -250,6 +280,18 @@ func boolean(q map[string]string, name string) (bool, error) {
 		return false, api.Errorf(api.CodeInvalid, "the query parameter %s must be true or false", name)
 	}
 	return b, nil
+}
+
+// number reads a parameter that is a whole number from 1, or absent for 0.
+func number(q map[string]string, name string) (int, error) {
+	if q[name] == "" {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(q[name])
+	if err != nil || n < 1 {
+		return 0, api.Errorf(api.CodeInvalid, "the query parameter %s must be a number from 1", name)
+	}
+	return n, nil
 }
 
 // instant reads a parameter that is a time, or absent.

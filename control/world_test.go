@@ -137,9 +137,14 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 // newWorld returns a world in which nobody has logged in, and root's token.
 func newWorld(t testing.TB) (*world, string) {
 	t.Helper()
+	return newWorldOn(t, memory.New())
+}
+
+// newWorldOn is newWorld with a store.
+func newWorldOn(t testing.TB, st store.Store) (*world, string) {
+	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	c := &clock{t: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
-	st := memory.New()
 	keeper, err := secret.New(bytes.Repeat([]byte{7}, secret.KeySize))
 	if err != nil {
 		t.Fatal(err)
@@ -219,6 +224,14 @@ func (w *world) login(token string) *person {
 // request makes a call as somebody; nil is nobody.
 func (w *world) request(who *person, method, path string, in any) *httptest.ResponseRecorder {
 	w.t.Helper()
+	out := httptest.NewRecorder()
+	w.handler.ServeHTTP(out, w.newRequest(who, method, path, in))
+	return out
+}
+
+// newRequest returns a call as it arrives.
+func (w *world) newRequest(who *person, method, path string, in any) *http.Request {
+	w.t.Helper()
 	var body []byte
 	switch in := in.(type) {
 	case nil:
@@ -242,9 +255,7 @@ func (w *world) request(who *person, method, path string, in any) *httptest.Resp
 		}
 		r.TLS.PeerCertificates = []*x509.Certificate{leaf}
 	}
-	out := httptest.NewRecorder()
-	w.handler.ServeHTTP(out, r)
-	return out
+	return r
 }
 
 // do makes a call and decodes the answer; a failure is an *api.Error.

@@ -16,7 +16,6 @@ import (
 
 	"cardea/api"
 	"cardea/manifest"
-	"cardea/rpc"
 	"cardea/store"
 )
 
@@ -36,24 +35,37 @@ type options struct {
 	only         api.Action
 	dryRun       bool
 	allowLockout bool
+	// set is the set that the documents belong to, "" if they belong to none. With
+	// prune, what bears it and is no document is deleted.
+	set   string
+	prune bool
+	// rereads is set if the documents were made from what is stored: if that has
+	// changed they are made again.
+	rereads bool
 }
 
 // A document is an Object that somebody wants to be so, and what became of it.
 type document struct {
 	index    int
-	wanted   api.Object // with defaults; never written to
-	verb     string     // what it takes: create or update
+	key      api.Key
+	wanted   api.Object // with defaults; never written to; nil if it is to be deleted
+	verb     string     // what it takes: create, update or delete
 	decision api.Decision
 
 	action        api.Action
 	before, after api.Object
 }
 
-func (d *document) key() api.Key { return d.wanted.Header().Key() }
-
-// result returns what became of a document.
-func (d *document) result() api.Result {
-	return api.Result{Kind: d.key().Kind, Name: d.key().Name, Action: d.action}
+// result returns what became of a document, with the Objects if they are asked for.
+func (d *document) result(diff bool) (api.Result, error) {
+	out := api.Result{Kind: d.key.Kind, Name: d.key.Name, Action: d.action}
+	if !diff || d.action == api.ActionUnchanged {
+		return out, nil
+	}
+	var err, err2 error
+	out.Before, err = encode(d.before)
+	out.After, err2 = encode(d.after)
+	return out, errors.Join(err, err2)
 }
 
 // A draft is a list of documents on their way into the store.
@@ -61,50 +73,79 @@ type draft struct {
 	documents []*document // those that have no problem of their own
 	problems  []api.Problem
 	// pending names what is in the request, also if it cannot be written: other
-	// documents may refer to it.
-	pending map[api.Key]bool
+	// documents may refer to it. The value is the index of the first document.
+	pending map[api.Key]int
+	pruned  []*document  // what is to be deleted
+	gone    []api.Object // what was: the pruned and what they own
 }
 
-// written returns the keys of what changes.
-func (d *draft) written() (keys []api.Key) {
+// isPending reports whether an Object is in the request.
+func (d *draft) isPending(k api.Key) bool {
+	_, ok := d.pending[k]
+	return ok
+}
+
+// changed returns the keys of what changes.
+func (d *draft) changed() (keys []api.Key) {
 	for _, doc := range d.documents {
 		if doc.action != api.ActionUnchanged {
-			keys = append(keys, doc.key())
+			keys = append(keys, doc.key)
 		}
+	}
+	for _, o := range d.gone {
+		keys = append(keys, o.Header().Key())
 	}
 	return keys
 }
 
 // read decodes documents and finds what is wrong with each alone.
-func read(raw []json.RawMessage) *draft {
-	d := &draft{pending: map[api.Key]bool{}}
+func read(raw []json.RawMessage, opt options) *draft {
+	d := &draft{pending: map[api.Key]int{}}
 	for i, b := range raw {
 		o, problems := manifest.DecodeJSON(i, b)
-		if o != nil {
-			p := api.Problems{Document: i}
-			k := o.Header().Key()
-			kind, _ := api.KindOf(k.Kind)
-			if !kind.ByHand {
-				p.Add("/kind", "must be a kind that people write: a "+k.Kind+" is made by logging in", k.Kind)
-			}
-			if d.pending[k] && k.Name != "" {
-				p.Add("/metadata/name", "must not be there twice: another document is this "+k.Kind, k.Name)
-			}
-			d.pending[k] = true
-			if s, ok := o.(*api.Secret); ok && s.Data == nil {
-				// Whether it needs a value depends on whether it has one already.
-				problems = slices.DeleteFunc(problems, func(p api.Problem) bool {
-					return p.Pointer == "/data" && strings.HasPrefix(p.Rule, "is required")
-				})
-			}
-			problems = append(problems, p.List...)
+		if o == nil {
+			d.problems = append(d.problems, problems...)
+			continue
 		}
+		p := api.Problems{Document: i}
+		k := o.Header().Key()
+		if kind, _ := api.KindOf(k.Kind); !kind.ByHand && !(kind.Updatable && opt.only == api.ActionConfigured) {
+			x := p.Add("/kind", "must be a kind that people write: a "+k.Kind+" is "+origin(k.Kind), k.Kind)
+			if kind.Updatable {
+				x.Hint = "one that is there can be changed with edit, or update"
+			}
+		}
+		if first, twice := d.pending[k]; twice && k.Name != "" {
+			p.Add("/metadata/name", fmt.Sprintf("must not be there twice: document %d of the request is this %s too", first+1, k.Kind), k.Name)
+		} else {
+			d.pending[k] = i
+		}
+		if s, ok := o.(*api.Secret); ok && s.Data == nil {
+			// Whether it needs a value depends on whether it has one already.
+			problems = slices.DeleteFunc(problems, func(p api.Problem) bool {
+				return p.Pointer == "/data" && strings.HasPrefix(p.Rule, "is required")
+			})
+		}
+		problems = append(problems, p.List...)
 		d.problems = append(d.problems, problems...)
 		if (&api.Problems{List: problems}).Err() == nil {
-			d.documents = append(d.documents, &document{index: i, wanted: o})
+			d.documents = append(d.documents, &document{index: i, key: k, wanted: o})
 		}
 	}
 	return d
+}
+
+// origin says where Objects come from that people do not write.
+func origin(kind string) string {
+	switch kind {
+	case api.KindSession:
+		return "made by logging in"
+	case api.KindDevice:
+		return "registered from the machine itself, with cardea auth device register"
+	case api.KindAuthenticator:
+		return "registered by its User"
+	}
+	return "made by the cluster"
 }
 
 var (
@@ -112,15 +153,19 @@ var (
 	errChanged = errors.New("control: what was decided on has changed")
 )
 
-// write makes the Objects as raw wants them, all or none. The documents that it
-// returns are in that order.
-func (c *call) write(who api.Ref, raw []json.RawMessage, opt options) (*draft, api.Revision, error) {
+// write makes the Objects as the documents want them, all or none. The documents
+// of the draft that it returns are in their order.
+func (c *call) write(who api.Ref, documents func() ([]json.RawMessage, error), opt options) (*draft, api.Revision, error) {
 	ctx := c.r.Context()
-	d := read(raw)
-	// What is decided is whether the caller may create, or may update. Should an
+	// What is decided is whether the caller may create, update or delete. Should an
 	// Object come or go before the transaction, it is decided again.
 	for range 5 {
-		if err := c.authorize(d); err != nil {
+		raw, err := documents()
+		if err != nil {
+			return nil, api.Revision{}, err
+		}
+		d := read(raw, opt)
+		if err := c.authorize(d, opt); err != nil {
 			return nil, api.Revision{}, err
 		}
 		checked := c.check(d)
@@ -129,13 +174,13 @@ func (c *call) write(who api.Ref, raw []json.RawMessage, opt options) (*draft, a
 			if err := c.transact(tx, d, checked, who, opt); err != nil {
 				return err
 			}
-			if err := lockout(tx, d.written()); err != nil {
+			if err := lockout(tx, d.changed()); err != nil {
 				return err
 			}
 			if opt.dryRun {
 				return errDryRun
 			}
-			return c.recordWrites(ctx, d.documents)
+			return c.recordWrites(ctx, d)
 		})
 		switch {
 		case err == nil:
@@ -156,10 +201,10 @@ func busy() error {
 }
 
 // authorize decides on each document by what it takes to write it now.
-func (c *call) authorize(d *draft) error {
-	err := c.Store.View(c.r.Context(), func(r store.Reader) error {
+func (c *call) authorize(d *draft, opt options) error {
+	err := c.Store.View(c.r.Context(), func(r store.Reader) (err error) {
 		for _, doc := range d.documents {
-			_, err := r.Get(doc.key())
+			_, err := r.Get(doc.key)
 			switch {
 			case err == nil:
 				doc.verb = verbUpdate
@@ -169,17 +214,41 @@ func (c *call) authorize(d *draft) error {
 				return err
 			}
 		}
-		return nil
+		d.pruned, err = prunable(r, d, opt)
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	for _, doc := range d.documents {
-		if doc.decision, err = c.may(doc.verb, doc.key()); err != nil {
+	for _, doc := range slices.Concat(d.documents, d.pruned) {
+		if doc.decision, err = c.may(doc.verb, doc.key); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// prunable returns what bears the set and is no document.
+func prunable(r store.Reader, d *draft, opt options) (docs []*document, err error) {
+	if !opt.prune {
+		return nil, nil
+	}
+	for rec, err := range r.List(api.GroupCore, "") {
+		if err != nil {
+			return nil, err
+		}
+		if d.isPending(rec.Key) || !bytes.Contains(rec.JSON, []byte(opt.set)) {
+			continue
+		}
+		o, err := decode(rec)
+		if err != nil {
+			return nil, err
+		}
+		if o.Header().Metadata.ApplySet == opt.set {
+			docs = append(docs, &document{index: -1, key: rec.Key, verb: verbDelete, before: o})
+		}
+	}
+	return docs, nil
 }
 
 // check compiles the expressions of all documents and returns every problem so
@@ -194,35 +263,41 @@ func (c *call) check(d *draft) []api.Problem {
 	return problems
 }
 
-// transact writes the documents of d into tx and sets what became of each. If
-// there is any problem its error has all of them.
+// transact writes the documents of d into tx, deletes what is to be pruned, and
+// sets what became of each. If there is any problem its error has all of them.
 func (c *call) transact(tx store.Tx, d *draft, problems []api.Problem, who api.Ref, opt options) error {
-	problems = slices.Clone(problems)
+	found := report{}
 	var conflicts []api.Problem
+	w, err := newWriter(tx, who) // before he writes
+	if err != nil {
+		return err
+	}
 	for _, doc := range d.documents {
-		p, conflict := api.Problems{Document: doc.index}, api.Problems{Document: doc.index}
-		if err := c.merge(tx, doc, who, opt, &p, &conflict); err != nil {
+		conflict := api.Problems{Document: doc.index}
+		p := found.of(doc)
+		if err := c.merge(tx, doc, who, opt, p, &conflict); err != nil {
 			return err
 		}
-		if doc.action != api.ActionUnchanged && p.Err() == nil {
+		if conflicts = append(conflicts, conflict.List...); doc.action == api.ActionUnchanged {
+			continue
+		}
+		questions, err := w.questions(tx, doc.before, doc.after)
+		if err != nil {
+			return err
+		}
+		if err := c.mayAlso(doc.index, questions); err != nil {
+			return err
+		}
+		if p.Err() == nil && len(conflict.List) == 0 {
 			if err := put(tx, doc.after); err != nil {
 				return err
 			}
 		}
-		problems = append(problems, p.List...)
-		conflicts = append(conflicts, conflict.List...)
 	}
-	missing := 0
-	for _, doc := range d.documents {
-		p := api.Problems{Document: doc.index}
-		if err := checkReferences(tx, doc.wanted, d.pending, &p); err != nil {
-			return err
-		}
-		problems = append(problems, p.List...)
-		if missing += len(p.List); missing >= maxProblems {
-			break // nobody reads more, and each costs a search
-		}
+	if err := c.checkAgainst(tx, d, found); err != nil {
+		return err
 	}
+	problems = slices.Concat(problems, found.all(d))
 	slices.SortStableFunc(problems, byDocument)
 	if (&api.Problems{List: problems}).Err() != nil {
 		problems = append(problems, conflicts...)
@@ -232,7 +307,84 @@ func (c *call) transact(tx store.Tx, d *draft, problems []api.Problem, who api.R
 		return &api.Error{Code: api.CodeConflict, Message: "nothing was written", Problems: readable(conflicts)}
 	}
 	d.problems = problems // warnings
+	return c.prune(tx, d, w, opt)
+}
+
+// checkAgainst reports what of the documents that change something does not go
+// together with the other Objects.
+func (c *call) checkAgainst(tx store.Tx, d *draft, found report) error {
+	shows := func(k api.Key) bool {
+		decision, err := c.sees(verbList, k)
+		return err == nil && decision.Allowed()
+	}
+	missing := 0
+	for _, doc := range d.documents {
+		if doc.action == api.ActionUnchanged {
+			continue
+		}
+		p := found.of(doc)
+		before := len(p.List)
+		if err := errors.Join(checkReferences(tx, doc.after, d.isPending, shows, p), checkNamesake(tx, doc, p)); err != nil {
+			return err
+		}
+		for _, x := range p.List[before:] {
+			if !x.Warning {
+				missing++
+			}
+		}
+		if missing >= maxProblems {
+			break // nobody reads more, and each costs a search
+		}
+	}
+	for _, kind := range []string{api.KindService, api.KindUser} {
+		if err := checkClaims(tx, kind, d.documents, found.of); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// prune deletes what d says, if that is still what bears the set.
+func (c *call) prune(tx store.Tx, d *draft, w *writer, opt options) error {
+	now, err := prunable(tx, d, opt)
+	if err != nil {
+		return err
+	}
+	if !slices.EqualFunc(d.pruned, now, func(a, b *document) bool { return a.key == b.key }) {
+		return errChanged
+	}
+	var keys []api.Key
+	for i, doc := range d.pruned {
+		doc.before, doc.action = now[i].before, api.ActionDeleted
+		keys = append(keys, doc.key)
+		questions, err := w.questions(tx, doc.before, nil)
+		if err != nil {
+			return err
+		}
+		if err := c.mayAlso(doc.index, questions); err != nil {
+			return err
+		}
+	}
+	d.gone, err = deleteAll(tx, keys, true)
+	return err
+}
+
+// A report has the problems of each document.
+type report map[*document]*api.Problems
+
+func (r report) of(d *document) *api.Problems {
+	if r[d] == nil {
+		r[d] = &api.Problems{Document: d.index}
+	}
+	return r[d]
+}
+
+// all returns the problems in the order of the documents.
+func (r report) all(d *draft) (problems []api.Problem) {
+	for _, doc := range d.documents {
+		problems = append(problems, r.of(doc).List...)
+	}
+	return problems
 }
 
 func byDocument(a, b api.Problem) int { return cmp.Compare(a.Document, b.Document) }
@@ -256,7 +408,7 @@ func readable(problems []api.Problem) []api.Problem {
 // part is the document's, the server's stays.
 func (c *call) merge(r store.Reader, doc *document, who api.Ref, opt options, p, conflict *api.Problems) error {
 	var err error
-	if doc.before, err = stored(r, doc.key()); err != nil {
+	if doc.before, err = stored(r, doc.key); err != nil {
 		return err
 	}
 	if (doc.before == nil) != (doc.verb == verbCreate) {
@@ -268,31 +420,43 @@ func (c *call) merge(r store.Reader, doc *document, who api.Ref, opt options, p,
 	now := c.Now().UTC()
 	if doc.before == nil {
 		if opt.only == api.ActionConfigured {
-			return api.NotFound(doc.key())
+			return api.NotFound(doc.key)
 		}
 		if sent != "" {
 			conflict.Add("/metadata/resourceVersion", "must be left out to create it: it does not exist, or was deleted since it was read", sent)
 			return nil
 		}
-		h.UID, h.ResourceVersion, h.IsSystem = newUID(), newVersion(), false
+		h.UID, h.ResourceVersion, h.IsSystem, h.ApplySet = newUID(), newVersion(), false, opt.set
 		h.CreatedAt, h.UpdatedAt, h.ActorRef = now, now, &who
 		setStatus(doc.after, nil)
 		doc.action = api.ActionCreated
+		if doc.key.Kind == api.KindService && api.NamespaceOf(doc.key.Name) == api.SystemNamespace {
+			p.Add("/metadata/name", "must be in another Namespace: in "+api.SystemNamespace+" are the Services that are Cardea itself", doc.key.Name)
+		}
 		return c.seal(doc.after, nil, p)
 	}
 
 	old := doc.before.Header().Metadata
 	if opt.only == api.ActionCreated {
-		e := api.Errorf(api.CodeConflict, "%s %q exists already", doc.key().Kind, doc.key().Name)
+		e := api.Errorf(api.CodeConflict, "%s %q exists already", doc.key.Kind, doc.key.Name)
 		e.Hint = "change it with apply"
 		return e
 	}
 	if sent != "" && sent != old.ResourceVersion {
+		if opt.rereads {
+			return errChanged
+		}
 		conflict.Add("/metadata/resourceVersion", fmt.Sprintf("must be %s, the one that is stored, or absent", old.ResourceVersion), sent).
 			Hint = "it was changed since it was read: read it again"
 	}
 	h.UID, h.ResourceVersion, h.IsSystem = old.UID, old.ResourceVersion, old.IsSystem
 	h.CreatedAt, h.UpdatedAt, h.ActorRef = old.CreatedAt, old.UpdatedAt, old.ActorRef
+	if h.ApplySet = old.ApplySet; opt.set != "" && !old.IsSystem {
+		if h.ApplySet = opt.set; old.ApplySet != "" && old.ApplySet != opt.set {
+			conflict.Add("/metadata/applySet", fmt.Sprintf("must be %s: another set made it", old.ApplySet), opt.set).
+				Hint = "prune it from that set, or leave it to it"
+		}
+	}
 	setStatus(doc.after, doc.before)
 	if err := c.seal(doc.after, doc.before, p); err != nil {
 		return err
@@ -401,14 +565,27 @@ func (c *call) lockout(who api.Ref, allowed bool) func(r store.Reader, keys []ap
 
 // recordWrites records what was changed, before it is committed: what cannot be
 // recorded does not happen.
-func (c *call) recordWrites(ctx context.Context, docs []*document) error {
+func (c *call) recordWrites(ctx context.Context, d *draft) error {
 	var recs []*api.AccessLog
-	for _, d := range docs {
-		if d.action != api.ActionUnchanged {
-			recs = append(recs, c.record(d.decision, about(d.verb, d.key()), d.before, d.after))
+	for _, doc := range d.documents {
+		if doc.action != api.ActionUnchanged {
+			recs = append(recs, c.record(doc.decision, about(doc.verb, doc.key), doc.before, doc.after))
 		}
 	}
+	for i, o := range d.gone { // the pruned in their order, then what went with them
+		by := d.pruned[min(i, len(d.pruned)-1)].decision
+		recs = append(recs, c.deletions(by, []api.Object{o})...)
+	}
 	return c.append(ctx, recs)
+}
+
+// deletions returns the records of Objects that were deleted by a decision, or
+// went with another.
+func (c *call) deletions(by api.Decision, gone []api.Object) (recs []*api.AccessLog) {
+	for _, o := range gone {
+		recs = append(recs, c.record(by, about(verbDelete, o.Header().Key()), o, nil))
+	}
+	return recs
 }
 
 func (c *call) append(ctx context.Context, recs []*api.AccessLog) error {
@@ -478,85 +655,3 @@ func newUID() string { return uuid.NewString() }
 
 // newVersion returns a UUIDv7 (RFC 9562): one that was made later sorts behind.
 func newVersion() string { return uuid.Must(uuid.NewV7()).String() }
-
-// apply answers POST /api/apply.
-func (c *call) apply() (any, error) {
-	q, err := c.query("allowLockout")
-	if err != nil {
-		return nil, err
-	}
-	var opt options
-	if opt.allowLockout, err = boolean(q, "allowLockout"); err != nil {
-		return nil, err
-	}
-	who, err := c.who() // before reading what a stranger sends
-	if err != nil {
-		return nil, err
-	}
-	var in api.ApplyRequest
-	if err := rpc.Read(c.r, &in); err != nil {
-		return nil, err
-	}
-	if len(in.Documents) > maxDocuments {
-		return nil, api.Errorf(api.CodeInvalid, "there are %d documents; one apply may have %d", len(in.Documents), maxDocuments)
-	}
-	opt.dryRun = in.DryRun
-	d, rev, err := c.write(who, in.Documents, opt)
-	if err != nil {
-		return nil, err
-	}
-	out := api.ApplyResponse{Results: []api.Result{}, Warnings: d.problems, Revision: rev}
-	for _, doc := range d.documents {
-		out.Results = append(out.Results, doc.result())
-	}
-	return out, nil
-}
-
-// create answers POST /api/core/v1/{kind}.
-func (c *call) create() (any, error) { return c.writeOne(options{only: api.ActionCreated}) }
-
-// update answers PUT /api/core/v1/{kind}/{name}.
-func (c *call) update() (any, error) { return c.writeOne(options{only: api.ActionConfigured}) }
-
-// writeOne writes the one Object that is the body, of the kind, and with the name
-// if there is one, that the path says.
-func (c *call) writeOne(opt options) (any, error) {
-	q, err := c.query("allowLockout", "dryRun")
-	if err != nil {
-		return nil, err
-	}
-	if opt.allowLockout, err = boolean(q, "allowLockout"); err != nil {
-		return nil, err
-	}
-	if opt.dryRun, err = boolean(q, "dryRun"); err != nil {
-		return nil, err
-	}
-	who, err := c.who() // before reading what a stranger sends
-	if err != nil {
-		return nil, err
-	}
-	k, err := c.key()
-	if err != nil {
-		return nil, err
-	}
-	var body json.RawMessage
-	if err := rpc.Read(c.r, &body); err != nil {
-		return nil, err
-	}
-	var named api.Head
-	if json.Unmarshal(body, &named) == nil { // otherwise write says what is wrong
-		if named.Kind != "" && named.Kind != k.Kind {
-			return nil, api.Errorf(api.CodeInvalid, "the path is that of a %s and the body is a %s", k.Kind, strings.ToValidUTF8(fmt.Sprintf("%.40q", named.Kind), ""))
-		}
-		if got := api.CanonicalName(k.Kind, named.Metadata.Name); k.Name != "" && got != k.Name {
-			return nil, api.Errorf(api.CodeInvalid, "the path names %q and the body %.100q", k.Name, got)
-		}
-	}
-	d, rev, err := c.write(who, []json.RawMessage{body}, opt)
-	if err != nil {
-		return nil, err
-	}
-	doc := d.documents[0]
-	object, err := encode(doc.after)
-	return api.WriteResponse{Result: doc.result(), Object: object, Warnings: d.problems, Revision: rev}, err
-}

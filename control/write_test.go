@@ -97,7 +97,7 @@ func TestWritesRefused(t *testing.T) {
 		{"unknown field", user + `,'grups':[]}}`, `spec.grups: `},
 		{"wrong type", user + `,'isDisabled':'no'}}`, `spec.isDisabled: `},
 		{"wrong value", `{'kind':'User','metadata':{'name':'bob'},'spec':{'type':'ROBOT'}}`, `spec.type: `},
-		{"not yet", user + `,'session':{}}}`, `spec.session: `},
+		{"not yet", user + `,'authentication':{}}}`, `spec.authentication: `},
 		{"bad name", `{'kind':'Group','metadata':{'name':'Über'}}`, `metadata.name: must be 2 to 40 characters`},
 		{"no name", `{'kind':'Group'}`, `metadata.name: is required`},
 		{"bad expression", user + `,'authorization':{'inlinePolicies':[{'spec':{'rules':[{'effect':'ALLOW','condition':{'match':'ctx.usr.x == 1'}}]}}]}}}`,

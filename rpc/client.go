@@ -27,7 +27,8 @@ type Client struct {
 }
 
 // Do sends in as JSON, unless it is nil, and decodes the answer into out, unless
-// it is nil. What the server refuses is an *api.Error; what kept the call from
+// it is nil. What the server refuses, or would because it is larger than
+// MaxRequest, is an *api.Error; what kept the call from
 // being answered is an error in plain words that wraps its cause.
 func (c *Client) Do(ctx context.Context, method, path string, in, out any) error {
 	res, err := c.send(ctx, method, path, in)
@@ -86,6 +87,9 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 		b, err := json.Marshal(in)
 		if err != nil {
 			return nil, fmt.Errorf("encode the request: %w", err)
+		}
+		if len(b) > MaxRequest {
+			return nil, tooLarge(MaxRequest) // the server would not read it either
 		}
 		body = bytes.NewReader(b)
 	}

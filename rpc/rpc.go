@@ -23,7 +23,11 @@ const (
 	maxError = 4 << 20
 )
 
-const contentJSON = "application/json"
+// The media types of a request.
+const (
+	contentJSON  = "application/json"
+	contentPatch = "application/merge-patch+json" // RFC 7386
+)
 
 // Status returns the HTTP status of a code.
 func Status(c api.Code) int {

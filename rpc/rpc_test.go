@@ -85,6 +85,51 @@ func TestDoFails(t *testing.T) {
 	}
 }
 
+// TestLargeRequest is about one that is too large: whoever sends it is told in
+// words, whether or not he knows the limit.
+func TestLargeRequest(t *testing.T) {
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) { Fail(w, Read(r, new(api.WhyRequest)), quiet()) })
+	const want = "larger than 16384 KiB"
+	in := api.WhyRequest{Subject: strings.Repeat("a", MaxRequest)}
+	if err := c.Do(t.Context(), "POST", "/", in, nil); !api.HasCode(err, api.CodeInvalid) || !strings.Contains(err.Error(), want) {
+		t.Errorf("our client: got %v", err)
+	}
+	for name, length := range map[string]int64{"of a known length": 100 << 20, "of an unknown length": -1} {
+		body := &counted{r: io.LimitReader(endless{}, 100<<20)}
+		r := httptest.NewRequest("POST", "/", body)
+		r.ContentLength = length
+		r.Header.Set("Content-Type", contentJSON)
+		if err := Read(r, new(api.WhyRequest)); !api.HasCode(err, api.CodeInvalid) || !strings.Contains(err.Error(), want) {
+			t.Errorf("a body %s: got %v", name, err)
+		}
+		if body.n > MaxRequest+1 {
+			t.Errorf("a body %s: %d bytes were read", name, body.n)
+		}
+	}
+}
+
+// endless is white space.
+type endless struct{}
+
+func (endless) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = ' '
+	}
+	return len(b), nil
+}
+
+// counted counts what is read of r.
+type counted struct {
+	r io.Reader
+	n int
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	c.n += n
+	return n, err
+}
+
 func TestUnreachable(t *testing.T) {
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -147,6 +192,19 @@ func TestRead(t *testing.T) {
 				t.Error("the error repeats the input")
 			}
 		})
+	}
+}
+
+func TestReadPatch(t *testing.T) {
+	for _, tc := range []struct {
+		method string
+		want   bool
+	}{{"PATCH", true}, {"POST", false}} {
+		r := httptest.NewRequest(tc.method, "/", strings.NewReader(`{"subject":"a"}`))
+		r.Header.Set("Content-Type", "application/merge-patch+json")
+		if err := Read(r, new(api.WhyRequest)); (err == nil) != tc.want {
+			t.Errorf("a merge patch by %s: %v", tc.method, err)
+		}
 	}
 }
 

@@ -18,18 +18,22 @@ import (
 )
 
 // Read decodes the body of a request into v: one JSON value without unknown
-// fields, of at most MaxRequest bytes, declared to be application/json (so that
-// a web page cannot send it without asking first). What is wrong is an
-// *api.Error for the caller.
+// fields, of at most MaxRequest bytes, declared to be application/json or, of a
+// PATCH, application/merge-patch+json (so that a web page cannot send it without
+// asking first). What is wrong is an *api.Error for the caller.
 func Read(r *http.Request, v any) error {
-	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != contentJSON {
+	t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || t != contentJSON && !(t == contentPatch && r.Method == http.MethodPatch) {
 		e := api.Errorf(api.CodeInvalid, "the body must be JSON")
 		e.Hint = "send Content-Type: application/json (curl --json)"
 		return e
 	}
+	if r.ContentLength > MaxRequest {
+		return tooLarge(MaxRequest) // without reading it
+	}
 	d := json.NewDecoder(http.MaxBytesReader(nil, r.Body, MaxRequest))
 	d.DisallowUnknownFields()
-	err := d.Decode(v)
+	err = d.Decode(v)
 	if err == nil {
 		if _, err = d.Token(); err == io.EOF {
 			return nil
@@ -39,9 +43,16 @@ func Read(r *http.Request, v any) error {
 		}
 	}
 	if large, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return api.Errorf(api.CodeInvalid, "the request is larger than %d bytes", large.Limit)
+		return tooLarge(large.Limit)
 	}
 	return api.Errorf(api.CodeInvalid, "the body is not the JSON that is expected: %s", words(err))
+}
+
+// tooLarge says that a request is larger than it may be.
+func tooLarge(limit int64) error {
+	e := api.Errorf(api.CodeInvalid, "the request is larger than %d KiB", limit>>10)
+	e.Hint = "send it in parts"
+	return e
 }
 
 // words returns what a JSON decoder complains of, without Go's names and without

@@ -25,7 +25,9 @@ const (
 	// maxSize is the size in bytes of the largest certificate that is looked at;
 	// ours have about 500.
 	maxSize = 8 << 10
-	// skew is how far our clock may be behind that of the issuer.
+	// skew is how far our clock may be from that of the issuer, and so how long
+	// before and after its time a certificate counts. The end of its Session is
+	// exact: that is decided, by one clock.
 	skew = 5 * time.Minute
 	// slots is the number of verified certificates that are remembered, at most.
 	slots = 4096
@@ -55,11 +57,11 @@ type verified struct {
 // at returns the claim if the certificate is valid now.
 func (c *verified) at(now time.Time) (identity.Claim, error) {
 	if now.Before(c.notBefore.Add(-skew)) {
-		return identity.Claim{}, fmt.Errorf("certificate: of Session %s, not valid before %s: compare the clocks",
-			c.claim.SessionUID, c.notBefore.UTC().Format(time.RFC3339))
+		return identity.Claim{}, fmt.Errorf("certificate: that of Session %s is valid from %s on, and it is %s here: the clocks differ",
+			c.claim.SessionUID, c.notBefore.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
-	if now.After(c.notAfter) {
-		return identity.Claim{}, &identity.ExpiredError{Claim: c.claim, NotAfter: c.notAfter}
+	if now.After(c.notAfter.Add(skew)) {
+		return identity.Claim{}, &identity.ExpiredError{Claim: c.claim, NotAfter: c.notAfter, At: now}
 	}
 	return c.claim, nil
 }

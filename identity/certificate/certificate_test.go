@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -120,9 +121,10 @@ func TestValidity(t *testing.T) {
 		{"our clock is five minutes behind", leaf, -5 * time.Minute, true, false},
 		{"the first moment", leaf, 0, true, false},
 		{"the last moment", leaf, 4 * time.Hour, true, false},
-		{"a second later", leaf, 4*time.Hour + time.Second, false, true},
-		{"the CA's last moment", outlives, 24 * time.Hour, true, false},
-		{"a second after its CA", outlives, 24*time.Hour + time.Second, false, true},
+		{"our clock is five minutes ahead", leaf, 4*time.Hour + 5*time.Minute, true, false},
+		{"our clock is more than that ahead", leaf, 4*time.Hour + 5*time.Minute + time.Second, false, true},
+		{"five minutes after its CA", outlives, 24*time.Hour + 5*time.Minute, true, false},
+		{"longer after its CA", outlives, 24*time.Hour + 5*time.Minute + time.Second, false, true},
 	}
 	warm := &certificate.Verifier{Roots: func() *x509.CertPool { return pool }}
 	for _, l := range []*x509.Certificate{leaf, outlives} {
@@ -140,6 +142,9 @@ func TestValidity(t *testing.T) {
 			expired, is := errors.AsType[*identity.ExpiredError](err)
 			if is != tc.expired || is && expired.Claim.SessionUID != uid {
 				t.Errorf("%s, %s: %v; want an ExpiredError of the Session: %v", tc.name, how, err, tc.expired)
+			}
+			if !tc.ok && !(strings.Contains(err.Error(), "the clocks differ") && strings.Contains(err.Error(), start.Add(tc.at).Format(time.RFC3339))) {
+				t.Errorf("%s, %s: %v; want words on the clocks", tc.name, how, err)
 			}
 		}
 	}
