@@ -50,9 +50,7 @@ func (a *Authenticator) Default() {
 
 // Validate implements Object.
 func (a *Authenticator) Validate(p *Problems) {
-	if a.Metadata.Name == "" {
-		p.Add("/metadata/name", "is required", "")
-	}
+	a.Metadata.validateMade(p)
 	if len(a.Spec.DisplayName) > 120 {
 		p.Add("/spec/displayName", "must be at most 120 bytes", a.Spec.DisplayName)
 	}

@@ -72,6 +72,8 @@ const (
 	ReasonHandshake        ReasonType = "HANDSHAKE"      // refused before there was a request
 	ReasonKilled           ReasonType = "KILLED"         // an administrator ended the connection
 	ReasonOverload         ReasonType = "OVERLOAD"       // a limit of the process itself
+	ReasonDrained          ReasonType = "DRAINED"        // the process is stopping
+	ReasonSystem           ReasonType = "SYSTEM"         // the cluster, by itself: nobody asked
 )
 
 // A RuleRef names the rule that decided.

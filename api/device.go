@@ -107,9 +107,7 @@ func (d *Device) Default() {
 
 // Validate implements Object.
 func (d *Device) Validate(p *Problems) {
-	if d.Metadata.Name == "" {
-		p.Add("/metadata/name", "is required", "")
-	}
+	d.Metadata.validateMade(p)
 	d.Spec.Authorization.validate(p, "/spec/authorization")
 }
 

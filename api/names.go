@@ -50,6 +50,19 @@ func CanonicalName(kind, name string) string {
 // labels that the name may have.
 func (m *Metadata) validate(p *Problems, depth int) {
 	m.validateName(p, depth)
+	m.validateRest(p)
+}
+
+// validateMade checks what the user may say in the metadata of an Object that the
+// system made and named.
+func (m *Metadata) validateMade(p *Problems) {
+	if m.Name == "" {
+		p.Add("/metadata/name", "is required", "")
+	}
+	m.validateRest(p)
+}
+
+func (m *Metadata) validateRest(p *Problems) {
 	if len(m.DisplayName) > 100 {
 		p.Add("/metadata/displayName", "must be at most 100 bytes", m.DisplayName)
 	}

@@ -56,9 +56,7 @@ func (s *Session) Default() {
 
 // Validate implements Object.
 func (s *Session) Validate(p *Problems) {
-	if s.Metadata.Name == "" {
-		p.Add("/metadata/name", "is required", "")
-	}
+	s.Metadata.validateMade(p)
 	if s.Spec.ExpiresAt.IsZero() {
 		p.Add("/spec/expiresAt", "is required", "")
 	}

@@ -13,6 +13,7 @@ func (r *run) auth() *cobra.Command {
 		return &cobra.Command{Use: use, Short: short, Aliases: aliases, Args: noArgs, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
 	}
 	c := group("auth", "Prove more than who you are")
+	c.Example = "  cardea auth device register"
 	device := group("device", "This machine as a Device", "dev")
 	register := &cobra.Command{
 		Use:   "register",

@@ -343,7 +343,7 @@ func (r *run) describeObject(raw json.RawMessage) error {
 	}
 	by := "the system"
 	if m.ActorRef != nil {
-		by = "Session " + m.ActorRef.Name
+		by = m.ActorRef.Kind + " " + m.ActorRef.Name
 	}
 	t.add("Created", stamp(m.CreatedAt))
 	t.add("Last written", stamp(m.UpdatedAt)+" by "+by)

@@ -51,7 +51,7 @@ func (r *run) up() *cobra.Command {
 	fileFlag(c, &files)
 	c.Flags().StringVar(&ready, "ready-file", "", `file that gets {"address", "caSHA256", "token"} once it serves`)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		cfg.Log = r.logger()
+		cfg.Log, cfg.Version = r.logger(), r.Version
 		var err error
 		if cfg.DataDir, err = r.dataDir(cfg.DataDir); err != nil {
 			return err
@@ -193,6 +193,7 @@ func writeReady(path string, v readyFile) (err error) {
 func (r *run) recover() *cobra.Command {
 	var dir string
 	var reset bool
+	var cfg server.Config
 	c := &cobra.Command{
 		Use:   "recover --data-dir DIR",
 		Short: "Make a new token for root, from the data of a cluster that is stopped",
@@ -202,17 +203,22 @@ func (r *run) recover() *cobra.Command {
 		Args:    noArgs,
 	}
 	c.Flags().StringVar(&dir, "data-dir", "", "directory of the cluster; as for up if left out (or CARDEA_DATA_DIR)")
+	c.Flags().StringVar(&cfg.Store, "store", "", "postgres://… if the cluster keeps its resources there (or CARDEA_STORE)")
 	c.Flags().BoolVar(&reset, "reset", false, "if policies stand in root's way: remove those of the ClusterConfig, and root's Groups and other policies")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		dir, err := r.dataDir(dir)
 		if err != nil {
 			return err
 		}
-		token, err := server.Recover(c.Context(), dir, reset, r.logger())
+		cfg.DataDir, cfg.Log = dir, r.logger()
+		done, err := server.Recover(c.Context(), cfg, reset)
 		if err != nil {
 			return unprefixed(err)
 		}
-		fmt.Fprintln(r.Out, token)
+		for _, x := range done.Changes {
+			fmt.Fprintln(r.Err, x)
+		}
+		fmt.Fprintln(r.Out, done.Token)
 		fmt.Fprintln(r.Err, "this token logs root in, once, within 15 minutes; start the cluster with cardea up")
 		return nil
 	}

@@ -233,9 +233,14 @@ func (l *login) due() (due, usable bool) {
 	return !now.Before(halfLife(leaf)) && (!usable || !now.Before(l.again)), usable
 }
 
+// backdated is by how much the cluster lets certificates begin early, for clocks
+// that are behind.
+const backdated = 5 * time.Minute
+
 // halfLife returns when a certificate is to be renewed.
 func halfLife(c *x509.Certificate) time.Time {
-	return c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2)
+	issued := c.NotBefore.Add(backdated)
+	return issued.Add(c.NotAfter.Sub(issued) / 2)
 }
 
 // fresh returns the certificate, renewed if that is due. While one renews,

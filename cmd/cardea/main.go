@@ -17,6 +17,7 @@ var version string
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal does not wait for the first
 	p := cli.Program{Version: cmp.Or(version, "unknown"), In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv}
 	status := p.Run(ctx, os.Args[1:])
 	stop()
