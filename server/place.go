@@ -15,23 +15,28 @@ import (
 
 // checkWhole refuses a data directory from which a part is missing: to make the
 // part anew would found another cluster in the place of the one that was there.
-func checkWhole(dir string) error {
+func checkWhole(cfg Config) error {
 	there := func(name string) bool {
-		_, err := os.Stat(filepath.Join(dir, name))
+		_, err := os.Stat(filepath.Join(cfg.DataDir, name))
 		return err == nil
 	}
 	db, key, log := there(storeFile), there(keyFile), there(logDir)
 	switch {
+	case cfg.Store != "" && db:
+		return fmt.Errorf("the data directory holds the resources of a cluster (%s) and --store names another place; choose another --data-dir, or leave --store out", storeFile)
+	case cfg.Store != "" && log && !key:
+		return fmt.Errorf("%s is missing from the data directory, whose %s belongs to a cluster; restore it from a backup", keyFile, logDir)
+	case cfg.Store != "":
 	case db && !key:
 		return fmt.Errorf("%s is missing from the data directory, and %s cannot be read without it; restore it from a backup", keyFile, storeFile)
 	case !db && log: // a first start that was cut short has no log yet
-		return fmt.Errorf("%s is missing from the data directory, whose %s belongs to a cluster; restore it from a backup, or choose an empty directory with --data-dir", storeFile, logDir)
+		return fmt.Errorf("%s is missing from the data directory, whose %s belongs to a cluster; restore it (cardea restore), give the --store that it had, or choose an empty directory with --data-dir", storeFile, logDir)
 	}
 	return nil
 }
 
-// listen opens the port of the cluster.
-func listen(ctx context.Context, address string) (net.Listener, error) {
+// listen opens a port of the cluster, which a flag has named.
+func listen(ctx context.Context, flag, address string) (net.Listener, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false) // it costs at each accept, and the relay splices plain TCP
 	network := "tcp"
@@ -44,13 +49,13 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		_, port, _ := net.SplitHostPort(address)
-		return nil, fmt.Errorf("the address %s is taken by another program (find it with: ss -ltnp 'sport = :%s'); choose another with --listen", address, port)
+		return nil, fmt.Errorf("the address %s is taken by another program (find it with: ss -ltnp 'sport = :%s'); choose another with %s", address, port, flag)
 	case errors.Is(err, syscall.EACCES):
-		return nil, fmt.Errorf("the address %s may not be listened to by this user; choose a port above 1023 with --listen", address)
+		return nil, fmt.Errorf("the address %s may not be listened to by this user; choose a port above 1023 with %s", address, flag)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return nil, fmt.Errorf("the address %s is not one of this machine; choose another with --listen", address)
+		return nil, fmt.Errorf("the address %s is not one of this machine; choose another with %s", address, flag)
 	case err != nil:
-		return nil, fmt.Errorf("--listen %s: %w", address, err)
+		return nil, fmt.Errorf("%s %s: %w", flag, address, err)
 	}
 	return l, nil
 }

@@ -27,7 +27,7 @@ func TestALostPartIsNotMadeAnew(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		err := checkWhole(dir)
+		err := checkWhole(Config{DataDir: dir})
 		if (err == nil) != (tt.words == "") || err != nil && !strings.HasPrefix(err.Error(), tt.words) {
 			t.Errorf("with %v: %v, want %q", tt.there, err, tt.words)
 		}

@@ -4,18 +4,23 @@ package server
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/json"
 	"errors"
-	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"cardea/api"
+	"cardea/api/gen"
 	"cardea/audit/journal"
+	"cardea/audit/otlp"
 	"cardea/audit/refusals"
 	"cardea/cert"
 	"cardea/control"
@@ -27,7 +32,7 @@ import (
 	"cardea/proxy"
 	relaycopy "cardea/relay/copy"
 	"cardea/secret"
-	"cardea/store/sqlite"
+	"cardea/store/backup"
 	"cardea/tunnel/tls"
 	"cardea/upstream"
 )
@@ -36,12 +41,22 @@ import (
 // for private use (ICANN, 2024-07-29).
 const DefaultDomain = "cardea.internal"
 
-// A Config says where a cluster lives.
+// A Config says where a cluster lives, and how.
 type Config struct {
 	DataDir string // made if it is not there; everything that survives a restart is in it
 	Domain  string // "" is DefaultDomain; the first start decides
-	Listen  string // HOST:PORT
-	Log     *slog.Logger
+	Listen  string // HOST:PORT; public Services listen at HOST, too
+	// Store is where resources are kept: postgres://…, or "" for the data directory.
+	Store string
+	// Metrics is where /metrics, /livez and /readyz are served to everyone, by
+	// plain HTTP: HOST:PORT, or "" for nowhere.
+	Metrics string
+	// Grace is how long live connections may go on when the cluster is stopped.
+	Grace time.Duration
+	// Documents are applied by the owner of the cluster, before it serves.
+	Documents []json.RawMessage
+	Version   string // of the program
+	Log       *slog.Logger
 }
 
 // Ready says how to reach a cluster that serves.
@@ -50,6 +65,9 @@ type Ready struct {
 	Domain   string
 	CASHA256 string // of the cluster's CA certificate, hex: what clients pin
 	Token    string // logs root in, once; "" when root has logged in before
+	Metrics  string // HOST:PORT, or ""
+	// Connections is how many relayed connections the limit of descriptors allows.
+	Connections int
 }
 
 // The places in a data directory.
@@ -76,17 +94,26 @@ func Up(ctx context.Context, cfg Config, ready func(Ready)) error {
 // A house is one of each room.
 type house struct {
 	cfg       Config
+	limit     int // of descriptors
 	lock      *os.File
-	store     *sqlite.Store
+	store     runningStore
+	keeper    *secret.Keeper
 	authority *cert.Authority
 	decider   *local.Decider
 	settings  *settings
 	journal   *journal.Journal
+	sink      *otlp.Sink
 	refusals  *refusals.Recorder
+	admission *ingress.Admission
+	public    *ingress.Public
 	gate      *proxy.Gate
+	tunnels   *tls.Server
 	control   *control.Server
 	expirer   *control.Expirer
 	socket    net.Listener
+	metrics   net.Listener // nil for none
+	draining  atomic.Bool
+	life      context.Context // of run, for what asks without one
 }
 
 // open takes everything that can fail before anything runs.
@@ -94,65 +121,96 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	if cfg.Domain == "" {
 		cfg.Domain = DefaultDomain
 	}
-	h := &house{cfg: cfg}
+	h := &house{cfg: cfg, limit: descriptors(), life: context.WithoutCancel(ctx)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.close())
 		}
 	}()
-	// The port first: it is what most often fails.
-	if h.socket, err = listen(ctx, cfg.Listen); err != nil {
+	// The ports first: they are what most often fails.
+	if h.socket, err = listen(ctx, "--listen", cfg.Listen); err != nil {
 		return nil, err
+	}
+	if cfg.Metrics != "" {
+		if h.metrics, err = listen(ctx, "--metrics-listen", cfg.Metrics); err != nil {
+			return nil, err
+		}
 	}
 	if h.lock, err = openDataDir(cfg.DataDir); err != nil {
 		return nil, err
 	}
-	if err := checkWhole(cfg.DataDir); err != nil {
+	if err := checkWhole(cfg); err != nil {
 		return nil, err
 	}
-	keeper, err := secret.Open(filepath.Join(cfg.DataDir, keyFile))
-	if err != nil {
+	if h.keeper, err = secret.Open(filepath.Join(cfg.DataDir, keyFile)); err != nil {
 		return nil, err
 	}
-	if h.store, err = sqlite.Open(ctx, filepath.Join(cfg.DataDir, storeFile), sqlite.Options{Log: cfg.Log}); err != nil {
+	if h.store, err = openStore(ctx, cfg); err != nil {
 		return nil, err
 	}
-	if h.authority, err = cert.Open(ctx, h.store, keeper, cfg.Domain, time.Now); err != nil {
+	if err := h.keeper.Reseal(ctx, h.store); err != nil {
+		cfg.Log.Error("a rotation of the key of Secrets could not be finished; what it left is still readable", "error", err)
+	}
+	if h.authority, err = cert.Open(ctx, h.store, h.keeper, cfg.Domain, time.Now); err != nil {
 		return nil, err
 	}
-	signer, err := h.authority.JournalSigner(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if h.journal, err = journal.Open(ctx, journal.Config{Dir: filepath.Join(cfg.DataDir, logDir), Instance: instance, Signer: signer, Marks: h.store, Log: cfg.Log}); err != nil {
+	if h.journal, err = openJournal(ctx, cfg, h.authority, h.store); err != nil {
 		return nil, err
 	}
 	sessions := &certificate.Verifier{Roots: h.authority.Pool}
 	h.refusals = refusals.New(h.journal, time.Now, cfg.Log)
 	h.decider = &local.Decider{Store: h.store, Identity: identity.Any{api.EvidenceCertificate: sessions}, Log: cfg.Log}
-	h.settings = newSettings(h.store)
+	h.admission = &ingress.Admission{Descriptors: h.descriptors}
+	h.public = h.publicPorts()
+	h.settings = &settings{store: h.store, journal: h.journal, public: h.public}
+	uses := &secret.Uses{Keeper: h.keeper, Store: h.store, Now: time.Now}
 	upstreams := &upstream.Dialer{
-		Hosts: h.settings.hosts, Allow: h.settings.allow, Own: h.listeners,
-		Loopback: isLoopback(h.socket.Addr()), Log: cfg.Log,
+		Hosts: h.settings.hosts, Allow: h.settings.allow, Own: h.listeners, ForbidInsecure: h.settings.forbidInsecure,
+		Certificate: uses.Certificate, Loopback: isLoopback(h.socket.Addr()), Log: cfg.Log,
+	}
+	h.sink = &otlp.Sink{
+		Source: h.journal, Marks: h.store, Instance: instance, Version: cfg.Version, Collector: h.settings.collector,
+		Dial: upstreams.DialContext, Secret: uses.Text, Log: cfg.Log,
 	}
 	h.gate = proxy.New(proxy.Rooms{
 		Decider: h.decider, Dial: upstreams.Dial, Audit: h.journal, Refuse: h.refusals.Refuse, Engine: relaycopy.New(),
-		Modes: mode.All(), Log: cfg.Log,
+		Modes: mode.All(), Log: cfg.Log, Grace: cfg.Grace,
 	})
 	h.control = &control.Server{
-		Domain: cfg.Domain, Store: h.store, Decider: h.decider, Explainer: h.decider, Await: h.await, Check: local.Check, Proposed: h.decider.Propose,
-		Keeper: keeper, Authority: h.authority, Verifier: sessions,
+		Domain: cfg.Domain, Store: h.store, Decider: h.decider, Explainer: h.decider, Await: h.await, Check: local.NewChecker(), Proposed: h.decider.Propose,
+		Keeper: h.keeper, Authority: h.authority, Verifier: sessions, Live: h.live,
 		Conns: h.gate, Logs: h.journal, Audit: h.journal, Refuse: h.refusals.Refuse, Log: cfg.Log, Now: time.Now,
+		Health: h.health, Metrics: h.metricsHandler(), Backup: h.backup, Rotate: h.rotate, OpenAPI: []byte(gen.OpenAPI),
 	}
-	h.expirer = &control.Expirer{Store: h.store, Log: cfg.Log, Now: time.Now}
+	h.expirer = &control.Expirer{Store: h.store, Audit: h.journal, Log: cfg.Log, Now: time.Now}
+	h.tunnels = &tls.Server{
+		Handler: arrivals{h.gate, h.refusals}, Domain: cfg.Domain, Certificate: h.authority.ServerCertificate,
+		ClientCAs: h.authority.Pool, Admit: h.admission.Enter, Alive: h.alive, Log: cfg.Log,
+	}
 	return h, nil
+}
+
+// openJournal opens the log of the data directory.
+func openJournal(ctx context.Context, cfg Config, a *cert.Authority, marks journal.Marks) (*journal.Journal, error) {
+	signer, err := a.JournalSigner(ctx)
+	if err != nil {
+		return nil, err
+	}
+	earlier, err := a.JournalKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return journal.Open(ctx, journal.Config{Dir: filepath.Join(cfg.DataDir, logDir), Instance: instance, Signer: signer, Keys: earlier, Marks: marks, Log: cfg.Log})
 }
 
 // close releases what open took.
 func (h *house) close() error {
 	var errs []error
-	if h.socket != nil {
-		if err := h.socket.Close(); !errors.Is(err, net.ErrClosed) {
+	for _, l := range []net.Listener{h.socket, h.metrics} {
+		if l == nil {
+			continue
+		}
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}
 	}
@@ -166,23 +224,23 @@ func (h *house) close() error {
 }
 
 // run serves until ctx is done. What is needed longest is stopped last: first
-// the door and the gate with what is live, then the API, then those that both
-// ask, then the log.
+// the doors and the gate with what is live, then the API, then those that both
+// ask, then the log and whoever follows it.
 func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	var floors []*floor
 	defer func() {
+		h.draining.Store(true)
 		for i := len(floors) - 1; i >= 0; i-- {
 			floors[i].stop()
 		}
 	}()
 	failed := make(chan error, 16)
-	start := func(runs ...func(context.Context) error) *floor {
-		f := newFloor(ctx, failed, runs...)
-		floors = append(floors, f)
-		return f
+	start := func(runs ...func(context.Context) error) {
+		floors = append(floors, newFloor(ctx, failed, runs...))
 	}
 
-	start(h.journal.Run, func(ctx context.Context) error { h.store.Run(ctx); return nil })
+	start(h.journal.Run, func(ctx context.Context) error { h.store.Run(ctx); return nil }, h.authority.Run)
+	start(h.sink.Run)
 	start(h.decider.Run, h.settings.run, h.refusals.Run)
 	if err := h.decider.Ready(ctx); err != nil {
 		return err
@@ -191,16 +249,20 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	if err != nil {
 		return err
 	}
-	web := newWeb(h.control.Handler(), descriptors(), h.cfg.Log)
-	start(web.run, h.expirer.Run)
-	tunnels := &tls.Server{
-		Handler: arrivals{h.gate, h.refusals}, Domain: h.cfg.Domain, Certificate: h.authority.ServerCertificate,
-		ClientCAs: h.authority.Pool, API: web.take, Log: h.cfg.Log,
+	if err := h.control.Load(ctx, h.cfg.Documents); err != nil {
+		return err
 	}
-	door := &ingress.Listener{Listener: h.socket, Handle: tunnels.Conn, Refused: h.refusals.Refuse, Log: h.cfg.Log}
-	// Together: the door waits for its streams, and those are the gate's to end.
-	start(h.gate.Run, door.Serve)
-	ready(Ready{Address: h.socket.Addr().String(), Domain: h.cfg.Domain, CASHA256: h.authority.Fingerprint(), Token: token})
+	web := newWeb(h.control.Handler(), h.limit, h.cfg.Log)
+	h.tunnels.API = web.take
+	start(web.run, h.expirer.Run, h.serveMetrics)
+	door := &ingress.Listener{Listener: h.socket, Handle: h.tunnels.Conn, Refused: h.refusals.Refuse, Log: h.cfg.Log}
+	// Together: the doors wait for their streams, and those are the gate's to end.
+	start(h.gate.Run, h.public.Run, door.Serve)
+	r := Ready{Address: h.socket.Addr().String(), Domain: h.cfg.Domain, CASHA256: h.authority.Fingerprint(), Token: token, Connections: h.connections()}
+	if h.metrics != nil {
+		r.Metrics = h.metrics.Addr().String()
+	}
+	ready(r)
 
 	select {
 	case <-ctx.Done():
@@ -210,7 +272,8 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	}
 }
 
-// await returns when every decision, and every dial, is made on that revision.
+// await returns when every decision, every dial and every public port is that of
+// the revision.
 func (h *house) await(ctx context.Context, rev api.Revision) error {
 	if err := h.settings.await(ctx, rev); err != nil {
 		return err
@@ -218,12 +281,89 @@ func (h *house) await(ctx context.Context, rev api.Revision) error {
 	return h.decider.Await(ctx, rev)
 }
 
+// publicPorts returns the public ports of Services, which are at the host of the
+// cluster's own address.
+func (h *house) publicPorts() *ingress.Public {
+	terminator := &tls.Terminator{Admit: h.admission.Enter, Certificate: h.authority.NameCertificate}
+	host, _, err := net.SplitHostPort(h.socket.Addr().String())
+	if err != nil {
+		host = ""
+	}
+	if given, _, err := net.SplitHostPort(h.cfg.Listen); err == nil && given == "" {
+		host = "" // every address of both families
+	}
+	return &ingress.Public{
+		Host: host, Domain: h.cfg.Domain, Handle: func(a api.Arrival) { h.gate.Arrive(a) }, TLS: terminator.Accept,
+		Refused: h.refusals.Refuse, Admission: h.admission, Log: h.cfg.Log,
+	}
+}
+
 // listeners are our own addresses, which no upstream may have.
 func (h *house) listeners() []netip.AddrPort {
-	if a, ok := h.socket.Addr().(*net.TCPAddr); ok {
-		return []netip.AddrPort{a.AddrPort()}
+	own := h.public.Addresses()
+	for _, l := range []net.Listener{h.socket, h.metrics} {
+		if l == nil {
+			continue
+		}
+		if a, ok := l.Addr().(*net.TCPAddr); ok {
+			own = append(own, a.AddrPort())
+		}
 	}
-	return nil
+	return own
+}
+
+// alive reports whether the Session of a certificate may still be used, so that
+// its network is taken for a known one.
+func (h *house) alive(leaf *x509.Certificate) bool {
+	d, err := h.decider.Decide(h.life, api.Request{
+		Service: api.APIService, Evidence: api.Evidence{Kind: api.EvidenceCertificate, Data: leaf.Raw}, Now: time.Now(),
+		Facts: &api.Facts{API: &api.APIFacts{Verb: "get", Kind: api.KindSession}},
+	})
+	switch d.Reason {
+	case api.ReasonUnauthenticated, api.ReasonNoSession, api.ReasonSessionExpired, api.ReasonKeyMismatch, api.ReasonNoUser, api.ReasonUserDisabled:
+		return false
+	}
+	return err == nil && d.Subject.Session != nil
+}
+
+// live adds to an Object what is true of it in this process and not stored.
+func (h *house) live(o api.Object) api.Object {
+	svc, ok := o.(*api.Service)
+	if !ok {
+		return o
+	}
+	conditions := h.public.Conditions(svc.Metadata.Name)
+	if len(conditions) == 0 {
+		return o
+	}
+	c := *svc
+	c.Status.Conditions = conditions
+	return &c
+}
+
+// backup writes all Objects to w.
+func (h *house) backup(ctx context.Context, w io.Writer) error {
+	_, err := backup.Write(ctx, h.store, w, backup.Options{Domain: h.cfg.Domain, Program: h.cfg.Version})
+	return err
+}
+
+// rotate makes a new key.
+func (h *house) rotate(ctx context.Context, what string) (api.RotateResponse, error) {
+	switch what {
+	case "ca":
+		return h.authority.RotateCA(ctx)
+	case "seal":
+		return h.keeper.Rotate(ctx, h.store)
+	}
+	signer, done, err := h.authority.RotateAudit(ctx)
+	if err != nil {
+		return done, err
+	}
+	earlier, err := h.authority.JournalKeys(ctx)
+	if err != nil {
+		return done, err
+	}
+	return done, h.journal.SetSigner(signer, earlier...)
 }
 
 // arrivals joins the roads to the gate.
@@ -266,29 +406,4 @@ func newFloor(ctx context.Context, failed chan<- error, runs ...func(context.Con
 func (f *floor) stop() {
 	f.cancel()
 	f.group.Wait()
-}
-
-// Recover returns a token that logs root in, once, for whoever owns the data
-// directory of a cluster that does not run. reset is that of
-// [control.Server.Recover].
-func Recover(ctx context.Context, dataDir string, reset bool, log *slog.Logger) (token string, err error) {
-	if _, err := os.Stat(filepath.Join(dataDir, storeFile)); err != nil {
-		return "", fmt.Errorf("there is no cluster in %s: %w", dataDir, err)
-	}
-	lock, err := openDataDir(dataDir)
-	if err != nil {
-		return "", err
-	}
-	defer lock.Close()
-	if err := checkWhole(dataDir); err != nil {
-		return "", err
-	}
-	st, err := sqlite.Open(ctx, filepath.Join(dataDir, storeFile), sqlite.Options{Log: log})
-	if err != nil {
-		return "", err
-	}
-	defer st.Close()
-	decider := &local.Decider{Store: st, Identity: identity.Any{}, Log: log}
-	c := &control.Server{Store: st, Proposed: decider.Propose, Log: log, Now: time.Now}
-	return c.Recover(ctx, reset)
 }

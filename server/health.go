@@ -1,0 +1,100 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cardea/api"
+	"cardea/store"
+)
+
+// descriptorsPerConnection is how many descriptors a relayed connection takes: one
+// to each side.
+const descriptorsPerConnection = 2
+
+// descriptors returns how many descriptors this process has open, and may have.
+func (h *house) descriptors() (used, limit int) {
+	d, err := os.Open("/proc/self/fd")
+	if err != nil {
+		return 0, h.limit // not to be known here
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return 0, h.limit
+	}
+	return len(names), h.limit
+}
+
+// connections returns how many relayed connections the limit of descriptors
+// allows.
+func (h *house) connections() int {
+	used, limit := h.descriptors()
+	return max(limit-used, 0) / descriptorsPerConnection
+}
+
+// health looks at what can be wrong with this process.
+func (h *house) health(ctx context.Context) (checks []api.HealthCheck) {
+	add := func(name string, err error, words, hint string) {
+		c := api.HealthCheck{Name: name, OK: err == nil, Words: words}
+		if err != nil {
+			c.Words, c.Hint = err.Error(), hint
+		}
+		checks = append(checks, c)
+	}
+	var rev api.Revision
+	err := h.store.View(ctx, func(r store.Reader) error {
+		rev = r.Revision()
+		return nil
+	})
+	add("store", err, "revision "+rev.String(), "see the cluster's own log")
+	soon, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	add("decisions", h.decider.Await(soon, rev), "made on revision "+rev.String(), "see the cluster's own log")
+	log := h.journal.Stats()
+	add("access log", h.journal.Healthy(), fmt.Sprintf("%d records, %d MiB", log.Records, log.Bytes>>20), "without it nobody new gets in: is the disk full?")
+	if s := h.sink.Stats(); s.Configured {
+		var late error
+		if s.LagTime > time.Minute {
+			late = fmt.Errorf("%d records wait since %s: %s", s.Lag, s.LagTime.Truncate(time.Second), s.LastError)
+		}
+		add("collector", late, fmt.Sprintf("%d records sent", s.Sent), "nothing is lost while the log keeps it; is the collector there?")
+	}
+	used, limit := h.descriptors()
+	var few error
+	if used > limit/10*9 {
+		few = fmt.Errorf("%d of %d are open", used, limit)
+	}
+	add("descriptors", few, fmt.Sprintf("%d of %d are open", used, limit), "raise the limit (ulimit -n, LimitNOFILE)")
+	p := h.public.Stats()
+	var closed error
+	if p.Closed > 0 {
+		closed = fmt.Errorf("%d of %d cannot be opened", p.Closed, p.Open+p.Closed)
+	}
+	add("public ports", closed, fmt.Sprintf("%d open", p.Open), "cardea describe service NAME says why")
+	free, err := freeSpace(h.cfg.DataDir)
+	if err == nil && free < leastFree {
+		err = fmt.Errorf("%d MiB are left", free>>20)
+	}
+	add("disk", err, fmt.Sprintf("%d MiB are free", free>>20), "make room, or lower ClusterConfig spec.audit.retention")
+	var ending error
+	if h.draining.Load() {
+		ending = fmt.Errorf("the cluster is stopping")
+	}
+	add("serving", ending, strings.TrimSpace("since it was started"), "")
+	return checks
+}
+
+// freeSpace returns how many bytes are left on the disk of a directory.
+func freeSpace(dir string) (uint64, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err != nil {
+		return 0, fmt.Errorf("look at the disk of %s: %w", dir, err)
+	}
+	return s.Bavail * uint64(s.Bsize), nil
+}

@@ -1,0 +1,131 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// metricsHandler serves what there is to measure in the Prometheus text format.
+func (h *house) metricsHandler() http.Handler {
+	r := prometheus.NewRegistry()
+	r.MustRegister(&figures{h}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(h.cfg.Log.Handler(), slog.LevelWarn), ErrorHandling: promhttp.ContinueOnError})
+}
+
+// serveMetrics serves metrics and probes by plain HTTP until ctx is done, if that
+// was asked for.
+func (h *house) serveMetrics(ctx context.Context) error {
+	if h.metrics == nil {
+		<-ctx.Done()
+		return nil
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", h.control.Metrics)
+	probes := h.control.Handler()
+	mux.Handle("GET /livez", probes)
+	mux.Handle("GET /readyz", probes)
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: webHeaderTimeout, ReadTimeout: webReadTimeout, WriteTimeout: webWriteTimeout,
+		IdleTimeout: webIdleTimeout, MaxHeaderBytes: webHeaderBytes, ErrorLog: slog.NewLogLogger(h.cfg.Log.Handler(), slog.LevelDebug)}
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		<-ctx.Done()
+		srv.Close()
+	}()
+	err := srv.Serve(h.metrics)
+	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
+		<-stopped
+		return nil
+	}
+	return err
+}
+
+// figures reads the figures of all rooms when they are asked for.
+type figures struct{ *house }
+
+// Describe implements prometheus.Collector: what there is follows from what
+// happens.
+func (f *figures) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (f *figures) Collect(out chan<- prometheus.Metric) {
+	emit := func(kind prometheus.ValueType, name, help string, v float64, labels ...string) {
+		var names, values []string
+		for i := 0; i+1 < len(labels); i += 2 {
+			names, values = append(names, labels[i]), append(values, labels[i+1])
+		}
+		out <- prometheus.MustNewConstMetric(prometheus.NewDesc("cardea_"+name, help, names, nil), kind, v, values...)
+	}
+	gauge := func(name, help string, v float64, labels ...string) {
+		emit(prometheus.GaugeValue, name, help, v, labels...)
+	}
+	counter := func(name, help string, v int64, labels ...string) {
+		emit(prometheus.CounterValue, name, help, float64(v), labels...)
+	}
+
+	g := f.gate.Stats()
+	gauge("connections", "Live connections.", float64(g.Live))
+	for service, n := range g.Services {
+		gauge("service_connections", "Live connections of a Service.", float64(n), "service", service)
+	}
+	gauge("decisions_held", "Decisions that live connections hang on.", float64(g.Held))
+	gauge("records_owed", "Records of ended connections that the log has not taken yet.", float64(g.Owed))
+	counter("arrivals_total", "Connections that arrived at the gate.", g.Arrivals)
+	for d, n := range g.Decisions {
+		counter("decisions_total", "Decisions about new connections.", n, "effect", string(d.Effect), "reason", string(d.Reason))
+	}
+	counter("decisions_repeated_total", "Decisions that were made again for live connections.", g.Renewals)
+	counter("decisions_unanswered_total", "Repeated decisions that got no answer.", g.Unanswered)
+	for reason, n := range g.Cuts {
+		counter("cuts_total", "Live connections that lost their right.", n, "reason", string(reason))
+	}
+	for reason, n := range g.Ends {
+		counter("ends_total", "Connections that ended.", n, "reason", string(reason))
+	}
+	counter("received_bytes_total", "Bytes from clients, of connections that ended.", g.Received)
+	counter("sent_bytes_total", "Bytes to clients, of connections that ended.", g.Sent)
+
+	a, t := f.admission.Stats(), f.tunnels.Stats()
+	gauge("handshakes_pending", "TLS handshakes under way.", float64(a.Pending))
+	gauge("handshakes_waiting", "Connections that wait for their handshake.", float64(a.Waiting))
+	counter("handshakes_total", "TLS handshakes that were begun.", a.Handshakes)
+	for _, x := range []struct {
+		why string
+		n   int64
+	}{{"too_many", a.TooMany}, {"displaced", a.Displaced}, {"too_fast", a.TooFast}, {"descriptors", a.Crowded}} {
+		counter("handshakes_refused_total", "TLS handshakes that were refused.", x.n, "why", x.why)
+	}
+	gauge("tunnels", "Connections that speak cardea/1.", float64(t.Framed))
+	gauge("tunnels_idle", "Those of them without a stream.", float64(t.Idle))
+	counter("streams_total", "Streams that were opened.", t.Streams)
+
+	p := f.public.Stats()
+	gauge("public_ports", "Public ports that are open.", float64(p.Open), "state", "open")
+	gauge("public_ports", "Public ports that are open.", float64(p.Closed), "state", "closed")
+	counter("accept_failures_total", "Failures of accepting at public ports.", p.Failures)
+
+	j, s := f.journal.Stats(), f.sink.Stats()
+	counter("log_records_total", "Records that the access log ever took.", j.Records)
+	gauge("log_bytes", "Size of the access log.", float64(j.Bytes))
+	gauge("log_lag_seconds", "How long the oldest record waits for the disk.", j.Lag.Seconds())
+	if s.Configured {
+		counter("collector_sent_total", "Records that the collector has.", s.Sent)
+		counter("collector_lost_total", "Records that the collector will never have.", s.Lost+s.Refused)
+		counter("collector_failures_total", "Calls of the collector that failed.", s.Failed)
+		gauge("collector_lag_records", "Records that the collector does not have yet.", float64(s.Lag))
+		gauge("collector_lag_seconds", "How long the oldest of them waits.", s.LagTime.Seconds())
+	}
+
+	rev := f.settings.revision()
+	gauge("revision", "Revision of the store that is in force.", float64(rev.Number), "epoch", strconv.FormatUint(rev.Epoch, 10))
+	used, limit := f.descriptors()
+	gauge("descriptors", "Descriptors that are open.", float64(used))
+	gauge("descriptors_limit", "Descriptors that may be open.", float64(limit))
+}
