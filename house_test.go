@@ -56,9 +56,10 @@ const plan = `
 
 	control          : api manifest store policy identity identity/* cert audit rpc
 	client           : api relay relay/* tunnel tunnel/* rpc
-	server           : api relay/* store store/* secret identity identity/* cert policy/* audit/* tunnel/* ingress upstream proxy mode control
-	cli              : api manifest rpc client server policy/local
+	server           : api api/gen relay/* store store/* secret identity identity/* cert policy/* audit/* tunnel/* ingress upstream proxy mode control
+	cli              : api api/gen manifest rpc client server policy/local
 	cmd/*            : cli
+	examples/*       : api client
 	bench/*          : *
 	test/*           : *
 `
@@ -142,7 +143,7 @@ func TestHouseRules(t *testing.T) {
 				t.Errorf("%s: nothing may happen because a package was imported", file)
 			}
 		}
-		tool := suite(dir) || strings.HasPrefix(dir, "bench/") || strings.HasPrefix(dir, "test/")
+		tool := suite(dir) || strings.HasPrefix(dir, "bench/") || strings.HasPrefix(dir, "test/") || strings.HasPrefix(dir, "examples/")
 		if !tool {
 			for _, im := range f.Imports {
 				if im.Path.Value == `"testing"` {
