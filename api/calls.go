@@ -25,7 +25,7 @@ import (
 //	POST   /api/why                                     WhyRequest → Explanation
 //	GET    /api/conns                                   → Connections
 //	DELETE /api/conns/{id}                              → Empty
-//	GET    /api/logs?follow=true&user=U&service=S&session=N&type=T&decision=ID&since=RFC3339&until=RFC3339&limit=N
+//	GET    /api/logs?follow=true&user=U&service=S&session=N&device=D&type=T&decision=ID&since=RFC3339&until=RFC3339&limit=N
 //	                                                    → AccessLog, one JSON value a line
 //	POST   /api/logs/verify                             → VerifyReport
 //	GET    /api/backup                                  → a backup of the store, one JSON value a line

@@ -22,7 +22,7 @@ import (
 
 func (r *run) logs() *cobra.Command {
 	var follow bool
-	var user, service, session, decision, typ, since, until string
+	var user, service, session, device, decision, typ, since, until string
 	var limit int
 	c := &cobra.Command{
 		Use:   "logs",
@@ -36,6 +36,7 @@ func (r *run) logs() *cobra.Command {
 	c.Flags().StringVar(&user, "user", "", "only records of that User")
 	c.Flags().StringVar(&service, "service", "", "only records of that Service")
 	c.Flags().StringVar(&session, "session", "", "only records of that Session")
+	c.Flags().StringVar(&device, "device", "", "only records of that Device")
 	c.Flags().StringVar(&decision, "decision", "", "only the records of that decision")
 	c.Flags().StringVar(&typ, "type", "", "only records of that type: "+strings.Join(recordTypes(), ", "))
 	c.Flags().StringVar(&since, "since", "", "only records from then on: a time, or how long ago (1h)")
@@ -47,7 +48,7 @@ func (r *run) logs() *cobra.Command {
 			return usagef("--type: must be one of %s, found %.40q", strings.Join(recordTypes(), ", "), typ)
 		}
 		q := url.Values{}
-		for name, value := range map[string]string{"user": user, "service": service, "session": session, "decision": decision, "type": typ} {
+		for name, value := range map[string]string{"user": user, "service": service, "session": session, "device": device, "decision": decision, "type": typ} {
 			if value != "" {
 				q.Set(name, value)
 			}

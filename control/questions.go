@@ -2,6 +2,8 @@ package control
 
 import (
 	"cmp"
+	"encoding/json"
+	"iter"
 	"slices"
 	"strings"
 
@@ -119,11 +121,11 @@ func (c *call) logs() (any, error) {
 	if _, err := c.may(verbLogs, api.Key{}); err != nil {
 		return nil, err
 	}
-	q, err := c.query("follow", "user", "service", "session", "type", "decision", "since", "until", "limit")
+	q, err := c.query("follow", "user", "service", "session", "device", "type", "decision", "since", "until", "limit")
 	if err != nil {
 		return nil, err
 	}
-	want := audit.Query{User: q["user"], Service: q["service"], Session: q["session"], Type: api.LogType(q["type"]), Decision: q["decision"]}
+	want := audit.Query{User: q["user"], Service: q["service"], Session: q["session"], Device: q["device"], Type: api.LogType(q["type"]), Decision: q["decision"]}
 	var errs [4]error
 	want.Follow, errs[0] = boolean(q, "follow")
 	want.Since, errs[1] = instant(q, "since")
@@ -135,8 +137,24 @@ func (c *call) logs() (any, error) {
 	if err := want.Validate(); err != nil {
 		return nil, api.Errorf(api.CodeInvalid, "%s", err)
 	}
-	rpc.Lines(c.w, c.Logs.Records(c.r.Context(), want), c.Log)
+	rpc.Lines(c.w, lines(c.Logs.Records(c.r.Context(), want)), c.Log)
 	return nil, nil
+}
+
+// lines writes records as the log itself has them: with every digit of their
+// times, and without what a terminal must not show.
+func lines(recs iter.Seq2[api.AccessLog, error]) iter.Seq2[json.RawMessage, error] {
+	return func(yield func(json.RawMessage, error) bool) {
+		for rec, err := range recs {
+			var line []byte
+			if err == nil {
+				line, err = audit.AppendRecord(nil, &rec)
+			}
+			if !yield(line, err) || err != nil {
+				return
+			}
+		}
+	}
 }
 
 // verifyLogs answers POST /api/logs/verify.

@@ -8511,6 +8511,13 @@ const OpenAPI = `{
      },
      {
       "in": "query",
+      "name": "device",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
       "name": "type",
       "schema": {
        "type": "string"
