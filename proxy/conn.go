@@ -26,18 +26,21 @@ type Conn struct {
 	arrival api.Arrival
 	facts   *api.Facts
 	ctx     context.Context // done when the connection is over or cut
-	cancel  context.CancelCauseFunc
+	cancel  context.CancelFunc
 
 	sent, received atomic.Int64 // of a Handler; a relay counts for itself
 	units          atomic.Int64 // Authorize calls
 
+	grants []*Grant  // those that are registered; it belongs to the registry, under its lock
+	one    [1]*Grant // room for them
+
 	mu        sync.Mutex
-	first     *Grant     // the one that opened the connection, nil until there is one
+	first     *Grant     // the one that opened the connection: its START is in the log
 	live      relay.Live // once it is relayed
 	startedAt time.Time
-	upstream  string
-	told      bool // the verdict was given
-	ended     bool // END was written, or no START ever will be
+	upstream  net.Addr // where the last upstream is
+	told      bool     // the verdict was given
+	ended     bool     // it is over: END was written, if there was a START
 	ending    ending
 }
 
@@ -49,8 +52,21 @@ type ending struct {
 }
 
 func newConn(g *Gate, life context.Context, a api.Arrival) *Conn {
-	ctx, cancel := context.WithCancelCause(life)
-	return &Conn{Conn: a.Conn, ID: api.NewID(), gate: g, arrival: a, facts: &a.Facts, ctx: ctx, cancel: cancel, startedAt: time.Now()}
+	c := &Conn{Conn: a.Conn, ID: api.NewID(), gate: g, arrival: a, startedAt: time.Now()}
+	c.facts, c.grants = &c.arrival.Facts, c.one[:0]
+	c.ctx, c.cancel = context.WithCancel(life)
+	return c
+}
+
+// anonymous reports whether nobody asked who the client is.
+func (c *Conn) anonymous() bool { return c.arrival.Evidence.Kind == api.EvidenceAnonymous }
+
+// service is the full name of the Service that a decision is about.
+func (c *Conn) service(d *api.Decision) string {
+	if d.Subject.Service != nil {
+		return d.Subject.Service.Name
+	}
+	return api.ServiceName(c.arrival.Service)
 }
 
 // Read counts what the client sent.
@@ -95,8 +111,9 @@ func (d *Denied) Unwrap() error { return ErrDenied }
 // itself, the first time, which must have returned before the next begins; a
 // request, a query or a channel after that. Before it returns a Grant, the
 // decision is registered, so that every later change reaches it, and the START of
-// the connection is in the log. If the log cannot be written nobody gets in. The
-// error is a *Denied.
+// the connection is in the log. If the log cannot be written nobody gets in, and
+// if there are as many connections as there may be, no further one. The error is
+// a *Denied.
 func (c *Conn) Authorize(ctx context.Context, ask Ask) (*Grant, error) {
 	req := api.Request{Service: c.arrival.Service, Evidence: c.arrival.Evidence, Facts: c.facts}
 	if ask.Evidence != nil {
@@ -109,9 +126,13 @@ func (c *Conn) Authorize(ctx context.Context, ask Ask) (*Grant, error) {
 	opens := c.first == nil
 	c.mu.Unlock()
 	unit := c.units.Add(1)
+	if c.gate.owes() >= maxOwed {
+		return nil, c.unavailable("", errDebt)
+	}
 	// A change that is told between decision and registration would reach nobody:
 	// then it is decided anew.
 	for range maxOvertaken {
+		req.Now = time.Now()
 		d := c.gate.decide(ctx, req)
 		if !d.Allowed() {
 			return nil, c.deny(d)
@@ -119,20 +140,29 @@ func (c *Conn) Authorize(ctx context.Context, ask Ask) (*Grant, error) {
 		grant := newGrant(c, unit, opens, req, d)
 		if opens {
 			c.mu.Lock()
-			c.first, c.startedAt = grant, time.Now()
+			c.startedAt = req.Now
 			c.mu.Unlock()
 		}
-		if atLeast, ok := c.gate.registry.add(grant); !ok {
-			req.AtLeast = atLeast
-			continue
+		if err := c.gate.registry.add(grant); err != nil {
+			if by, ok := errors.AsType[*overtakenError](err); ok {
+				req.AtLeast = by.revision
+				continue
+			}
+			if full, ok := errors.AsType[*fullError](err); ok {
+				d.Effect, d.Reason, d.Words, d.Message, d.Rule = api.Deny, api.ReasonLimit, full.words, full.message, nil
+			}
+			return nil, c.deny(d)
 		}
 		if opens {
 			if err := c.append(c.record(api.LogStart, &d, nil)); err != nil {
-				c.abandon()
 				c.gate.registry.remove(grant)
-				return nil, c.unavailable(d, "the access log cannot be written: "+err.Error())
+				return nil, c.unavailable(d.ID, err)
 			}
+			c.mu.Lock()
+			c.first = grant
+			c.mu.Unlock()
 		}
+		c.gate.counters.decisions.add(Decided{d.Effect, d.Reason}, 1)
 		return grant, nil
 	}
 	return nil, c.deny(api.Decision{ID: api.NewID(), Effect: api.Deny, Reason: api.ReasonError, Words: "decisions were overtaken by changes, one after the other"})
@@ -143,18 +173,17 @@ const maxOvertaken = 10
 
 // decide asks, and turns everything that is not an answer into a denial.
 func (g *Gate) decide(ctx context.Context, req api.Request) api.Decision {
-	ctx, cancel := context.WithTimeout(ctx, g.askTimeout())
-	defer cancel()
-	req.Now = time.Now()
-	d, err := g.Decider.Decide(ctx, req)
+	d, err := g.question(ctx, req)
 	switch {
 	case err != nil:
 		// An error voids the answer beside it.
 		return api.Decision{ID: cmp.Or(d.ID, api.NewID()), Effect: api.Deny, Reason: api.ReasonError, Words: err.Error(), Subject: d.Subject}
 	case d.Effect == api.Allow && d.Lease <= 0:
 		d.Effect, d.Reason, d.Words = api.Deny, api.ReasonError, "the decision allowed for no time at all"
-	case d.Effect == api.Allow && d.Subject.Session == nil:
+	case d.Effect == api.Allow && d.Subject.Session == nil && !d.Subject.IsAnonymous:
 		d.Effect, d.Reason, d.Words = api.Deny, api.ReasonError, "the decision names no Session"
+	case d.Effect == api.Allow && d.Subject.Session != nil && d.Subject.IsAnonymous:
+		d.Effect, d.Reason, d.Words = api.Deny, api.ReasonError, "the decision names a Session, and says that there is none"
 	}
 	return d
 }
@@ -163,26 +192,19 @@ func (g *Gate) decide(ctx context.Context, req api.Request) api.Decision {
 // by the recorder of refusals: whoever is refused again and again must not push
 // the rest out of the log.
 func (c *Conn) deny(d api.Decision) error {
+	c.gate.counters.decisions.add(Decided{api.Deny, d.Reason}, 1)
 	c.gate.Refuse(api.Refusal{Facts: *c.facts, Reason: d.Reason, Words: d.Words, Record: c.record(api.LogDenied, &d, nil)})
-	c.mu.Lock()
-	if c.first == nil || !c.gate.registry.holds(c.first) {
-		c.ended = true // DENIED is the whole story
-	}
-	c.mu.Unlock()
 	return &Denied{Verdict: verdictOf(&d)}
 }
 
-// unavailable is deny for a failure of ours; nothing can be recorded.
-func (c *Conn) unavailable(d api.Decision, words string) error {
-	c.gate.Log.Error("a connection was refused", "service", c.arrival.Service, "reason", words)
-	return &Denied{Verdict: api.Verdict{Code: api.VerdictUnavailable, DecisionID: d.ID, Words: "the cluster cannot take connections now; its administrator finds the reason in its log"}}
-}
-
-// abandon marks a connection whose START could not be written: it has no END.
-func (c *Conn) abandon() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.ended = true
+// unavailable is deny for a failure of ours; nothing can be recorded. It is said
+// once a second: strangers may come faster.
+func (c *Conn) unavailable(decision string, err error) error {
+	n := c.gate.counters.unlogged.Add(1)
+	if now := time.Now().Unix(); c.gate.complained.Swap(now) != now {
+		c.gate.Log.Error("connections are refused: the access log cannot be written", "error", err, "refused", n)
+	}
+	return &Denied{Verdict: api.Verdict{Code: api.VerdictUnavailable, DecisionID: decision, Words: "the cluster cannot take connections now; its administrator finds the reason in its log"}}
 }
 
 // verdictOf says what a caller may be told. Whoever proved no Session is told
@@ -190,16 +212,23 @@ func (c *Conn) abandon() {
 // message of the rule; whether the Service exists, it does not learn.
 func verdictOf(d *api.Decision) api.Verdict {
 	v := api.Verdict{Code: api.VerdictDenied}
+	if d.Subject.IsAnonymous {
+		return v
+	}
 	switch d.Reason {
 	case api.ReasonUnauthenticated, api.ReasonKeyMismatch:
 	case api.ReasonKilled:
 		v.DecisionID, v.Words = d.ID, "an administrator ended the connection"
+	case api.ReasonLimit:
+		v.Code, v.DecisionID, v.Words = api.VerdictUnavailable, d.ID, d.Message
 	case api.ReasonError:
 		v.Code, v.DecisionID, v.Words = api.VerdictUnavailable, d.ID, "no decision could be had; try again"
 	case api.ReasonNoSession, api.ReasonSessionExpired:
 		v.Words = "this Session has ended: log in again"
 	case api.ReasonSessionNotActive, api.ReasonNoUser, api.ReasonUserDisabled:
 		v.DecisionID, v.Words = d.ID, "this Session may not be used now"
+	case api.ReasonDeviceNotActive:
+		v.DecisionID, v.Words = d.ID, "the Device of this Session may not be used now"
 	default:
 		v.DecisionID = d.ID
 		v.Words = cmp.Or(d.Message, "you may not reach this Service, or there is none of that name")
@@ -208,8 +237,11 @@ func verdictOf(d *api.Decision) api.Verdict {
 }
 
 // verdict tells the client what became of its request, once, where the road can
-// carry it.
+// carry it. Nobody tells a caller without a name why he is refused.
 func (c *Conn) verdict(v api.Verdict) error {
+	if v.Code != api.VerdictOK && c.anonymous() {
+		v = api.Verdict{Code: api.VerdictDenied}
+	}
 	c.mu.Lock()
 	told := c.told
 	c.told = true
@@ -226,15 +258,27 @@ func (c *Conn) Relay(up net.Conn) {
 	if g, ok := up.(*granted); ok {
 		up = g.Conn
 	}
-	d := c.gate.registry.decision(c.first)
-	limits := relay.Limits{Idle: d.Limits.Idle, HalfClose: d.Limits.HalfClose, Duration: d.Limits.Duration}
+	limits := c.gate.registry.limits(c.first)
 	live := c.gate.Engine.Start(relay.Pair{Client: c.leg(), Upstream: up, Limits: limits}, c.relayed)
 	c.mu.Lock()
 	c.live = live
 	cut := c.ending.reason
+	if now := c.gate.registry.limits(c.first); now != limits {
+		live.Limit(now) // they changed while it was being handed over
+	}
 	c.mu.Unlock()
 	if cut != "" {
-		live.Cut(cut) // it was cut while it was being handed over
+		live.Cut(cut) // likewise
+	}
+}
+
+// limit applies the limits that the decision has now to the relay, if it is
+// running. Relay looks after those of one that is about to begin.
+func (c *Conn) limit() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.live != nil {
+		c.live.Limit(c.gate.registry.limits(c.first))
 	}
 }
 
@@ -247,7 +291,7 @@ func (c *Conn) relayed(r relay.Result) {
 		e.words = r.Err.Error()
 	}
 	c.end(e)
-	c.cancel(nil)
+	c.cancel()
 }
 
 // cut ends a connection against its will: both legs are reset.
@@ -266,9 +310,12 @@ func (c *Conn) cut(why relay.Reason, words string, by *api.Decision) {
 	}
 	// Still deciding or connecting: the goroutine that does it ends the connection.
 	// Here nothing is written to the client, who may not read.
-	c.cancel(context.Canceled)
-	if c.handled {
-		relay.Reset(c.leg(), why) // its Handler may wait for the client
+	c.cancel()
+	if c.handled { // its Handler may wait for the client, or for an upstream
+		relay.Reset(c.leg(), why)
+		for _, up := range c.gate.registry.upstreams(c) {
+			relay.Reset(up, why)
+		}
 	}
 }
 
@@ -325,14 +372,16 @@ func (c *Conn) end(e ending) {
 	done, first := c.ended, c.first
 	c.ended = true
 	c.mu.Unlock()
-	if first != nil {
-		c.gate.registry.forget(c)
-	}
 	if done || first == nil {
 		return
 	}
+	c.gate.registry.forget(c)
+	received, sent := c.bytes()
+	c.gate.counters.ends.add(e.reason, 1)
+	c.gate.counters.received.Add(received)
+	c.gate.counters.sent.Add(sent)
 	d := c.gate.registry.decision(first)
-	c.gate.owe(c.ctx, c.record(api.LogEnd, &d, &e))
+	c.owe(c.record(api.LogEnd, &d, &e))
 }
 
 // bytes returns what has passed so far.
@@ -376,7 +425,7 @@ func (l *leg) Reset(reason string) error {
 	l.conn.mu.Lock()
 	e := l.conn.ending
 	l.conn.mu.Unlock()
-	if e.reason == relay.Revoked && e.by != nil {
+	if e.reason == relay.Revoked && e.by != nil && !l.conn.anonymous() {
 		v := verdictOf(e.by)
 		if v.DecisionID != "" {
 			reason += " (decision " + v.DecisionID + ")"

@@ -18,6 +18,18 @@
 // question is repeated, and the end of the lease cuts. Each heartbeat of the
 // Decider says that whatever no change named still holds, so a held decision
 // costs nothing while nothing happens.
+//
+// A decision is about a Session or, where the Service lets in who has none, about
+// nobody: then each further question repeats the evidence, and the caller is told
+// nothing whatever the answer.
+//
+// # Limits
+//
+// How many connections a Service, and a Session on it, may have at once is counted
+// where decisions are registered, under the same lock: a connection counts from
+// before its START until its END. Limits of time are the relay's; when a decision
+// that is made again brings others, the relay gets them. Lower limits on
+// connections cut nobody.
 package proxy
 
 import (
@@ -27,6 +39,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"cardea/api"
@@ -54,9 +67,12 @@ type Handler interface {
 	Serve(ctx context.Context, c *Conn) error
 }
 
-// DialFunc opens a connection to the upstream of a config. An error may have a
-// method CloseReason() string, which says what the log shall call it.
-type DialFunc func(ctx context.Context, cfg *api.ServiceConfig) (net.Conn, error)
+// DialFunc opens a connection to the upstream of a config, for a Service by its
+// full name. The connection may have the methods of relay.CloseWriter,
+// relay.Resetter and relay.Layered, and must have the first two if it is not TCP
+// itself. An error may have a method CloseReason() string, which says what the log
+// shall call it.
+type DialFunc func(ctx context.Context, service string, cfg *api.ServiceConfig) (net.Conn, error)
 
 // Rooms are what a Gate needs; all but those that say otherwise must be set.
 type Rooms struct {
@@ -70,16 +86,24 @@ type Rooms struct {
 	Log    *slog.Logger
 	// AskTimeout bounds one question to the Decider; 0 is 5 seconds.
 	AskTimeout time.Duration
+	// Grace is how long live connections may go on once Run is told to end; 0 is
+	// not at all.
+	Grace time.Duration
 }
 
 // A Gate is the enforcement point of one process.
 type Gate struct {
 	Rooms
 
-	mu       sync.Mutex
-	life     context.Context // of Run; nil before it and after it
-	handlers map[string]Handler
 	registry registry
+	counters counters
+	// complained is when it was last said, in Unix seconds, that the access log
+	// cannot be written.
+	complained atomic.Int64
+
+	mu       sync.Mutex
+	life     context.Context // of connections that arrive; nil if none may
+	handlers map[string]Handler
 	owed     []*api.AccessLog // what the log could not take when it happened
 	arriving sync.WaitGroup   // goroutines of Arrive
 }
@@ -124,27 +148,52 @@ func (g *Gate) mode(name api.Mode) (Mode, bool) {
 	return Mode{}, false
 }
 
-// Run keeps what is held true until ctx is done; then it cuts all that is live
-// (DRAINED), and returns when the registry is empty and all it started is over.
-// Connections that arrive before Run, or after it, are reset.
+// Run takes connections, and keeps what is held true, until ctx is done. From
+// then on nobody new gets in. What is live goes on for as long as Grace allows,
+// and is cut as before if it loses its right; the rest is cut at the end (DRAINED).
+// Run returns when nothing is live and all it started is over. Connections that
+// arrive before Run, or when it has been told to end, are reset.
 func (g *Gate) Run(ctx context.Context) error {
-	g.mu.Lock()
-	g.life = ctx
-	g.mu.Unlock()
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	var renewing sync.WaitGroup
+	renewing.Go(func() { g.renew(life) })
+	g.admit(life)
 
-	err := g.renew(ctx)
-
-	g.mu.Lock()
-	g.life = nil
-	g.mu.Unlock()
+	<-ctx.Done()
+	g.admit(nil)
+	over := make(chan struct{})
+	go func() {
+		g.arriving.Wait()
+		g.Engine.Wait()
+		close(over)
+	}()
+	if g.Grace > 0 {
+		select {
+		case <-over:
+		case <-time.After(g.Grace):
+		}
+	}
+	end()
+	renewing.Wait()
 	g.drain()
 	g.arriving.Wait()
 	g.drain() // what got its relay meanwhile
-	g.Engine.Wait()
-	g.settle(ctx)
-	return err
+	<-over
+	if n := g.settle(life); n > 0 {
+		g.Log.Error("the access log could not be written to the end; the connections whose END is missing will be recorded as CRASHED", "records", n)
+	}
+	return nil
 }
 
+// admit lets connections arrive, to live in life; nil lets none.
+func (g *Gate) admit(life context.Context) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.life = life
+}
+
+// drain cuts all that is live.
 func (g *Gate) drain() {
 	for _, c := range g.registry.conns() {
 		c.cut(relay.Drained, "the server is stopping", nil)
@@ -153,29 +202,28 @@ func (g *Gate) drain() {
 
 // Arrive takes a connection over. It returns at once.
 func (g *Gate) Arrive(a api.Arrival) {
+	g.counters.arrivals.Add(1)
 	g.mu.Lock()
 	life, h := g.life, g.handlers[a.Service]
-	if life != nil && life.Err() == nil {
+	if life != nil {
 		g.arriving.Add(1) // under the lock: Run waits only after it took life away
-	} else {
-		life = nil
 	}
 	g.mu.Unlock()
 	if life == nil {
+		g.counters.turnedAway.Add(1)
+		g.Refuse(api.Refusal{Facts: a.Facts, Reason: api.ReasonDrained, Words: "the server is stopping, or has not started"})
 		relay.Reset(a.Conn, relay.Drained)
 		return
 	}
-	go func() {
-		defer g.arriving.Done()
-		c := newConn(g, life, a)
-		c.handled = h != nil
-		g.serve(c, h)
-	}()
+	c := newConn(g, life, a)
+	c.handled = h != nil
+	go g.serve(c, h)
 }
 
 // serve runs a connection until it is over or given to the relay.
 func (g *Gate) serve(c *Conn, h Handler) {
-	defer c.cancel(nil)
+	defer g.arriving.Done()
+	defer c.cancel()
 	var err error
 	if h != nil {
 		err = h.Serve(c.ctx, c)
@@ -198,7 +246,7 @@ func (g *Gate) opaque(c *Conn) error {
 		// blindly, also not while its Handler is on its way here.
 		return &api.Error{Code: api.CodeUnavailable, Message: fmt.Sprintf("mode %s is not served here", d.Subject.Mode)}
 	}
-	up, err := grant.Dial(c.ctx)
+	up, err := grant.dial(c.ctx)
 	if err != nil {
 		return err
 	}

@@ -19,8 +19,10 @@ type Grant struct {
 	opens bool // it is the one that opened the connection
 	unit  int64
 	since time.Time
-	done  chan struct{}
-	once  sync.Once
+
+	mu   sync.Mutex
+	over bool
+	done chan struct{} // closed when it is over; made by who waits for that
 
 	// What follows belongs to the registry, under its lock.
 	req      api.Request // the question, to be asked again
@@ -33,13 +35,16 @@ type Grant struct {
 	until    int       // place in the heap of expiries; -1 if not there
 	dialled  []net.Conn
 	finished bool
+	names    *names // what held depends on, in the index
+	among    crowd  // whom it is counted among, if it opened the connection
 }
 
 func newGrant(c *Conn, unit int64, opens bool, req api.Request, d api.Decision) *Grant {
-	now := time.Now()
-	// Later questions are about the Session, whatever becomes of the evidence.
-	req.Evidence, req.Session = api.Evidence{}, d.Subject.Session.UID
-	return &Grant{conn: c, unit: unit, opens: opens, req: req, held: d, granted: now, since: now, done: make(chan struct{}), until: -1}
+	if d.Subject.Session != nil {
+		// Later questions are about the Session, whatever becomes of the evidence.
+		req.Evidence, req.Session = api.Evidence{}, d.Subject.Session.UID
+	}
+	return &Grant{conn: c, unit: unit, opens: opens, req: req, held: d, granted: req.Now, since: req.Now, until: -1}
 }
 
 // id returns the id of the decision, "" for no Grant.
@@ -52,7 +57,34 @@ func (g *Grant) id() string {
 }
 
 // Done is closed when the Grant is no longer live.
-func (g *Grant) Done() <-chan struct{} { return g.done }
+func (g *Grant) Done() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.done == nil {
+		g.done = make(chan struct{})
+		if g.over {
+			close(g.done)
+		}
+	}
+	return g.done
+}
+
+// isOver reports whether it is no longer live.
+func (g *Grant) isOver() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.over
+}
+
+// close makes it no longer live.
+func (g *Grant) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.over && g.done != nil {
+		close(g.done)
+	}
+	g.over = true
+}
 
 // Config returns the config that was chosen; it must not be written to.
 func (g *Grant) Config() *api.ServiceConfig {
@@ -70,27 +102,35 @@ func (g *Grant) Dial(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(g.conn.ctx, cancel)()
-	cfg := g.Config()
-	if cfg == nil {
+	up, err := g.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &granted{up, g}, nil
+}
+
+// dial is Dial for a ctx that ends with the connection. What it returns is not
+// taken off the Grant when it is closed.
+func (g *Grant) dial(ctx context.Context) (net.Conn, error) {
+	d := g.conn.gate.registry.decision(g)
+	if d.Config == nil {
 		return nil, &dialError{errors.New("the decision names no config")}
 	}
-	select {
-	case <-g.done:
+	if g.isOver() {
 		return nil, errRevoked
-	default:
 	}
-	up, err := g.conn.gate.Dial(ctx, cfg)
+	up, err := g.conn.gate.Dial(ctx, g.conn.service(&d), d.Config)
 	if err != nil {
 		return nil, &dialError{err}
 	}
 	g.conn.mu.Lock()
-	g.conn.upstream = up.RemoteAddr().String()
+	g.conn.upstream = up.RemoteAddr()
 	g.conn.mu.Unlock()
 	if !g.conn.gate.registry.dialled(g, up) {
 		relay.Reset(up, relay.Revoked)
 		return nil, errRevoked
 	}
-	return &granted{up, g}, nil
+	return up, nil
 }
 
 // End says that the unit of work is over, and writes its record: info is what
@@ -106,14 +146,13 @@ func (g *Grant) End(info api.AccessLogInfo) {
 	rec := g.conn.record(api.LogEnd, &d, &ending{})
 	rec.Entry.Info = info
 	rec.Entry.Common.Sequence, rec.Entry.Common.StartedAt = g.unit, g.since.UTC()
-	g.conn.gate.owe(g.conn.ctx, rec)
+	g.conn.owe(rec)
 }
-
-func (g *Grant) close() { g.once.Do(func() { close(g.done) }) }
 
 // revoke cuts what the Grant covers. d is the decision that took it away.
 func (g *Grant) revoke(d *api.Decision, words string) {
 	g.close()
+	g.conn.gate.counters.cuts.add(d.Reason, 1)
 	if g.opens {
 		g.conn.cut(relay.Revoked, words, d)
 		return

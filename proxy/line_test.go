@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"cardea/api"
 	"cardea/proxy"
@@ -68,7 +69,7 @@ func TestLine(t *testing.T) {
 
 func TestUnitsAreDecidedAndRecordedOneByOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := proxytest.Start(t, line(), service())
+		w := proxytest.Start(t, line(), service(), 0)
 		c := w.Connect("ann")
 		r := bufio.NewReader(c)
 		before := w.Decider.Asked()
@@ -98,10 +99,42 @@ func TestUnitsAreDecidedAndRecordedOneByOne(t *testing.T) {
 	})
 }
 
+// Units of work that the log cannot take are refused before they are many: what is
+// owed to the log takes no more memory than that.
+func TestUnitsAreRefusedWhenTooMuchIsOwed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := proxytest.Start(t, line(), service(), 0)
+		c := w.Connect("ann")
+		r := bufio.NewReader(c)
+		proxytest.Lines(c, r, "hello")
+		w.Journal.Fail(errors.New("disk full"))
+		served := 0
+		for served < 10000 {
+			if _, err := proxytest.Lines(c, r, "hello"); err != nil {
+				break
+			}
+			served++
+		}
+		synctest.Wait()
+		if n := w.Gate.Stats().Owed; served != 1000 || n != served+1 { // and END
+			t.Errorf("%d units were served, and %d records are owed", served, n)
+		}
+		w.Journal.Fail(nil)
+		time.Sleep(2 * time.Second)
+		if n := w.Gate.Stats().Owed; n != 0 {
+			t.Errorf("%d records are still owed", n)
+		}
+		c = w.Connect("ann")
+		if _, err := proxytest.Lines(c, bufio.NewReader(c), "hello"); err != nil {
+			t.Errorf("after that: %v", err)
+		}
+	})
+}
+
 // A Service that was removed while a Handler waited is not carried blindly.
 func TestRemovedServiceIsNotCarriedBlindly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := proxytest.Start(t, line(), service())
+		w := proxytest.Start(t, line(), service(), 0)
 		w.Gate.Remove("svc.default")
 		c := w.Connect("ann")
 		if _, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.ECONNRESET) {

@@ -18,10 +18,11 @@ import (
 //
 // Its lock is never held while the Decider, the log or a socket is asked.
 type registry struct {
-	mu    sync.Mutex
-	byID  map[string]*Conn
-	held  map[*Grant]struct{}
-	index map[api.Key]map[*Grant]struct{}
+	mu     sync.Mutex
+	byID   map[string]*Conn
+	held   map[*Grant]struct{}
+	index  index
+	crowds crowds
 	// watched are the Grants that are looked at each second: the decision read
 	// the clock, or is in doubt.
 	watched map[*Grant]struct{}
@@ -41,7 +42,7 @@ type registry struct {
 
 func newRegistry() registry {
 	return registry{
-		byID: map[string]*Conn{}, held: map[*Grant]struct{}{}, index: map[api.Key]map[*Grant]struct{}{}, watched: map[*Grant]struct{}{},
+		byID: map[string]*Conn{}, held: map[*Grant]struct{}{}, index: newIndex(), crowds: crowds{}, watched: map[*Grant]struct{}{},
 		sooner: make(chan struct{}, 1), queued: make(chan struct{}, 1),
 	}
 }
@@ -59,20 +60,31 @@ func (r *registry) revision() api.Revision {
 	return r.seen
 }
 
-// add registers a decision that is held from now on, unless a change was told
-// since it was made: then it returns the revision to decide on, and false.
-func (r *registry) add(g *Grant) (atLeast api.Revision, ok bool) {
+// An overtakenError says that a change was told since a decision was made.
+type overtakenError struct{ revision api.Revision } // to decide on
+
+func (*overtakenError) Error() string { return "a change was told meanwhile" }
+
+// add registers a decision that is held from now on. It fails if a change was
+// told since it was made (overtakenError), or if it would open one connection
+// more than there may be (fullError).
+func (r *registry) add(g *Grant) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if g.held.Revision.Compare(r.seen) < 0 {
-		return r.seen, false
+		return &overtakenError{r.seen}
 	}
 	if g.opens {
+		g.among = crowdOf(g)
+		if err := r.crowds.admit(g.among, g.held.Limits); err != nil {
+			return err
+		}
 		r.byID[g.conn.ID] = g.conn
 	}
 	r.held[g] = struct{}{}
+	g.conn.grants = append(g.conn.grants, g)
 	r.enter(g)
-	return r.seen, true
+	return nil
 }
 
 // change queues what hangs on the keys of a Change.
@@ -90,7 +102,7 @@ func (r *registry) change(c api.Change, now time.Time) {
 		return
 	}
 	for _, k := range c.Keys {
-		for g := range r.index[k] {
+		for g := range r.index.on(k) {
 			r.enqueue(g)
 		}
 	}
@@ -160,14 +172,7 @@ func (r *registry) answered(g *Grant) {
 
 // enter puts what g holds into the indices.
 func (r *registry) enter(g *Grant) {
-	for _, k := range g.held.DependsOn {
-		m := r.index[k]
-		if m == nil {
-			m = map[*Grant]struct{}{}
-			r.index[k] = m
-		}
-		m[g] = struct{}{}
-	}
+	g.names = r.index.add(g, g.held.DependsOn)
 	if g.held.TimeBound {
 		r.watched[g] = struct{}{}
 	}
@@ -184,14 +189,8 @@ func (r *registry) enter(g *Grant) {
 
 // leave takes what g holds out of the indices.
 func (r *registry) leave(g *Grant) {
-	for _, k := range g.held.DependsOn {
-		if m := r.index[k]; m != nil {
-			delete(m, g)
-			if len(m) == 0 {
-				delete(r.index, k)
-			}
-		}
-	}
+	r.index.remove(g, g.names)
+	g.names = nil
 	delete(r.watched, g)
 	if g.until >= 0 {
 		heap.Remove(&r.expiries, g.until)
@@ -202,7 +201,24 @@ func (r *registry) leave(g *Grant) {
 func (r *registry) remove(g *Grant) []net.Conn {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, ok := r.held[g]; !ok {
+	g.conn.grants = slices.DeleteFunc(g.conn.grants, func(other *Grant) bool { return other == g })
+	return r.drop(g)
+}
+
+// forget removes all that a connection holds.
+func (r *registry) forget(c *Conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, g := range c.grants {
+		r.drop(g)
+		g.close()
+	}
+	c.grants = nil
+}
+
+// drop is remove, but for the list of the connection. r.mu is held.
+func (r *registry) drop(g *Grant) []net.Conn {
+	if g.finished {
 		return nil
 	}
 	r.leave(g)
@@ -210,28 +226,19 @@ func (r *registry) remove(g *Grant) []net.Conn {
 	g.finished = true
 	if g.opens {
 		delete(r.byID, g.conn.ID)
+		r.crowds.leave(g.among)
 	}
 	return g.dialled
 }
 
-// forget removes all that a connection holds.
-func (r *registry) forget(c *Conn) {
+// upstreams returns what was dialled for a connection and is not closed.
+func (r *registry) upstreams(c *Conn) (all []net.Conn) {
 	r.mu.Lock()
-	var gone []*Grant
-	if c.units.Load() == 1 {
-		gone = []*Grant{c.first}
-	} else {
-		for g := range r.held {
-			if g.conn == c {
-				gone = append(gone, g)
-			}
-		}
+	defer r.mu.Unlock()
+	for _, g := range c.grants {
+		all = append(all, g.dialled...)
 	}
-	r.mu.Unlock()
-	for _, g := range gone {
-		r.remove(g)
-		g.close()
-	}
+	return all
 }
 
 // replace puts the answer to a repeated question in the place of the one that
@@ -327,14 +334,6 @@ func (r *registry) leaseEnd(g *Grant) time.Time {
 	return from.Add(g.held.Lease)
 }
 
-// holds reports whether g is registered.
-func (r *registry) holds(g *Grant) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, ok := r.held[g]
-	return ok
-}
-
 // decision returns the decision that g holds.
 func (r *registry) decision(g *Grant) api.Decision {
 	r.mu.Lock()
@@ -342,19 +341,25 @@ func (r *registry) decision(g *Grant) api.Decision {
 	return g.held
 }
 
-// dialled notes an upstream connection of g; false if g is not live any more.
+// limits returns those of the decision that g holds, for the relay.
+func (r *registry) limits(g *Grant) relay.Limits {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := &g.held.Limits
+	return relay.Limits{Idle: l.Idle, HalfClose: l.HalfClose, Duration: l.Duration}
+}
+
+// dialled notes an upstream connection of g; false if g is not live any more. One
+// that is handed to the relay without a Handler is not noted: the relay has it.
 func (r *registry) dialled(g *Grant, up net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if g.finished {
+	if g.finished || g.isOver() {
 		return false
 	}
-	select {
-	case <-g.done:
-		return false
-	default:
+	if g.conn.handled {
+		g.dialled = append(g.dialled, up)
 	}
-	g.dialled = append(g.dialled, up)
 	return true
 }
 
@@ -383,29 +388,20 @@ func (r *registry) conns() []*Conn {
 func (g *Gate) List() []api.Connection {
 	list := []api.Connection{}
 	for _, c := range g.registry.conns() {
-		d := g.registry.decision(c.first)
-		received, sent := c.bytes()
 		c.mu.Lock()
-		over := c.ending.reason != "" // its END is being written
-		x := api.Connection{
-			ID: c.ID, Service: d.Subject.Service.Name, Tunnel: c.facts.Tunnel, StartedAt: c.startedAt.UTC(),
-			Upstream: c.upstream, ReceivedBytes: received, SentBytes: sent, DecisionID: d.ID, Rule: d.Rule,
-		}
+		first, ending, started, upstream := c.first, c.ending.reason, c.startedAt.UTC(), address(c.upstream)
 		c.mu.Unlock()
-		if over {
-			continue
+		if first == nil || ending != "" {
+			continue // its START, or its END, is being written
 		}
+		d := g.registry.decision(first)
+		x := api.Connection{
+			ID: c.ID, Service: c.service(&d), User: name(d.Subject.User), Session: name(d.Subject.Session), Device: name(d.Subject.Device),
+			Upstream: upstream, ConfigName: configName(d.Config), Tunnel: c.facts.Tunnel, StartedAt: started, DecisionID: d.ID, Rule: d.Rule,
+		}
+		x.ReceivedBytes, x.SentBytes = c.bytes()
 		if c.facts.IP != "" {
 			x.Source = net.JoinHostPort(c.facts.IP, strconv.Itoa(c.facts.Port))
-		}
-		if d.Subject.User != nil {
-			x.User = d.Subject.User.Name
-		}
-		if d.Subject.Session != nil {
-			x.Session = d.Subject.Session.Name
-		}
-		if d.Config != nil {
-			x.ConfigName = d.Config.Name
 		}
 		list = append(list, x)
 	}
@@ -421,9 +417,15 @@ func (g *Gate) Kill(id, by string) bool {
 	if c == nil {
 		return false
 	}
-	d := g.registry.decision(c.first)
+	c.mu.Lock()
+	first := c.first
+	c.mu.Unlock()
+	if first == nil {
+		return false
+	}
+	d := g.registry.decision(first)
 	d.Effect, d.Reason, d.Words, d.Rule = api.Deny, api.ReasonKilled, "ended by "+by, nil
-	c.cut(relay.Revoked, d.Words, &d)
+	first.revoke(&d, d.Words)
 	return true
 }
 

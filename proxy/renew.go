@@ -22,17 +22,17 @@ const askers = 16
 // renew keeps every held decision true until ctx is done. One goroutine follows
 // the changes and one looks at the clock; neither of them asks, so that neither
 // waits: they put Grants into the queue of the registry, and the askers take
-// them out. renew owns all of them.
-func (g *Gate) renew(ctx context.Context) error {
+// them out. One more pays the log what it is owed. renew owns all of them.
+func (g *Gate) renew(ctx context.Context) {
 	g.registry.begin(time.Now())
 	var wg sync.WaitGroup
 	wg.Go(func() { g.follow(ctx) })
 	wg.Go(func() { g.watchClock(ctx) })
+	wg.Go(func() { g.settleDebts(ctx) })
 	for range askers {
 		wg.Go(func() { g.answer(ctx) })
 	}
 	wg.Wait()
-	return nil
 }
 
 // follow works through the changes, and begins again, after the last one that it
@@ -75,17 +75,20 @@ func (g *Gate) answer(ctx context.Context) {
 func (g *Gate) ask(ctx context.Context, grant *Grant, req api.Request, held api.Decision) {
 	asked := time.Now()
 	req.Now = asked
-	dctx, cancel := context.WithTimeout(ctx, g.askTimeout())
-	d, err := g.Decider.Decide(dctx, req)
-	cancel()
+	d, err := g.question(ctx, req)
+	g.counters.renewals.Add(1)
 	switch {
 	case err != nil:
+		g.counters.unanswered.Add(1)
 		// No answer. The lease runs on; the question is asked again at each tick.
 		g.registry.doubt(grant)
 	case !d.Allowed():
 		grant.revoke(&d, words(&d))
 	case uid(d.Subject.Service) != uid(held.Subject.Service):
 		d.Effect, d.Reason, d.Words = api.Deny, api.ReasonNoService, "the Service was deleted, and made again under the same name"
+		grant.revoke(&d, d.Words)
+	case uid(d.Subject.Session) != uid(held.Subject.Session) || d.Subject.IsAnonymous != held.Subject.IsAnonymous:
+		d.Effect, d.Reason, d.Words = api.Deny, api.ReasonError, "the answer is about another caller"
 		grant.revoke(&d, d.Words)
 	case configName(d.Config) != configName(held.Config):
 		d.Effect, d.Reason = api.Deny, api.ReasonConfig
@@ -94,6 +97,9 @@ func (g *Gate) ask(ctx context.Context, grant *Grant, req api.Request, held api.
 	default:
 		d.Config = held.Config // what is still allowed keeps what it has
 		g.registry.replace(grant, d, asked)
+		if grant.opens && d.Limits != held.Limits {
+			grant.conn.limit()
+		}
 	}
 }
 
@@ -103,6 +109,14 @@ func uid(r *api.Ref) string {
 		return ""
 	}
 	return r.UID
+}
+
+// name returns that of a reference, "" if there is none.
+func name(r *api.Ref) string {
+	if r == nil {
+		return ""
+	}
+	return r.Name
 }
 
 func configName(c *api.ServiceConfig) string {
@@ -140,7 +154,6 @@ func (g *Gate) watchClock(ctx context.Context) {
 		if now.Sub(last) >= tick || wall < 0 {
 			last = now
 			g.cut(g.registry.lapsed(now), api.ReasonError, "the lease ended and no decision could be had")
-			g.settle(ctx)
 		}
 		g.cut(g.registry.expired(now), api.ReasonSessionExpired, "the Session expired")
 		t.Reset(g.registry.untilNext(now, last.Add(tick)))
@@ -154,11 +167,4 @@ func (g *Gate) cut(grants []*Grant, reason api.ReasonType, words string) {
 		d.Effect, d.Reason, d.Words, d.Rule = api.Deny, reason, words, nil
 		grant.revoke(&d, words)
 	}
-}
-
-func (g *Gate) askTimeout() time.Duration {
-	if g.AskTimeout > 0 {
-		return g.AskTimeout
-	}
-	return 5 * time.Second
 }

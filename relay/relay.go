@@ -50,7 +50,7 @@ const (
 // as delivered only when all of it is.
 type Limits struct {
 	Idle      time.Duration // since a byte was last delivered in either direction
-	HalfClose time.Duration // since the first of the two directions finished
+	HalfClose time.Duration // the same as Idle, once one of the two directions has finished
 	Duration  time.Duration // since the start
 }
 
@@ -79,6 +79,11 @@ type Live interface {
 	// wait for a peer. The first reason that is given, be it by a peer, a
 	// limit or Cut, is that of the result. After the end Cut does nothing.
 	Cut(Reason)
+
+	// Limit puts other limits in the place of those that the relay has. Each
+	// counts from where it always does, but an Idle limit where there was none
+	// may count from now. After the end it does nothing.
+	Limit(Limits)
 }
 
 // Engine carries pairs.

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -47,7 +48,7 @@ func Lines(c *Client, r *bufio.Reader, line string) (string, error) {
 func Run(t *testing.T, s Subject) {
 	in := func(name string, f func(*testing.T, *World)) {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { f(t, Start(t, s.Mode, s.Service)) })
+			synctest.Test(t, func(t *testing.T) { f(t, Start(t, s.Mode, s.Service, 0)) })
 		})
 	}
 	// open connects ann and has one exchange.
@@ -154,9 +155,7 @@ func Run(t *testing.T, s Subject) {
 		wantLog(t, w, api.LogStart, api.LogEnd)
 	})
 	in("an upstream that cannot be reached is told and logged", func(t *testing.T, w *World) {
-		w.mu.Lock()
-		w.dialErr = errors.New("connection refused")
-		w.mu.Unlock()
+		w.failDials(errors.New("connection refused"))
 		c := w.Connect("ann")
 		go io.WriteString(c, "hello\n")
 		wantReset(t, c)
@@ -225,10 +224,9 @@ func Run(t *testing.T, s Subject) {
 			t.Errorf("END = %+v %+v", end.Info.TCP, end.Common)
 		}
 		w.mu.Lock()
-		up := w.upstream[0]
-		w.mu.Unlock()
-		if _, err := up.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) && err == nil {
-			t.Errorf("the upstream saw %v, want a reset", err)
+		defer w.mu.Unlock()
+		if len(w.ends) != 1 || !errors.Is(w.ends[0], syscall.ECONNRESET) {
+			t.Errorf("the upstreams saw %v, want one reset", w.ends)
 		}
 	})
 	in("revoked while it is being dialled", func(t *testing.T, w *World) {
@@ -324,6 +322,281 @@ func Run(t *testing.T, s Subject) {
 		time.Sleep(1100 * time.Millisecond)
 		wantReset(t, c)
 	})
+	in("a caller without a name is served where everybody may, and logged so", func(t *testing.T, w *World) {
+		w.Decider.Set(func(d *Decider) { d.public = new(true) })
+		c := w.ConnectFrom("192.0.2.9")
+		r := bufio.NewReader(c)
+		if got, err := s.Say(c, r, "hello"); err != nil || got != "hello" {
+			t.Fatalf("read %q, %v", got, err)
+		}
+		if live := w.Gate.List(); len(live) != 1 || live[0].Session != "" || live[0].Source != "192.0.2.9:4711" || live[0].Tunnel != "public" {
+			t.Errorf("live = %+v", live)
+		}
+		c.Reset("done")
+		for _, rec := range wantLog(t, w, api.LogStart, api.LogEnd) {
+			c := rec.Entry.Common
+			if rec.Metadata.ActorRef != nil || c.SessionRef != nil || c.UserRef != nil || c.IsAuthenticated || !c.IsAuthorized || !c.IsAnonymous || !c.IsPublic {
+				t.Errorf("%s = %+v", rec.Entry.Info.TCP.Type, c)
+			}
+		}
+	})
+	in("a caller without a name is asked about by its evidence again, and cut", func(t *testing.T, w *World) {
+		w.Decider.Set(func(d *Decider) { d.public = new(true) })
+		c := w.ConnectFrom("192.0.2.9")
+		r := bufio.NewReader(c)
+		s.Say(c, r, "hello")
+		w.Decider.Set(func(*Decider) {}, anyone)
+		synctest.Wait()
+		if got, err := s.Say(c, r, "still there"); err != nil || got != "still there" {
+			t.Fatalf("after a change that allows: read %q, %v", got, err)
+		}
+		w.Decider.Set(func(d *Decider) { d.public = new(false) }, anyone)
+		wantReset(t, c)
+		synctest.Wait()
+		recs, _ := w.Journal.Connections()
+		if end := recs[len(recs)-1].Entry; end.Info.TCP.CloseReason != string(relay.Revoked) || !end.Common.IsAnonymous {
+			t.Errorf("END = %+v %+v", end.Info.TCP, end.Common)
+		}
+	})
+	in("a caller without a name who may not is reset and told nothing", func(t *testing.T, w *World) {
+		w.Decider.Set(func(d *Decider) { d.public = new(false) })
+		c := w.ConnectFrom("192.0.2.9")
+		wantReset(t, c)
+		log := wantLog(t, w, api.LogDenied)
+		if c := log[0].Entry.Common; w.Dials() != 0 || c.IsAuthenticated || c.IsAuthorized || !c.IsPublic || !c.IsAnonymous || log[0].Metadata.ActorRef != nil {
+			t.Errorf("dials %d, DENIED = %+v", w.Dials(), c)
+		}
+		if v := c.Verdict(); v != (api.Verdict{Code: api.VerdictDenied}) {
+			t.Errorf("it was told %+v", v)
+		}
+	})
+	in("an ALLOW without a Session is refused, unless it says that nobody asked", func(t *testing.T, w *World) {
+		for _, alter := range []func(*api.Decision){
+			func(d *api.Decision) { d.Subject.Session = nil },
+			func(d *api.Decision) { d.Subject.IsAnonymous = true }, // beside a Session
+		} {
+			w.Decider.Set(func(d *Decider) { d.alter = alter })
+			wantReset(t, w.Connect("ann"))
+		}
+		for _, rec := range wantLog(t, w, api.LogDenied, api.LogDenied) {
+			if rec.Entry.Common.Reason.Type != api.ReasonError {
+				t.Errorf("reason = %+v", rec.Entry.Common.Reason)
+			}
+		}
+		if w.Dials() != 0 {
+			t.Errorf("dialled %d times", w.Dials())
+		}
+	})
+	in("an answer about another caller does not stand", func(t *testing.T, w *World) {
+		c, _ := open(t, w)
+		w.Decider.Set(func(d *Decider) {
+			d.alter = func(d *api.Decision) { d.Subject.Session = &api.Ref{Kind: api.KindSession, Name: "eve", UID: "eve"} }
+		}, session("ann"))
+		wantReset(t, c)
+	})
+	in("the Device is in the log and in the list", func(t *testing.T, w *World) {
+		c, _ := open(t, w)
+		if live := w.Gate.List(); len(live) != 1 || live[0].Device != "device-ann" {
+			t.Errorf("live = %+v", live)
+		}
+		c.Reset("done")
+		for _, rec := range wantLog(t, w, api.LogStart, api.LogEnd) {
+			if d := rec.Entry.Common.DeviceRef; d == nil || d.Name != "device-ann" {
+				t.Errorf("deviceRef = %+v", d)
+			}
+		}
+	})
+	in("a Session has no more connections to a Service than it may", func(t *testing.T, w *World) {
+		w.Decider.Set(func(d *Decider) { d.limits.ConnectionsPerSession, d.users["eve"] = 2, true })
+		first, _ := open(t, w)
+		open(t, w)
+		third := w.Connect("ann")
+		wantReset(t, third)
+		if v := third.Verdict(); v.Code != api.VerdictUnavailable || v.DecisionID == "" || !strings.Contains(v.Words, "as many connections") {
+			t.Errorf("it was told %+v", v)
+		}
+		log := wantLog(t, w, api.LogStart, api.LogStart, api.LogDenied)
+		if r := log[2].Entry.Common.Reason; r.Type != api.ReasonLimit || !strings.Contains(r.Words, "spec.limits.connectionsPerSession is 2") {
+			t.Errorf("reason = %+v", r)
+		}
+		other := w.Connect("eve")
+		if got, err := s.Say(other, bufio.NewReader(other), "hello"); err != nil || got != "hello" {
+			t.Errorf("another Session: read %q, %v", got, err)
+		}
+		first.Reset("done")
+		synctest.Wait()
+		open(t, w)
+	})
+	in("a Service has no more connections than it may, and keeps those that it has", func(t *testing.T, w *World) {
+		c, r := open(t, w) // without a limit
+		w.Decider.Set(func(d *Decider) { d.limits.Connections, d.users["eve"] = 1, true }, session("ann"))
+		wantReset(t, w.Connect("eve"))
+		if got, err := s.Say(c, r, "still there"); err != nil || got != "still there" {
+			t.Errorf("read %q, %v", got, err)
+		}
+		if n := w.Gate.Stats().Services["svc.default"]; n != 1 {
+			t.Errorf("%d connections are counted", n)
+		}
+	})
+	in("callers without a name are counted by their address", func(t *testing.T, w *World) {
+		w.Decider.Set(func(d *Decider) { d.public, d.limits.ConnectionsPerSession = new(true), 1 })
+		for _, ip := range []string{"192.0.2.9", "192.0.2.10"} {
+			c := w.ConnectFrom(ip)
+			if got, err := s.Say(c, bufio.NewReader(c), "hello"); err != nil || got != "hello" {
+				t.Errorf("%s: read %q, %v", ip, got, err)
+			}
+		}
+		c := w.ConnectFrom("192.0.2.9")
+		wantReset(t, c)
+		if v := c.Verdict(); v != (api.Verdict{Code: api.VerdictDenied}) {
+			t.Errorf("it was told %+v", v)
+		}
+	})
+	in("what came to nothing is not counted", func(t *testing.T, w *World) {
+		w.Decider.Set(func(d *Decider) { d.limits.Connections = 1 })
+		for _, fail := range []func(error){w.failDials, w.Journal.Fail} {
+			fail(errors.New("no"))
+			for range 3 {
+				c := w.Connect("ann")
+				go io.WriteString(c, "hello\n")
+				wantReset(t, c)
+				synctest.Wait()
+			}
+			fail(nil)
+		}
+		if n := len(w.Gate.Stats().Services); n != 0 {
+			t.Errorf("%d Services have connections", n)
+		}
+		open(t, w)
+	})
+	if s.Mode.Opaque { // the others look after themselves
+		in("the limits of the decision bound what is carried, and follow it", func(t *testing.T, w *World) {
+			w.Decider.Set(func(d *Decider) { d.limits.Idle = time.Hour })
+			c, r := open(t, w)
+			time.Sleep(59 * time.Minute)
+			if got, err := s.Say(c, r, "still there"); err != nil || got != "still there" {
+				t.Fatalf("within the limit: read %q, %v", got, err)
+			}
+			begin := time.Now()
+			w.Decider.Set(func(d *Decider) { d.limits.Idle = time.Minute }, session("ann"))
+			wantReset(t, c)
+			if d := time.Since(begin); d < time.Minute || d > time.Minute+time.Second {
+				t.Errorf("cut after %v", d)
+			}
+			log := wantLog(t, w, api.LogStart, api.LogEnd)
+			if tcp := log[1].Entry.Info.TCP; tcp.CloseReason != string(relay.IdleTimeout) {
+				t.Errorf("END = %+v", tcp)
+			}
+		})
+	}
+	in("stopping lets what is live go on for the grace, and nobody new in", func(t *testing.T, _ *World) {
+		w := Start(t, s.Mode, s.Service, time.Minute)
+		w.Decider.Set(func(d *Decider) { d.users["eve"], d.users["joe"] = true, true })
+		c, r := open(t, w)
+		revoked, leaves := w.Connect("eve"), w.Connect("joe")
+		s.Say(revoked, bufio.NewReader(revoked), "hello")
+		s.Say(leaves, bufio.NewReader(leaves), "hello")
+		begin := time.Now()
+		w.stop()
+		synctest.Wait()
+		wantReset(t, w.Connect("ann"))
+		time.Sleep(40 * time.Second) // longer than a lease
+		if got, err := s.Say(c, r, "still there"); err != nil || got != "still there" {
+			t.Fatalf("within the grace: read %q, %v", got, err)
+		}
+		w.Decider.Set(func(d *Decider) { d.users["eve"] = false }, session("eve"))
+		wantReset(t, revoked)
+		leaves.Reset("done")
+		wantReset(t, c)
+		if d := time.Since(begin); d != time.Minute {
+			t.Errorf("cut %v after the end was asked for", d)
+		}
+		w.Stop()
+		if n := w.Gate.Stats(); n.Live != 0 || n.Held != 0 || n.TurnedAway != 1 || n.Ends[relay.Drained] != 1 || n.Ends[relay.Revoked] != 1 {
+			t.Errorf("stats = %+v", n)
+		}
+		_, types := w.Journal.Connections()
+		ends := 0
+		for _, typ := range types {
+			if typ == api.LogEnd {
+				ends++
+			}
+		}
+		if ends != 3 {
+			t.Errorf("log = %v", types)
+		}
+	})
+	in("stopping does not wait longer than for the last one", func(t *testing.T, _ *World) {
+		w := Start(t, s.Mode, s.Service, time.Hour)
+		c, _ := open(t, w)
+		begin := time.Now()
+		w.stop()
+		time.Sleep(time.Second)
+		c.Reset("done")
+		w.Stop()
+		if d := time.Since(begin); d != time.Second {
+			t.Errorf("it took %v", d)
+		}
+	})
+	in("a slow log delays no cut", func(t *testing.T, w *World) {
+		c, _ := open(t, w)
+		w.Decider.Set(func(d *Decider) { d.users["eve"] = true })
+		other := w.Connect("eve")
+		s.Say(other, bufio.NewReader(other), "hello")
+		w.Journal.Fail(errors.New("disk full"))
+		c.Reset("done") // its END is owed, and will be tried again and again
+		synctest.Wait()
+		w.Journal.Delay(20 * time.Second)
+		time.Sleep(5 * time.Second)
+		begin := time.Now()
+		w.Decider.Set(func(d *Decider) { d.users["eve"] = false }, session("eve"))
+		wantReset(t, other)
+		if d := time.Since(begin); d != 0 {
+			t.Errorf("it took %v", d)
+		}
+		w.Journal.Fail(nil)
+		w.Journal.Delay(0)
+		time.Sleep(time.Minute)
+		wantLog(t, w, api.LogStart, api.LogStart, api.LogEnd, api.LogEnd)
+		if n := w.Gate.Stats().Owed; n != 0 {
+			t.Errorf("%d records are owed", n)
+		}
+	})
+	in("figures", func(t *testing.T, w *World) {
+		c, _ := open(t, w)
+		open(t, w)
+		wantReset(t, w.Connect("bob"))
+		w.Decider.Set(func(*Decider) {}, session("ann"))
+		synctest.Wait()
+		c.Reset("done")
+		synctest.Wait()
+		n := w.Gate.Stats()
+		if n.Live != 1 || n.Services["svc.default"] != 1 || n.Held < 1 || n.Arrivals != 3 || n.Renewals != 2 || n.Received < 6 || n.Sent < 6 ||
+			n.Decisions[proxy.Decided{Effect: api.Allow, Reason: api.ReasonPolicyMatch}] < 2 || n.Decisions[proxy.Decided{Effect: api.Deny, Reason: api.ReasonPolicyMatch}] != 1 {
+			t.Errorf("stats = %+v", n)
+		}
+		w.Decider.Set(func(d *Decider) { d.users["ann"] = false }, session("ann"))
+		synctest.Wait()
+		if n := w.Gate.Stats(); n.Live != 0 || n.Held != 0 || n.Cuts[api.ReasonPolicyMatch] != 1 || n.Ends[relay.Revoked] != 1 {
+			t.Errorf("after a cut: stats = %+v", n)
+		}
+	})
+	in("the Service is told to who dials", func(t *testing.T, w *World) {
+		open(t, w)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.dialled != "svc.default" {
+			t.Errorf("dialled for %q", w.dialled)
+		}
+	})
+	in("a config that changed, and keeps its name, touches nobody", func(t *testing.T, w *World) {
+		c, r := open(t, w)
+		w.Decider.Set(func(d *Decider) { d.parent = "other" }, session("ann"))
+		synctest.Wait()
+		if got, err := s.Say(c, r, "still there"); err != nil || got != "still there" {
+			t.Errorf("read %q, %v", got, err)
+		}
+	})
 	in("another config cuts", func(t *testing.T, w *World) {
 		c, _ := open(t, w)
 		w.Decider.Set(func(d *Decider) { d.config = "host-1" }, session("ann"))
@@ -363,6 +636,9 @@ func Run(t *testing.T, s Subject) {
 			t.Errorf("END = %+v", tcp)
 		}
 		wantReset(t, w.Connect("ann"))
+		if turned := w.Turned(); len(turned) != 1 || turned[0].Reason != api.ReasonDrained || turned[0].Facts.IP != "192.0.2.1" {
+			t.Errorf("refusals = %+v", turned)
+		}
 	})
 	in("a client that goes away ends the upstream", func(t *testing.T, w *World) {
 		c, _ := open(t, w)

@@ -29,7 +29,11 @@ type Decider struct {
 	asked    int
 	revision uint64
 	config   string
-	service  string // the uid of every Service
+	parent   string // of the config
+	public   *bool  // whether a caller without a name may; nil: nobody is without one
+	limits   api.Limits
+	alter    func(*api.Decision) // changes an answer
+	service  string              // the uid of every Service
 	until    time.Time
 	bound    bool
 	deaf     bool // changes and heartbeats do not get through
@@ -54,21 +58,30 @@ func (d *Decider) Decide(_ context.Context, r api.Request) (api.Decision, error)
 		Effect: api.Deny, Reason: api.ReasonUnauthenticated, TimeBound: d.bound,
 		DependsOn: []api.Key{{Kind: api.KindSession, Name: uid}, {Kind: api.KindService, Name: r.Service}},
 		Subject:   api.Subject{Mode: d.mode(r.Service), Service: &api.Ref{Kind: api.KindService, Name: r.Service, UID: d.service}},
-		Config:    &api.ServiceConfig{Name: d.config, Upstream: api.Upstream{URL: "tcp://upstream:1"}},
+		Config:    &api.ServiceConfig{Name: d.config, Parent: d.parent, Upstream: api.Upstream{URL: "tcp://upstream:1"}},
 	}
 	may, known := d.users[uid]
+	if r.Evidence.Kind == api.EvidenceAnonymous && d.public != nil {
+		may, known = *d.public, false
+		a.Subject.IsAnonymous, a.Reason, a.Message = true, api.ReasonAnonymous, "not you"
+		a.DependsOn[0] = anyone
+	}
 	if known {
 		a.Subject.Session = &api.Ref{Kind: api.KindSession, Name: uid, UID: uid}
 		a.Subject.User = &api.Ref{Kind: api.KindUser, Name: "user-" + uid}
+		a.Subject.Device = &api.Ref{Kind: api.KindDevice, Name: "device-" + uid}
 		a.Reason = api.ReasonPolicyMatch
 		a.Message = "ask the owner"
 	}
 	if may {
-		a.Effect, a.Message = api.Allow, ""
+		a.Effect, a.Message, a.Limits = api.Allow, "", d.limits
 		a.Until = d.until
 		if !d.until.IsZero() && !r.Now.Before(d.until) {
 			a.Effect, a.Reason = api.Deny, api.ReasonSessionExpired
 		}
+	}
+	if d.alter != nil {
+		d.alter(&a)
 	}
 	err := d.err
 	d.mu.Unlock()
@@ -136,18 +149,26 @@ func (d *Decider) Asked() int {
 	return d.asked
 }
 
+// anyone is the key of what callers without a name hang on here.
+var anyone = api.Key{Kind: api.KindPolicy, Name: "anyone"}
+
 // session is the key of what a Session of that uid hangs on here.
 func session(uid string) api.Key { return api.Key{Kind: api.KindSession, Name: uid} }
 
-// A Journal keeps records in memory, and can fail.
+// A Journal keeps records in memory. It can fail, and take its time.
 type Journal struct {
 	mu      sync.Mutex
 	records []*api.AccessLog
 	err     error
+	delay   time.Duration
 }
 
 // Append implements audit.Log.
 func (j *Journal) Append(_ context.Context, recs ...*api.AccessLog) error {
+	j.mu.Lock()
+	delay := j.delay
+	j.mu.Unlock()
+	time.Sleep(delay)
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.err != nil {
@@ -162,6 +183,13 @@ func (j *Journal) Fail(err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.err = err
+}
+
+// Delay makes every Append take that long.
+func (j *Journal) Delay(d time.Duration) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.delay = d
 }
 
 // Records returns what was appended.
@@ -193,22 +221,25 @@ type World struct {
 
 	mu       sync.Mutex
 	dials    int
+	dialled  string        // the Service that was dialled for last
+	turned   []api.Refusal // refusals without a record: nothing was asked
 	dialErr  error
 	dialGate chan struct{} // a dial waits for it, if it is there
-	upstream []*relaytest.PipeEnd
+	ends     []error       // how upstream connections ended
 	serving  sync.WaitGroup
 }
 
-// Start opens a World for a mode. It must be called in a synctest bubble.
-func Start(t *testing.T, m proxy.Mode, svc *api.Service) *World {
+// Start opens a World for a mode, and lets its Gate have grace when it is stopped.
+// It must be called in a synctest bubble.
+func Start(t *testing.T, m proxy.Mode, svc *api.Service, grace time.Duration) *World {
 	w := &World{
 		Decider: &Decider{users: map[string]bool{"ann": true, "bob": false}, config: api.DefaultConfig, wake: make(chan struct{})},
 		Journal: new(Journal), stopped: make(chan struct{}),
 	}
 	w.Gate = proxy.New(proxy.Rooms{
 		Decider: w.Decider, Dial: w.dial, Audit: w.Journal, Engine: relaycopy.New(),
-		Refuse: func(r api.Refusal) { w.Journal.Append(t.Context(), r.Record) },
-		Modes:  []proxy.Mode{m}, Log: slog.New(slog.DiscardHandler),
+		Refuse: func(r api.Refusal) { w.refuse(t.Context(), r) },
+		Modes:  []proxy.Mode{m}, Log: slog.New(slog.DiscardHandler), Grace: grace,
 	})
 	if err := w.Gate.Set(svc); err != nil {
 		t.Fatal(err)
@@ -232,9 +263,10 @@ func (w *World) Stop() {
 }
 
 // dial is the upstream: it echoes, and half-closes when its peer does.
-func (w *World) dial(ctx context.Context, _ *api.ServiceConfig) (net.Conn, error) {
+func (w *World) dial(ctx context.Context, service string, _ *api.ServiceConfig) (net.Conn, error) {
 	w.mu.Lock()
 	w.dials++
+	w.dialled = service
 	err, gate := w.dialErr, w.dialGate
 	w.mu.Unlock()
 	if gate != nil {
@@ -248,17 +280,36 @@ func (w *World) dial(ctx context.Context, _ *api.ServiceConfig) (net.Conn, error
 		return nil, err
 	}
 	near, far := relaytest.Pipe()
-	w.mu.Lock()
-	w.upstream = append(w.upstream, far)
-	w.mu.Unlock()
 	w.serving.Go(func() {
-		if _, err := io.Copy(far, far); err != nil {
+		_, err := io.Copy(far, far)
+		if err != nil {
 			far.Close()
-			return
+		} else {
+			far.CloseWrite()
 		}
-		far.CloseWrite()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.ends = append(w.ends, err)
 	})
 	return near, nil
+}
+
+// refuse writes the record of a refusal at once.
+func (w *World) refuse(ctx context.Context, r api.Refusal) {
+	if r.Record != nil {
+		w.Journal.Append(ctx, r.Record)
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.turned = append(w.turned, r)
+}
+
+// failDials makes every dial fail with err, or none if it is nil.
+func (w *World) failDials(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.dialErr = err
 }
 
 // Dials returns how often the upstream was dialled.
@@ -291,14 +342,33 @@ func (w *World) Connect(uid string) *Client { return w.ConnectTo(uid, "svc.defau
 
 // ConnectTo is Connect to another Service.
 func (w *World) ConnectTo(uid, service string) *Client {
-	near, far := relaytest.Pipe()
-	c := &Client{far, make(chan api.Verdict, 1)}
-	a := api.Arrival{Conn: told{near, c.verdicts}, Service: service, Facts: api.Facts{IP: "192.0.2.1", Port: 4711, Tunnel: "memory"}}
+	a := api.Arrival{Service: service, Facts: api.Facts{IP: "192.0.2.1", Port: 4711, Tunnel: "memory"}}
 	if uid != "" {
 		a.Evidence = api.Evidence{Kind: api.EvidenceMemory, Data: []byte(uid)}
 	}
+	return w.arrive(a)
+}
+
+// ConnectFrom lets a connection without a name arrive at the public port.
+func (w *World) ConnectFrom(ip string) *Client {
+	return w.arrive(api.Arrival{
+		Service: "svc.default", Evidence: api.Evidence{Kind: api.EvidenceAnonymous}, Facts: api.Facts{IP: ip, Port: 4711, Tunnel: "public"},
+	})
+}
+
+func (w *World) arrive(a api.Arrival) *Client {
+	near, far := relaytest.Pipe()
+	c := &Client{far, make(chan api.Verdict, 1)}
+	a.Conn = told{near, c.verdicts}
 	w.Gate.Arrive(a)
 	return c
+}
+
+// Turned returns the refusals of those about whom nothing was decided.
+func (w *World) Turned() []api.Refusal {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.turned)
 }
 
 // Verdict waits for what the client is told.

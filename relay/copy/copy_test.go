@@ -23,9 +23,9 @@ func TestEngine(t *testing.T) { relaytest.Run(t, open) }
 func TestLimits(t *testing.T) { relaytest.RunLimits(t, open) }
 
 // TestPlainStreams runs the suite with every TCP connection in disguise, as on a
-// system without splice.
+// system without splice, and with buffers that change all the time.
 func TestPlainStreams(t *testing.T) {
-	relaytest.Run(t, func(*testing.T) relay.Engine { return disguising{copy.New()} })
+	relaytest.Run(t, func(*testing.T) relay.Engine { return disguising{copy.Impatient()} })
 }
 
 type disguising struct{ *copy.Engine }

@@ -3,14 +3,22 @@ package copy
 import (
 	"errors"
 	"io"
-	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
-// bufferSize is what one read takes. A read that fills it is bulk.
-const bufferSize = 16 << 10
+const (
+	// bufferSize is what one read takes. A read that fills it is bulk.
+	bufferSize = 16 << 10
+	// smallSize is what a read takes that has to hold its buffer while it waits, as
+	// long as that is enough.
+	smallSize = 2 << 10
+	// patience is how long a large buffer is held for bulk that may go on.
+	patience = time.Second
+)
 
 // direction carries the bytes of one leg to the other.
 type direction struct {
@@ -24,7 +32,7 @@ type direction struct {
 // chunk is what one read brought: bytes in a borrowed buffer or, with buffer nil,
 // in a borrowed pipe.
 type chunk struct {
-	buffer *buffer
+	buffer []byte
 	pipe   *pipe
 	n      int // bytes not yet written
 	off    int // where in the buffer they begin
@@ -40,6 +48,14 @@ func (d *direction) init(l *live, from, to *leg) {
 	d.live, d.from, d.to = l, from, to
 	d.source, d.sink = d.ends()
 }
+
+// plainSource returns how any leg is read.
+func (d *direction) plainSource() source {
+	return &plainSource{leg: d.from, buffers: &d.live.engine.buffers, patience: d.live.engine.patience}
+}
+
+// plainSink returns how any leg is written.
+func (d *direction) plainSink() sink { return plainSink{d} }
 
 // run carries until the end, stays to watch its source for as long as the other
 // direction goes on, and leaves the relay.
@@ -124,7 +140,7 @@ func (d *direction) count(n int) {
 		return
 	}
 	d.moved.Add(int64(n))
-	if d.live.limits.Idle > 0 {
+	if d.live.idles.Load() {
 		d.live.active.Store(int64(d.live.engine.now()))
 	}
 }
@@ -142,55 +158,85 @@ func (e *Engine) release(c chunk) {
 	}
 }
 
-// plainSource reads any stream. It holds a buffer while it waits.
+// plainSource reads any stream. It holds a buffer while it waits: a small one,
+// which suffices for messages, until a read fills it; then a large one until a
+// read brings little, or for patience at most. To go back once in a while in the
+// midst of bulk costs one short read.
 type plainSource struct {
-	conn    net.Conn
-	buffers *buffers
-	err     error // came with bytes; returned after them
+	leg      *leg
+	buffers  *buffers
+	patience time.Duration // with a large buffer
+	bulk     bool          // the last read wanted a large buffer
+	timed    bool          // a deadline for bulk is set
+	err      error         // came with bytes; returned after them
 }
 
 func (s *plainSource) read() (chunk, error) {
-	b := s.buffers.get()
-	n := 0
-	for n == 0 && s.err == nil {
-		n, s.err = s.conn.Read(b[:])
+	for {
+		b := s.buffers.get(s.bulk)
+		n := 0
+		for n == 0 && s.err == nil {
+			n, s.err = s.leg.conn.Read(b)
+		}
+		if n == 0 {
+			s.buffers.put(b)
+			again := s.timed && errors.Is(s.err, os.ErrDeadlineExceeded) && !s.leg.isLast()
+			s.expect(false) // no deadline outlasts the last read
+			if !again {
+				return chunk{}, s.err
+			}
+			s.err = nil
+			continue
+		}
+		// A stream of records gives at most one in each read. Of one that is as
+		// large as a buffer the first, small read has taken a part.
+		s.expect(n == len(b) || n >= bufferSize/2)
+		return chunk{buffer: b, n: n}, nil
 	}
-	if n == 0 {
-		s.buffers.put(b)
-		return chunk{}, s.err
+}
+
+// expect says whether there is bulk to come.
+func (s *plainSource) expect(bulk bool) {
+	if bulk == s.bulk {
+		return
 	}
-	return chunk{buffer: b, n: n}, nil
+	var until time.Time
+	if bulk {
+		until = time.Now().Add(s.patience)
+	}
+	s.bulk, s.timed = bulk, s.leg.readBy(until) == nil && bulk
 }
 
 // plainSink writes to any stream.
-type plainSink struct {
-	conn  net.Conn
-	count func(int)
-}
+type plainSink struct{ *direction }
 
-func (s *plainSink) write(c *chunk) error {
-	n, err := s.conn.Write(c.buffer[c.off : c.off+c.n])
+func (s plainSink) write(c *chunk) error {
+	n, err := s.to.conn.Write(c.buffer[c.off : c.off+c.n])
 	s.count(n)
 	c.off, c.n = c.off+n, c.n-n
 	return err
 }
 
-// plainEnds are the ends of a direction between any two streams.
-func (d *direction) plainEnds() (source, sink) {
-	return &plainSource{conn: d.from.conn, buffers: &d.live.engine.buffers}, &plainSink{conn: d.to.conn, count: d.count}
-}
+// buffers lends buffers of two sizes.
+type buffers struct{ large, small sync.Pool }
 
-// buffer is what a read that does not splice goes through.
-type buffer [bufferSize]byte
-
-// buffers lends buffers.
-type buffers struct{ pool sync.Pool }
-
-func (p *buffers) get() *buffer {
-	if b, ok := p.pool.Get().(*buffer); ok {
-		return b
+func (p *buffers) get(large bool) []byte {
+	if large {
+		if b, ok := p.large.Get().(*[bufferSize]byte); ok {
+			return b[:]
+		}
+		return make([]byte, bufferSize)
 	}
-	return new(buffer)
+	if b, ok := p.small.Get().(*[smallSize]byte); ok {
+		return b[:]
+	}
+	return make([]byte, smallSize)
 }
 
-func (p *buffers) put(b *buffer) { p.pool.Put(b) }
+func (p *buffers) put(b []byte) {
+	if len(b) == bufferSize {
+		p.large.Put((*[bufferSize]byte)(b))
+	} else {
+		p.small.Put((*[smallSize]byte)(b))
+	}
+}

@@ -5,8 +5,9 @@
 // carries small messages through a small pooled buffer, and moves to splice(2)
 // through a pooled pipe for as long as reads fill that buffer. So an idle relay
 // holds two descriptors and no buffer. Between other streams, and on other
-// systems, it copies through pooled buffers; a stream that cannot be waited on
-// holds one while it is idle.
+// systems, it copies through pooled buffers. A stream that can only be waited on
+// by reading it holds a small one while it is idle, and a large one for a second
+// after bulk.
 //
 // A direction that has finished stays, without a buffer, for as long as the other
 // goes on: it waits for the news that its source is gone.
@@ -26,9 +27,10 @@ import (
 // Engine is a relay.Engine. Make one with New. It has no goroutine and no
 // descriptor of its own while no relay is running.
 type Engine struct {
-	epoch   time.Time
-	buffers buffers
-	pipes   pipes
+	epoch    time.Time
+	buffers  buffers
+	pipes    pipes
+	patience time.Duration // what plainSource has
 
 	mu      sync.Mutex
 	running int        // relays whose done has not returned, and the sweeper
@@ -40,7 +42,7 @@ var _ relay.Engine = (*Engine)(nil)
 
 // New returns an engine at rest.
 func New() *Engine {
-	e := &Engine{epoch: time.Now()}
+	e := &Engine{epoch: time.Now(), patience: patience}
 	e.idle = sync.NewCond(&e.mu)
 	e.sweeper.nudge = make(chan struct{}, 1)
 	return e
@@ -48,8 +50,8 @@ func New() *Engine {
 
 // Start implements relay.Engine.
 func (e *Engine) Start(p relay.Pair, done func(relay.Result)) relay.Live {
-	l := &live{engine: e, limits: p.Limits, done: done, start: e.now(), carrying: 2, running: 2}
-	l.active.Store(int64(l.start))
+	l := &live{engine: e, done: done, start: e.now(), carrying: 2, running: 2}
+	l.setLimits(p.Limits)
 	l.client.init(p.Client, relay.ClientClosed, relay.ClientReset)
 	l.upstream.init(p.Upstream, relay.UpstreamClosed, relay.UpstreamReset)
 	l.up.init(l, &l.client, &l.upstream)

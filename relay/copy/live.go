@@ -5,6 +5,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"cardea/relay"
@@ -17,14 +18,15 @@ const lastWords = time.Second
 // live is one relay. Its two directions run on their own and meet here.
 type live struct {
 	engine           *Engine
-	limits           relay.Limits
 	done             func(relay.Result)
 	client, upstream leg
 	up, down         direction     // client to upstream, upstream to client
 	start            time.Duration // all times are on the engine's clock
-	active           atomic.Int64  // when a byte was last delivered; kept up only for limits.Idle
+	idles            atomic.Bool   // limits.Idle or limits.HalfClose is set
+	active           atomic.Int64  // when a byte was last delivered; kept up only if idles
 
 	mu       sync.Mutex
+	limits   relay.Limits
 	carrying int           // directions that have not stopped
 	running  int           // directions that have not left
 	clean    int           // directions that have finished
@@ -33,6 +35,8 @@ type live struct {
 	reason   relay.Reason  // why the relay is being cut short, or empty
 	err      error         // detail of reason
 	over     bool          // both directions have stopped: nothing is left to cut
+
+	gone bool // it is not to be watched any more; Engine.mu guards it
 }
 
 // Bytes implements relay.Live.
@@ -45,6 +49,29 @@ func (l *live) Cut(r relay.Reason) {
 	if l.fail(r, nil) {
 		l.reset()
 	}
+}
+
+// Limit implements relay.Live.
+func (l *live) Limit(n relay.Limits) {
+	l.setLimits(n)
+	l.engine.watch(l)
+}
+
+func (l *live) setLimits(n relay.Limits) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if idles := n.Idle > 0 || n.HalfClose > 0; idles != l.idles.Load() {
+		l.active.Store(int64(l.engine.now())) // nobody took note until now
+		l.idles.Store(idles)
+	}
+	l.limits = n
+}
+
+// limited reports whether there is a limit to be kept.
+func (l *live) limited() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.limits != relay.Limits{}
 }
 
 // fail records why the relay is cut short, unless that is known already. It
@@ -79,13 +106,14 @@ func (l *live) finished(d *direction) bool {
 		return false
 	}
 	l.clean++
-	half := l.clean == 1
-	if half {
+	limited := false
+	if l.clean == 1 {
 		l.first, l.half = d.from.closed, l.engine.now()
+		limited = l.limits.HalfClose > 0
 	}
 	l.mu.Unlock()
-	if half && l.limits.HalfClose > 0 {
-		l.engine.expect(l.half + l.limits.HalfClose)
+	if limited {
+		l.engine.watch(l)
 	}
 	return true
 }
@@ -112,7 +140,7 @@ func (l *live) deaf(d *direction) {
 	alone := l.carrying == 1
 	l.mu.Unlock()
 	until := time.Now().Add(lastWords)
-	if alone || d.to.conn.SetReadDeadline(until) != nil || d.from.conn.SetWriteDeadline(until) != nil {
+	if alone || d.to.readLast(until) != nil || d.from.conn.SetWriteDeadline(until) != nil {
 		l.reset()
 	}
 }
@@ -157,15 +185,16 @@ func (l *live) leave() {
 // due returns the earliest time at which a limit may have passed, as things
 // stand, and the reason if it has passed then.
 func (l *live) due() (at time.Duration, r relay.Reason) {
-	at, r = never, relay.IdleTimeout
-	if l.limits.Idle > 0 {
-		at = time.Duration(l.active.Load()) + l.limits.Idle
-	}
 	l.mu.Lock()
-	if l.limits.HalfClose > 0 && l.clean > 0 {
-		at = min(at, l.half+l.limits.HalfClose)
+	defer l.mu.Unlock()
+	at, r = never, relay.IdleTimeout
+	active := time.Duration(l.active.Load())
+	if l.limits.Idle > 0 {
+		at = active + l.limits.Idle
 	}
-	l.mu.Unlock()
+	if l.limits.HalfClose > 0 && l.clean > 0 {
+		at = min(at, max(l.half, active)+l.limits.HalfClose)
+	}
 	if end := l.start + l.limits.Duration; l.limits.Duration > 0 && end < at {
 		at, r = end, relay.MaxDuration
 	}
@@ -174,14 +203,16 @@ func (l *live) due() (at time.Duration, r relay.Reason) {
 
 // leg is one of the two streams.
 type leg struct {
-	outer  net.Conn     // as given: what is closed and reset
-	conn   net.Conn     // what is read, written and half-closed: outer, or what is beneath a Transparent
-	tcp    *net.TCPConn // what is at the bottom, or nil
-	unread []byte       // read ahead by a Transparent
+	outer  net.Conn        // as given: what is closed and reset
+	conn   net.Conn        // what is read, written and half-closed: outer, or what is beneath a Transparent
+	tcp    *net.TCPConn    // what is at the bottom, or nil
+	raw    syscall.RawConn // of conn, if it is TCP and was asked for
+	unread []byte          // read ahead by a Transparent
 
-	closed, lost relay.Reason // what to say when this side finishes first, or is reset
-	shut         atomic.Bool  // our sending direction was finished, or is about to be
-	end          sync.Once    // outer is closed or reset, once
+	last         atomic.Pointer[time.Time] // when reading ends, whatever else, or nil
+	closed, lost relay.Reason              // what to say when this side finishes first, or is reset
+	shut         atomic.Bool               // our sending direction was finished, or is about to be
+	end          sync.Once                 // outer is closed or reset, once
 }
 
 func (g *leg) init(c net.Conn, closed, lost relay.Reason) {
@@ -197,6 +228,27 @@ func (g *leg) init(c net.Conn, closed, lost relay.Reason) {
 	}
 	g.tcp = bottom(g.conn)
 	g.conn.SetDeadline(time.Time{}) // a closed stream says so when it is read
+}
+
+// readLast sets a deadline for reading that nothing moves any more.
+func (g *leg) readLast(t time.Time) error {
+	g.last.Store(&t)
+	return g.conn.SetReadDeadline(t)
+}
+
+// readBy sets a deadline for reading, unless there is a last one.
+func (g *leg) readBy(t time.Time) error {
+	err := g.conn.SetReadDeadline(t)
+	if last := g.last.Load(); last != nil { // it may just have been overwritten
+		err = g.conn.SetReadDeadline(*last)
+	}
+	return err
+}
+
+// isLast reports whether the last deadline for reading has passed.
+func (g *leg) isLast() bool {
+	last := g.last.Load()
+	return last != nil && !time.Now().Before(*last)
 }
 
 // bottom returns the TCP connection that carries c, or nil.

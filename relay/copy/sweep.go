@@ -23,37 +23,44 @@ type sweeper struct {
 	nudge   chan struct{} // wake was moved forward, or watched became empty
 }
 
-// watch has the limits of l kept.
+// watch has the limits of l kept, as they stand now; if there are none, it has l
+// forgotten.
 func (e *Engine) watch(l *live) {
-	at, _ := l.due()
-	e.mu.Lock()
-	if e.sweeper.watched == nil {
-		e.sweeper.watched = make(map[*live]struct{})
-	}
-	e.sweeper.watched[l] = struct{}{}
-	if !e.sweeper.running {
-		e.sweeper.running, e.sweeper.wake = true, never
-		e.running++
-		go e.sweep()
-	}
-	e.mu.Unlock()
-	e.expect(at)
-}
-
-// expect makes the sweeper look not later than one grain after at.
-func (e *Engine) expect(at time.Duration) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if at = roundUp(at); at < e.sweeper.wake {
-		e.sweeper.wake = at
-		e.sweeper.poke()
+	s := &e.sweeper
+	switch {
+	case l.gone:
+	case !l.limited():
+		e.unwatch(l)
+	default:
+		if s.watched == nil {
+			s.watched = make(map[*live]struct{})
+		}
+		s.watched[l] = struct{}{}
+		if !s.running {
+			s.running, s.wake = true, never
+			e.running++
+			go e.sweep()
+		}
+		at, _ := l.due()
+		if at = roundUp(at); at < s.wake {
+			s.wake = at
+			s.poke()
+		}
 	}
 }
 
-// forget undoes watch.
+// forget ends the watching of a relay that is over.
 func (e *Engine) forget(l *live) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	l.gone = true
+	e.unwatch(l)
+}
+
+// unwatch undoes watch. e.mu is held.
+func (e *Engine) unwatch(l *live) {
 	delete(e.sweeper.watched, l)
 	if e.sweeper.running && len(e.sweeper.watched) == 0 {
 		e.sweeper.poke()

@@ -12,33 +12,35 @@ import (
 // ends returns how the two legs are read and written: TCP connections through
 // their descriptors, others as plain streams.
 func (d *direction) ends() (source, sink) {
-	e := d.live.engine
-	in, out := d.plainEnds()
-	rawTo := rawTCP(d.to.conn)
-	if rawTo != nil {
-		s := &tcpSink{raw: rawTo, count: d.count}
-		s.attempt = s.try
-		out = s
-	}
-	if rawFrom := rawTCP(d.from.conn); rawFrom != nil {
-		s := &tcpSource{raw: rawFrom, engine: e, splices: rawTo != nil}
+	from, to := d.from.rawTCP(), d.to.rawTCP()
+	var in source
+	if from == nil {
+		in = d.plainSource()
+	} else {
+		s := &tcpSource{raw: from, engine: d.live.engine, splices: to != nil}
 		s.attempt = s.try
 		in = s
 	}
-	return in, out
+	if to == nil {
+		return in, d.plainSink()
+	}
+	s := &tcpSink{raw: to, direction: d}
+	s.attempt = s.try
+	return in, s
 }
 
-// rawTCP returns the descriptor of a TCP connection, or nil.
-func rawTCP(c net.Conn) syscall.RawConn {
-	tcp, ok := c.(*net.TCPConn)
+// rawTCP returns the descriptor of a leg that is a TCP connection, or nil.
+func (g *leg) rawTCP() syscall.RawConn {
+	tcp, ok := g.conn.(*net.TCPConn)
 	if !ok {
 		return nil
 	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
-		return nil
+	if g.raw == nil {
+		if raw, err := tcp.SyscallConn(); err == nil {
+			g.raw = raw
+		}
 	}
-	return raw
+	return g.raw
 }
 
 // tcpSource reads a TCP connection. It waits with empty hands: buffer or pipe are
@@ -68,8 +70,8 @@ func (s *tcpSource) try(fd uintptr) bool {
 	if s.bulk && s.splices && s.trySplice(int(fd)) {
 		return true
 	}
-	b := s.engine.buffers.get()
-	n, err := ignoringEINTR(func() (int, error) { return unix.Read(int(fd), b[:]) })
+	b := s.engine.buffers.get(true)
+	n, err := ignoringEINTR(func() (int, error) { return unix.Read(int(fd), b) })
 	if n > 0 {
 		s.bulk = n == len(b)
 		s.got = chunk{buffer: b, n: n}
@@ -117,9 +119,9 @@ func (s *tcpSource) trySplice(fd int) bool {
 
 // tcpSink writes to a TCP connection, from a buffer or a pipe.
 type tcpSink struct {
-	raw     syscall.RawConn
-	count   func(int)
-	attempt func(fd uintptr) bool // try; bound once
+	raw       syscall.RawConn
+	direction *direction
+	attempt   func(fd uintptr) bool // try; bound once
 
 	todo *chunk // what try writes
 	err  error
@@ -156,7 +158,7 @@ func (s *tcpSink) try(fd uintptr) bool {
 			return true
 		}
 		c.off, c.n = c.off+n, c.n-n
-		s.count(n)
+		s.direction.count(n)
 	}
 	return true
 }

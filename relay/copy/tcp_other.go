@@ -5,7 +5,7 @@ package copy
 import "net"
 
 // ends returns how the two legs are read and written.
-func (d *direction) ends() (source, sink) { return d.plainEnds() }
+func (d *direction) ends() (source, sink) { return d.plainSource(), d.plainSink() }
 
 // tcpClosed is not known here: a reset that the kernel reported to a write only
 // can then look like an end of file.

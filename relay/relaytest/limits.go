@@ -30,6 +30,12 @@ func RunLimits(t *testing.T, open Open) {
 		{"duration", relay.Limits{Idle: time.Minute, Duration: time.Hour}, testDuration},
 		{"finished in time", relay.Limits{Idle: time.Minute, HalfClose: time.Minute, Duration: time.Hour}, testFinishedInTime},
 		{"buffers are bounded", relay.Limits{}, testBounded},
+		{"limits are set", relay.Limits{}, testLimitsSet},
+		{"limits are tightened", relay.Limits{Idle: time.Hour}, testLimitsTightened},
+		{"limits are loosened", relay.Limits{Idle: time.Minute, HalfClose: time.Minute, Duration: time.Minute}, testLimitsLoosened},
+		{"limits are lifted", relay.Limits{Idle: time.Minute, Duration: time.Hour}, testLimitsLifted},
+		{"half-close is limited later", relay.Limits{}, testHalfCloseLimitedLater},
+		{"limits are set after the end", relay.Limits{}, testLimitsAfterTheEnd},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -107,18 +113,17 @@ func testIdleStalled(r *rig) {
 	r.cutAt(begin.Add(time.Minute), relay.IdleTimeout)
 }
 
-// testHalfCloseLimit has the upstream answer for longer than a client that has
-// finished may be kept.
+// testHalfCloseLimit has the upstream answer a client that has finished for long,
+// and then fall silent.
 func testHalfCloseLimit(r *rig) {
 	time.Sleep(10 * time.Minute)
 	closeWrite(r.t, r.client)
 	r.readsEnd(r.upstream)
-	begin := time.Now()
 	for range 5 {
-		time.Sleep(11 * time.Second)
+		time.Sleep(59 * time.Second)
 		r.passes(r.upstream, r.client, answer)
 	}
-	r.cutAt(begin.Add(time.Minute), relay.IdleTimeout)
+	r.cutAt(time.Now().Add(time.Minute), relay.IdleTimeout)
 }
 
 func testDuration(r *rig) {
@@ -138,6 +143,60 @@ func testFinishedInTime(r *rig) {
 	r.readsEnd(r.client)
 	r.readsEnd(r.upstream)
 	r.ends(relay.ClientClosed)
+}
+
+// testLimitsSet gives limits to a relay that had none: the duration counts from its
+// start, being idle not from before anybody took note.
+func testLimitsSet(r *rig) {
+	begin := time.Now()
+	time.Sleep(30 * time.Minute)
+	r.live.Limit(relay.Limits{Idle: 20 * time.Minute, Duration: time.Hour})
+	time.Sleep(19 * time.Minute)
+	r.passes(r.client, r.upstream, question)
+	r.cutAt(begin.Add(time.Hour), relay.MaxDuration)
+}
+
+// testLimitsTightened has a relay that was idle for less than its old limit, and
+// for more than its new one.
+func testLimitsTightened(r *rig) {
+	r.passes(r.client, r.upstream, question)
+	time.Sleep(30 * time.Minute)
+	r.live.Limit(relay.Limits{Idle: time.Minute})
+	r.cutAt(time.Now(), relay.IdleTimeout)
+}
+
+func testLimitsLoosened(r *rig) {
+	begin := time.Now()
+	time.Sleep(59 * time.Second)
+	r.live.Limit(relay.Limits{Idle: time.Hour, HalfClose: time.Hour, Duration: 2 * time.Hour})
+	time.Sleep(58 * time.Minute)
+	r.passes(r.client, r.upstream, question)
+	time.Sleep(58 * time.Minute)
+	r.passes(r.client, r.upstream, question)
+	r.cutAt(begin.Add(2*time.Hour), relay.MaxDuration)
+}
+
+func testLimitsLifted(r *rig) {
+	time.Sleep(59 * time.Second)
+	r.live.Limit(relay.Limits{})
+	testNoLimits(r)
+}
+
+// testHalfCloseLimitedLater begins to take note when there is a limit.
+func testHalfCloseLimitedLater(r *rig) {
+	closeWrite(r.t, r.client)
+	r.readsEnd(r.upstream)
+	begin := time.Now()
+	time.Sleep(30 * time.Second)
+	r.live.Limit(relay.Limits{HalfClose: time.Minute})
+	r.cutAt(begin.Add(90*time.Second), relay.IdleTimeout)
+}
+
+// testLimitsAfterTheEnd leaves nothing to watch behind: Wait returns.
+func testLimitsAfterTheEnd(r *rig) {
+	r.live.Cut(relay.Revoked)
+	r.ends(relay.Revoked)
+	r.live.Limit(relay.Limits{Idle: time.Minute})
 }
 
 // testBounded sends to a peer that does not read until nothing moves any more.

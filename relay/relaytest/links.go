@@ -30,7 +30,13 @@ var (
 	tcp4  = link{"tcp4", func(t *testing.T) (net.Conn, net.Conn) { return dialTCP(t, "tcp4", "127.0.0.1:0") }}
 	tcp6  = link{"tcp6", func(t *testing.T) (net.Conn, net.Conn) { return dialTCP(t, "tcp6", "[::1]:0") }}
 	tls13 = link{"tls", dialTLS}
-	pipe  = link{"pipe", func(*testing.T) (net.Conn, net.Conn) { return both(Pipe()) }}
+	// secured is a dialled TLS connection behind a type of its own, as that of an
+	// upstream is.
+	secured = link{"secured", func(t *testing.T) (net.Conn, net.Conn) {
+		given, peer := dialTLS(t)
+		return peer, &overTLS{given.(*tls.Conn)}
+	}}
+	pipe = link{"pipe", func(*testing.T) (net.Conn, net.Conn) { return both(Pipe()) }}
 	// plain can neither be half-closed nor reset.
 	plain = link{"plain", func(*testing.T) (net.Conn, net.Conn) { return net.Pipe() }}
 )
@@ -39,7 +45,7 @@ var (
 type joint struct{ client, upstream link }
 
 // joints are the pairs of streams that every promise is tried on.
-var joints = []joint{{tcp4, tcp4}, {tcp6, tcp6}, {tcp4, tls13}, {tls13, tcp4}, {tcp6, pipe}, {pipe, tcp4}}
+var joints = []joint{{tcp4, tcp4}, {tcp6, tcp6}, {tcp4, secured}, {tls13, tcp4}, {tcp6, pipe}, {pipe, tcp4}, {pipe, secured}}
 
 func (j joint) String() string { return j.client.name + "-" + j.upstream.name }
 
@@ -105,6 +111,16 @@ func closeWrite(t *testing.T, c net.Conn) {
 	if err := c.(relay.CloseWriter).CloseWrite(); err != nil {
 		t.Fatalf("CloseWrite: %v", err)
 	}
+}
+
+// overTLS is a TLS connection that tells its reset to the socket beneath.
+type overTLS struct{ *tls.Conn }
+
+// Reset implements relay.Resetter.
+func (c *overTLS) Reset(reason string) error {
+	err := relay.Reset(c.Conn.NetConn(), relay.Reason(reason))
+	c.Conn.Close()
+	return err
 }
 
 // ahead is a relay.Transparent: its first bytes have been read already.

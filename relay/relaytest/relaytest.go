@@ -60,8 +60,10 @@ func Run(t *testing.T, open Open) {
 			}
 		})
 	}
-	for _, j := range []joint{{tcp4, tcp4}, {tcp6, tcp6}} {
+	for _, j := range []joint{{tcp4, tcp4}, {tcp6, tcp6}, {tcp4, secured}} {
 		t.Run("back-pressure/"+j.String(), func(t *testing.T) { run(t, open, j, testBackPressure) })
+	}
+	for _, j := range []joint{{tcp4, tcp4}, {tcp6, tcp6}} {
 		t.Run("last words/"+j.String(), func(t *testing.T) { testLastWords(t, open, j) })
 		t.Run("urgent/"+j.String(), func(t *testing.T) { run(t, open, j, testUrgent) })
 	}
@@ -357,8 +359,8 @@ func testBackPressure(r *rig) {
 func (r *rig) stalls(content stream) (sent int) {
 	r.t.Helper()
 	const much = 256 << 20
-	r.client.(*net.TCPConn).SetWriteBuffer(64 << 10)
-	r.upstream.(*net.TCPConn).SetReadBuffer(64 << 10)
+	socket(r.client).SetWriteBuffer(64 << 10)
+	socket(r.upstream).SetReadBuffer(64 << 10)
 	r.client.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 	sent, err := content.sendTo(r.client, much)
 	if !errors.Is(err, os.ErrDeadlineExceeded) || sent >= much/2 {
@@ -366,6 +368,14 @@ func (r *rig) stalls(content stream) (sent int) {
 	}
 	r.client.SetWriteDeadline(time.Now().Add(patience))
 	return sent
+}
+
+// socket returns the TCP connection that is beneath a peer.
+func socket(c net.Conn) *net.TCPConn {
+	if l, ok := c.(relay.Layered); ok {
+		c = l.NetConn()
+	}
+	return c.(*net.TCPConn)
 }
 
 // testLastWords has the upstream answer and hang up while the client is sending:
