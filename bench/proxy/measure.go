@@ -15,6 +15,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"cardea/tunnel"
 )
 
 // dial opens a connection to the echo Service of a target.
@@ -32,10 +34,20 @@ func (t *target) dial(ctx context.Context) (net.Conn, error) {
 		c.Close()
 		return nil, err
 	}
+	if t.framed {
+		f, err := openFramed(s, "echo")
+		if err != nil {
+			s.Close()
+			return nil, err
+		}
+		return f, nil
+	}
 	return s, nil
 }
 
 func pingPong(c net.Conn, b []byte) error {
+	c.SetDeadline(time.Now().Add(30 * time.Second)) // an error is a failure of what follows
+	defer c.SetDeadline(time.Time{})
 	if _, err := c.Write(b); err != nil {
 		return err
 	}
@@ -120,12 +132,24 @@ func (b *bench) connect(ctx context.Context, t *target, callers int) ([]float64,
 		if err := pingPong(c, make([]byte, 1)); err != nil {
 			return err
 		}
-		if s, ok := c.(*tls.Conn); ok && s.ConnectionState().DidResume {
+		under := c
+		if f, ok := c.(*framed); ok {
+			under = f.Conn
+		}
+		if s, ok := under.(*tls.Conn); ok && s.ConnectionState().DidResume {
 			resumed.Add(1)
 		}
 		n.Add(1)
-		if half, ok := c.(*net.TCPConn); ok {
-			half.SetLinger(0) // the load must not run out of ports; both see the end
+		if tcp, ok := c.(*net.TCPConn); ok {
+			tcp.SetLinger(0) // the load must not run out of ports; both see the end
+		}
+		if s, ok := c.(tunnel.Conn); ok { // ended as it should be, or it goes into no pool
+			if err := s.CloseWrite(); err != nil {
+				return err
+			}
+			if _, err := io.Copy(io.Discard, s); err != nil {
+				return err
+			}
 		}
 		return nil
 	})

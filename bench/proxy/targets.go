@@ -17,7 +17,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -34,6 +33,7 @@ type target struct {
 
 	config *tls.Config    // of the path of Sessions; nil is plain
 	resume bool           // sessions of TLS are resumed
+	framed bool           // speak cardea/1 over it
 	pool   *client.Client // connections of cardea/1 are taken from its pool
 }
 
@@ -54,6 +54,18 @@ type bench struct {
 
 func (b *bench) plain() []*target  { return b.targets }
 func (b *bench) secure() []*target { return b.tls }
+
+// fresh returns one target of each process.
+func (b *bench) fresh() (list []*target) {
+	seen := map[int]bool{0: true}
+	for _, t := range b.targets {
+		if !seen[t.pid] {
+			list = append(list, t)
+		}
+		seen[t.pid] = true
+	}
+	return list
+}
 
 func ports(n int) ([]int, error) {
 	var list []int
@@ -82,7 +94,12 @@ func (b *bench) start(ctx context.Context) error {
 	}
 	for _, t := range append(b.targets, b.tls...) {
 		if err := wait(ctx, t); err != nil {
-			return fmt.Errorf("%s: %w", t.name, err)
+			said := ""
+			for _, f := range b.files {
+				text, _ := os.ReadFile(f.Name())
+				said += string(text)
+			}
+			return fmt.Errorf("%s: %w\n%s", t.name, err, said)
 		}
 	}
 	return nil
@@ -160,20 +177,21 @@ func (b *bench) startCardea(ctx context.Context) error {
 	if err := client.Export(ctx, alice, filepath.Join(b.dir, "alice")); err != nil {
 		return err
 	}
-	read := func(resume bool) (*tls.Config, error) {
-		return clientConfig(filepath.Join(b.dir, "alice"), client.ExportedCertificate, client.ExportedKey, client.ExportedCA, "echo.default.svc.cardea.internal", resume)
+	read := func(server string, resume bool) (*tls.Config, error) {
+		return clientConfig(filepath.Join(b.dir, "alice"), client.ExportedCertificate, client.ExportedKey, client.ExportedCA, server, resume)
 	}
-	full, err := read(false)
+	full, err := read("echo.default.svc.cardea.internal", false)
 	if err != nil {
 		return err
 	}
-	resumed, err := read(true)
+	resumed, err := read("gateway.cardea.internal", true)
 	if err != nil {
 		return err
 	}
+	resumed.NextProtos = []string{"cardea/1"}
 	b.tls = append(b.tls,
-		&target{name: "cardea, full handshake", echo: at(p[0]), pid: pid, config: full},
-		&target{name: "cardea, resumed", echo: at(p[0]), pid: pid, config: resumed, resume: true},
+		&target{name: "cardea, full handshake (raw)", echo: at(p[0]), pid: pid, config: full},
+		&target{name: "cardea, resumed (cardea/1)", echo: at(p[0]), pid: pid, config: resumed, resume: true, framed: true},
 		&target{name: "cardea, pooled (cardea/1)", echo: at(p[0]), pid: pid, pool: &client.Client{Home: alice}})
 	return nil
 }
@@ -212,7 +230,8 @@ func (b *bench) startHAProxy(ctx context.Context) error {
 		}
 		conf := fmt.Sprintf(`global
   nbthread 2
-  maxconn 19000
+  maxconn 9500
+  maxpipes 200
   log %s local0
   ssl-default-bind-options ssl-min-ver TLSv1.3
 defaults
@@ -399,9 +418,6 @@ func clientConfig(dir, cert, key, ca, server string, resume bool) (*tls.Config, 
 	c := &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, ServerName: server, MinVersion: tls.VersionTLS13, CurvePreferences: []tls.CurveID{tls.X25519}}
 	if resume {
 		c.ClientSessionCache = tls.NewLRUClientSessionCache(64)
-	}
-	if !strings.Contains(server, ".") {
-		c.ServerName = "server"
 	}
 	return c, nil
 }

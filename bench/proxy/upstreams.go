@@ -5,6 +5,8 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+
+	"cardea/test/cluster"
 )
 
 // upstreams are what the proxies stand in front of: one that answers with what it
@@ -20,7 +22,7 @@ type upstreams struct {
 func newUpstreams() (*upstreams, error) {
 	u := new(upstreams)
 	var err error
-	if u.echo, err = u.listen(func(c net.Conn) { io.Copy(c, c) }); err != nil {
+	if u.echo, err = u.listen(cluster.EchoBack); err != nil {
 		return nil, err
 	}
 	if u.sink, err = u.listen(u.take); err != nil {
