@@ -3,9 +3,10 @@ package store
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"iter"
 	"slices"
-	"strings"
+	"unicode/utf8"
 
 	"cardea/api"
 )
@@ -64,12 +65,24 @@ func (p *Pending) Get(k api.Key) (Record, error) {
 	return *e.now, nil
 }
 
-// List implements Reader: it merges what was written into what is below.
+// List implements Reader.
 func (p *Pending) List(group, kind string) iter.Seq2[Record, error] {
+	return p.merge(p.base.List(group, kind), func(k api.Key) bool {
+		return k.Group == group && (kind == "" || k.Kind == kind)
+	})
+}
+
+// All implements Reader.
+func (p *Pending) All() iter.Seq2[Record, error] {
+	return p.merge(p.base.All(), func(api.Key) bool { return true })
+}
+
+// merge yields below, with what was written under the keys that match.
+func (p *Pending) merge(below iter.Seq2[Record, error], match func(api.Key) bool) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		var own []pendingEntry // copies: the loop may write
 		for k, e := range p.entries {
-			if k.Group == group && (kind == "" || k.Kind == kind) {
+			if match(k) {
 				own = append(own, *e)
 			}
 		}
@@ -81,7 +94,7 @@ func (p *Pending) List(group, kind string) iter.Seq2[Record, error] {
 			own = own[1:]
 			return e.now == nil || yield(*e.now, nil)
 		}
-		for r, err := range p.base.List(group, kind) {
+		for r, err := range below {
 			if err != nil {
 				yield(Record{}, err)
 				return
@@ -111,13 +124,8 @@ func (p *Pending) List(group, kind string) iter.Seq2[Record, error] {
 
 // Put implements Tx.
 func (p *Pending) Put(r Record) error {
-	switch {
-	case r.Key.Kind == "" || r.Key.Name == "":
-		return api.Errorf(api.CodeInvalid, "an Object needs a kind and a name, not %q and %q", r.Key.Kind, r.Key.Name)
-	case strings.Contains(r.Key.Group+r.Key.Kind+r.Key.Namespace+r.Key.Name, "\x00"):
-		return api.Errorf(api.CodeInvalid, "the key of an Object must not contain NUL: %q", r.Key)
-	case len(r.JSON) > MaxObject:
-		return api.Errorf(api.CodeInvalid, "%s %q has %d bytes, more than %d", r.Key.Kind, r.Key.Name, len(r.JSON), MaxObject)
+	if err := check(r); err != nil {
+		return err
 	}
 	e, err := p.entry(r.Key)
 	if err != nil {
@@ -167,6 +175,53 @@ func (p *Pending) entry(k api.Key) (*pendingEntry, error) {
 	}
 	p.entries[k] = e
 	return e, nil
+}
+
+// check reports what is wrong with a Record that is to be stored.
+func check(r Record) error {
+	k := r.Key
+	switch key := k.Group + k.Kind + k.Namespace + k.Name; {
+	case k.Kind == "" || k.Name == "":
+		return api.Errorf(api.CodeInvalid, "an Object needs a kind and a name, not %q and %q", k.Kind, k.Name)
+	case len(key) > MaxKey:
+		return api.Errorf(api.CodeInvalid, "the key of an Object has %d bytes, more than %d: %.100q…", len(key), MaxKey, k)
+	case !IsText(key):
+		return api.Errorf(api.CodeInvalid, "the key of an Object must be UTF-8 without NUL: %q", k)
+	case len(r.UID) > MaxKey || !IsText(r.UID):
+		return api.Errorf(api.CodeInvalid, "the uid of %s %q must be UTF-8 without NUL of at most %d bytes", k.Kind, k.Name, MaxKey)
+	case len(r.JSON) > MaxObject:
+		return api.Errorf(api.CodeInvalid, "%s %q has %d bytes, more than %d", k.Kind, k.Name, len(r.JSON), MaxObject)
+	case !utf8.Valid(r.JSON) || bytes.IndexByte(r.JSON, 0) >= 0:
+		return api.Errorf(api.CodeInvalid, "%s %q is not UTF-8 without NUL", k.Kind, k.Name)
+	}
+	return nil
+}
+
+// Checked yields, for implementations of Renew, what all yields, until something
+// is wrong with it or ctx is done: then the error, last.
+func Checked(ctx context.Context, all iter.Seq2[Record, error]) iter.Seq2[Record, error] {
+	return func(yield func(Record, error) bool) {
+		var last api.Key // before all others: it has no kind
+		for r, err := range all {
+			if err == nil {
+				err = ctx.Err()
+			}
+			if err == nil {
+				err = check(r)
+			}
+			if err == nil && compareKeys(last, r.Key) >= 0 {
+				err = api.Errorf(api.CodeInvalid, "%s comes after %s: Objects must be in order, each once", r.Key, last)
+			}
+			if err != nil {
+				yield(Record{}, err)
+				return
+			}
+			last, r.Revision = r.Key, api.Revision{}
+			if !yield(r, nil) {
+				return
+			}
+		}
+	}
 }
 
 // compareKeys is the order of List.

@@ -1,8 +1,8 @@
 // Package store keeps Objects, tells what changed, and in which order.
 //
-// Implementations live beside it: memory (tests and throw-away clusters) and
-// sqlite (one machine). Package storetest holds the contract that they all
-// pass.
+// Implementations live beside it: memory (tests and throw-away clusters), sqlite
+// (one machine) and postgres (a cluster). Package storetest holds the contract
+// that they all pass; backup writes a store to a file and reads it back.
 //
 // # Contract
 //
@@ -14,6 +14,11 @@
 // Objects are a view of the changes: watch, history and current state read the
 // same rows.
 //
+// The numbers of revisions go on for ever; an epoch is a stretch of them in which
+// nothing was taken back. A new one begins when the store is replaced whole
+// ([Store.Renew]) or turns out to be a copy of itself that may have lost commits.
+// Nothing can be watched across that: whoever follows lists again.
+//
 // Nothing on the path of connections writes to a store.
 package store
 
@@ -22,7 +27,9 @@ import (
 	"encoding/json"
 	"errors"
 	"iter"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"cardea/api"
 )
@@ -30,6 +37,7 @@ import (
 // Limits of what a Store takes.
 const (
 	MaxObject = 16 << 20 // bytes of JSON of one Object
+	MaxKey    = 2 << 10  // bytes of one key, all parts together
 	MaxMark   = 64 << 10 // bytes of one mark
 )
 
@@ -78,6 +86,9 @@ type Reader interface {
 	// name; an empty kind means all of the group, ordered by kind first. It shows
 	// the state in which it began: the loop may write.
 	List(group, kind string) iter.Seq2[Record, error]
+	// All calls for each Object of every group, as List does, ordered by group
+	// first.
+	All() iter.Seq2[Record, error]
 	// Revision is that of the state.
 	Revision() api.Revision
 }
@@ -87,8 +98,9 @@ type Tx interface {
 	Reader
 	// Put writes r (its Revision is ignored); its JSON is the Store's from then
 	// on. A name is unique within (group, kind, namespace): CONFLICT if an Object
-	// of another UID has it. INVALID if the key has no kind or name, or the JSON
-	// is longer than MaxObject.
+	// of another UID has it. INVALID if the key has no kind or name, something is
+	// not UTF-8 or has a NUL, or the key is longer than MaxKey or the JSON than
+	// MaxObject.
 	Put(r Record) error
 	// Delete removes the Object of that key; NOT_FOUND if there is none.
 	Delete(k api.Key) error
@@ -109,15 +121,26 @@ type Store interface {
 	// is neither f's nor ctx's is of the storage: what was not committed is lost.
 	Update(ctx context.Context, actor string, f func(Tx) error) (api.Revision, error)
 
+	// Renew replaces everything, durably, by the Objects that all yields, in the
+	// order of [Reader.All] and each once, and begins a new epoch: one commit that
+	// has them all. Every watcher gets ErrCompacted. If all yields an error, or
+	// something that Put would refuse or that is out of order (INVALID), or if ctx
+	// ends before all did, nothing happened and that is the error; all is ranged
+	// over at most once, and must not call the Store. Marks stay as they are.
+	Renew(ctx context.Context, actor string, all iter.Seq2[Record, error]) (api.Revision, error)
+
 	// Watch yields every commit after from, once each, in order, and then waits
 	// for more, until ctx is done (then it ends without an error) or it yields an
 	// error, which is the last. The zero Revision asks for the whole history. Any
-	// number of watchers may be there; a slow one delays nobody.
+	// number of watchers may be there; a slow one delays nobody. A store on a
+	// server that goes away and comes back goes on where it was.
 	Watch(ctx context.Context, from api.Revision) iter.Seq2[Commit, error]
 
 	// SetMark keeps a small value (at most MaxMark) under a name, durably, beside
 	// the Objects: it makes no commit and no watcher hears of it; an empty value
-	// removes it. Mark returns it, nil if there is none.
+	// removes it. Mark returns it, nil if there is none. A mark belongs to the
+	// process that sets it (how far its journal got), and not to the cluster: a
+	// backup has none.
 	SetMark(ctx context.Context, name string, value []byte) error
 	Mark(ctx context.Context, name string) ([]byte, error)
 
@@ -131,8 +154,18 @@ func CheckMark(name string, value []byte) error {
 	switch {
 	case name == "":
 		return api.Errorf(api.CodeInvalid, "a mark needs a name")
+	case !IsText(name):
+		return api.Errorf(api.CodeInvalid, "the name of a mark must be UTF-8 without NUL: %q", name)
 	case len(value) > MaxMark:
 		return api.Errorf(api.CodeInvalid, "the mark %q has %d bytes, more than %d", name, len(value), MaxMark)
 	}
 	return nil
+}
+
+// IsText reports whether every database can keep s as text.
+func IsText(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
+
+// ActorText returns, for implementations, an actor as every database can keep it.
+func ActorText(actor string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(actor, "\uFFFD"), "\x00", "\uFFFD")
 }

@@ -1,8 +1,11 @@
 package store
 
 import (
+	"context"
+	"iter"
 	"slices"
 	"sync"
+	"time"
 
 	"cardea/api"
 )
@@ -36,6 +39,9 @@ func NewTail(at api.Revision, limit int) *Tail {
 func (t *Tail) Append(c Commit) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if c.Revision.Compare(t.at) <= 0 {
+		return // Skip was told before
+	}
 	if (c.Revision != api.Revision{Epoch: t.at.Epoch, Number: t.at.Number + 1}) {
 		t.commits, t.changes = nil, 0
 	}
@@ -47,6 +53,22 @@ func (t *Tail) Append(c Commit) {
 		t.commits[0] = Commit{} // for the collector
 		t.commits = t.commits[1:]
 	}
+	t.wake()
+}
+
+// Skip says that the latest commit is at, and that the Tail does not have it.
+func (t *Tail) Skip(at api.Revision) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if at.Compare(t.at) <= 0 {
+		return
+	}
+	t.at, t.commits, t.changes = at, nil, 0
+	t.wake()
+}
+
+// wake is called with mu held.
+func (t *Tail) wake() {
 	close(t.grown)
 	t.grown = make(chan struct{})
 }
@@ -63,4 +85,50 @@ func (t *Tail) After(from api.Revision) (commits []Commit, grown <-chan struct{}
 	}
 	commits = t.commits[len(t.commits)-int(missing):]
 	return slices.Clone(commits[:min(len(commits), tailStep)]), t.grown, true
+}
+
+// Follow is the Watch of a store on a medium that others write to as well. It
+// takes commits from the Tail if that has them. Otherwise it calls read, which
+// returns the first commits after a revision, none if there are no more; it does
+// so at least every poll, and once closed is. An error of read ends it.
+func (t *Tail) Follow(ctx context.Context, from api.Revision, poll time.Duration, closed <-chan struct{},
+	read func(from api.Revision) ([]Commit, error)) iter.Seq2[Commit, error] {
+	return func(yield func(Commit, error) bool) {
+		from := from     // a sequence may be ranged over again
+		trusted := false // whether the Tail may be believed that there is no more
+		for ctx.Err() == nil {
+			commits, grown, ok := t.After(from)
+			if !ok || !trusted {
+				var err error
+				commits, err = read(from)
+				if ctx.Err() != nil {
+					return
+				}
+				if err != nil {
+					yield(Commit{}, err)
+					return
+				}
+				trusted = true
+			}
+			for _, c := range commits {
+				if ctx.Err() != nil || !yield(c, nil) {
+					return
+				}
+				from = c.Revision
+			}
+			if len(commits) > 0 {
+				continue
+			}
+			timer := time.NewTimer(poll)
+			select {
+			case <-grown:
+			case <-timer.C:
+				trusted = false // another process may have written
+			case <-closed:
+				trusted = false // reading says so
+			case <-ctx.Done():
+			}
+			timer.Stop()
+		}
+	}
 }

@@ -23,14 +23,12 @@ import (
 // DefaultHistory is how many changes New keeps for watchers.
 const DefaultHistory = 100_000
 
-// epoch is that of every Store: what it holds is never restored.
-const epoch = 1
+// firstEpoch is that of a new Store.
+const firstEpoch = 1
 
 // A Store is a [store.Store] in memory. Nothing in it is durable.
 type Store struct {
-	life    sync.RWMutex // read-locked by what is under way; Close keeps it locked
-	closing sync.Once
-	closed  chan struct{}
+	life *store.Life
 
 	turn  chan struct{} // holds a token while a transaction runs
 	state atomic.Pointer[state]
@@ -49,30 +47,66 @@ func New() *Store { return NewKeeping(DefaultHistory) }
 // as long as they have together no more than that many changes.
 func NewKeeping(changes int) *Store {
 	s := &Store{
-		closed: make(chan struct{}),
-		turn:   make(chan struct{}, 1),
-		tail:   store.NewTail(api.Revision{Epoch: epoch}, changes),
-		marks:  map[string][]byte{},
+		life:  store.NewLife(),
+		turn:  make(chan struct{}, 1),
+		tail:  store.NewTail(api.Revision{Epoch: firstEpoch}, changes),
+		marks: map[string][]byte{},
 	}
-	s.state.Store(&state{objects: iradix.New[store.Record](), revision: api.Revision{Epoch: epoch}})
+	s.state.Store(&state{objects: iradix.New[store.Record](), revision: api.Revision{Epoch: firstEpoch}})
 	return s
 }
 
 // View implements store.Store.
 func (s *Store) View(ctx context.Context, f func(store.Reader) error) error {
-	if err := s.enter(ctx); err != nil {
+	if err := s.life.Enter(ctx); err != nil {
 		return err
 	}
-	defer s.life.RUnlock()
+	defer s.life.Leave()
 	return f(s.state.Load())
 }
 
 // Update implements store.Store.
 func (s *Store) Update(ctx context.Context, actor string, f func(store.Tx) error) (api.Revision, error) {
-	if err := s.enter(ctx); err != nil {
+	return s.write(ctx, actor, func(base *state) (*state, []store.Change, error) {
+		tx := store.NewPending(base)
+		if err := f(tx); err != nil {
+			return nil, nil, err
+		}
+		changes := tx.Changes()
+		if len(changes) == 0 {
+			return base, nil, nil
+		}
+		next := &state{objects: base.objects, revision: base.revision}
+		return next, next.apply(changes), nil
+	})
+}
+
+// Renew implements store.Store.
+func (s *Store) Renew(ctx context.Context, actor string, all iter.Seq2[store.Record, error]) (api.Revision, error) {
+	return s.write(ctx, actor, func(base *state) (*state, []store.Change, error) {
+		var changes []store.Change
+		for r, err := range store.Checked(ctx, all) {
+			if err != nil {
+				return nil, nil, err
+			}
+			changes = append(changes, store.Change{Record: r})
+		}
+		next := &state{objects: iradix.New[store.Record](), revision: base.revision}
+		next.revision.Epoch++
+		if len(changes) == 0 {
+			return next, nil, nil
+		}
+		return next, next.apply(changes), nil
+	})
+}
+
+// write makes what f returns the state, and a commit of the changes that lead to
+// it, if there are any.
+func (s *Store) write(ctx context.Context, actor string, f func(*state) (*state, []store.Change, error)) (api.Revision, error) {
+	if err := s.life.Enter(ctx); err != nil {
 		return api.Revision{}, err
 	}
-	defer s.life.RUnlock()
+	defer s.life.Leave()
 	select {
 	case s.turn <- struct{}{}:
 	case <-ctx.Done():
@@ -80,19 +114,17 @@ func (s *Store) Update(ctx context.Context, actor string, f func(store.Tx) error
 	}
 	defer func() { <-s.turn }()
 
-	base := s.state.Load()
-	tx := store.NewPending(base)
-	if err := f(tx); err != nil {
+	next, changes, err := f(s.state.Load())
+	if err != nil {
 		return api.Revision{}, err
 	}
-	changes := tx.Changes()
-	if len(changes) == 0 {
-		return base.revision, nil
-	}
-	next, commit := base.apply(changes)
-	commit.At, commit.Actor = time.Now().UTC().Truncate(time.Microsecond), actor
 	s.state.Store(next)
-	s.tail.Append(commit)
+	if len(changes) == 0 {
+		s.tail.Skip(next.revision)
+	} else {
+		at := time.Now().UTC().Truncate(time.Microsecond)
+		s.tail.Append(store.Commit{Revision: next.revision, At: at, Actor: store.ActorText(actor), Changes: changes})
+	}
 	return next.revision, nil
 }
 
@@ -101,15 +133,17 @@ func (s *Store) Watch(ctx context.Context, from api.Revision) iter.Seq2[store.Co
 	return func(yield func(store.Commit, error) bool) {
 		from := from // a sequence may be ranged over again
 		if from == (api.Revision{}) {
-			from.Epoch = epoch
+			from.Epoch = s.state.Load().revision.Epoch
 		}
 		for ctx.Err() == nil {
 			commits, grown, ok := s.tail.After(from)
-			if s.isClosed() {
+			select {
+			case <-s.life.Closed():
 				yield(store.Commit{}, store.ErrClosed)
 				return
+			default:
 			}
-			if !ok {
+			if !ok && from != s.state.Load().revision { // which may be ahead of the tail for a moment
 				yield(store.Commit{}, store.ErrCompacted)
 				return
 			}
@@ -124,7 +158,7 @@ func (s *Store) Watch(ctx context.Context, from api.Revision) iter.Seq2[store.Co
 			}
 			select {
 			case <-grown:
-			case <-s.closed:
+			case <-s.life.Closed():
 			case <-ctx.Done():
 			}
 		}
@@ -133,10 +167,10 @@ func (s *Store) Watch(ctx context.Context, from api.Revision) iter.Seq2[store.Co
 
 // SetMark implements store.Store.
 func (s *Store) SetMark(ctx context.Context, name string, value []byte) error {
-	if err := s.enter(ctx); err != nil {
+	if err := s.life.Enter(ctx); err != nil {
 		return err
 	}
-	defer s.life.RUnlock()
+	defer s.life.Leave()
 	if err := store.CheckMark(name, value); err != nil {
 		return err
 	}
@@ -152,44 +186,17 @@ func (s *Store) SetMark(ctx context.Context, name string, value []byte) error {
 
 // Mark implements store.Store.
 func (s *Store) Mark(ctx context.Context, name string) ([]byte, error) {
-	if err := s.enter(ctx); err != nil {
+	if err := s.life.Enter(ctx); err != nil {
 		return nil, err
 	}
-	defer s.life.RUnlock()
+	defer s.life.Leave()
 	s.marksMu.Lock()
 	defer s.marksMu.Unlock()
 	return bytes.Clone(s.marks[name]), nil
 }
 
 // Close implements store.Store.
-func (s *Store) Close() error {
-	s.closing.Do(func() {
-		close(s.closed)
-		s.life.Lock()
-	})
-	return nil
-}
-
-// enter holds Close off until life is unlocked, unless it is too late.
-func (s *Store) enter(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	// Only Close ever locks it, so it cannot be had once Close was called.
-	if s.isClosed() || !s.life.TryRLock() {
-		return store.ErrClosed
-	}
-	return nil
-}
-
-func (s *Store) isClosed() bool {
-	select {
-	case <-s.closed:
-		return true
-	default:
-		return false
-	}
-}
+func (s *Store) Close() error { return s.life.End(func() error { return nil }) }
 
 // A state is all Objects at a revision; it never changes.
 type state struct {
@@ -197,21 +204,22 @@ type state struct {
 	revision api.Revision
 }
 
-// apply returns the next state and the commit that leads to it.
-func (s *state) apply(changes []store.Change) (*state, store.Commit) {
-	next := &state{revision: api.Revision{Epoch: s.revision.Epoch, Number: s.revision.Number + 1}}
+// apply makes a state that nobody else has yet the next one, and returns changes
+// with its revision.
+func (s *state) apply(changes []store.Change) []store.Change {
+	s.revision.Number++
 	txn := s.objects.Txn()
 	for i := range changes {
 		c := &changes[i]
-		c.Revision = next.revision
+		c.Revision = s.revision
 		if c.Deleted {
 			txn.Delete(path(c.Key))
 		} else {
 			txn.Insert(path(c.Key), c.Record)
 		}
 	}
-	next.objects = txn.Commit()
-	return next, store.Commit{Revision: next.revision, Changes: changes}
+	s.objects = txn.Commit()
+	return changes
 }
 
 // Revision implements store.Reader.
@@ -228,9 +236,17 @@ func (s *state) Get(k api.Key) (store.Record, error) {
 
 // List implements store.Reader.
 func (s *state) List(group, kind string) iter.Seq2[store.Record, error] {
+	return s.under(prefix(group, kind))
+}
+
+// All implements store.Reader.
+func (s *state) All() iter.Seq2[store.Record, error] { return s.under(nil) }
+
+// under yields the Objects whose path begins with prefix.
+func (s *state) under(prefix []byte) iter.Seq2[store.Record, error] {
 	return func(yield func(store.Record, error) bool) {
 		it := s.objects.Root().Iterator()
-		it.SeekPrefix(prefix(group, kind))
+		it.SeekPrefix(prefix)
 		for _, r, ok := it.Next(); ok; _, r, ok = it.Next() {
 			if !yield(r, nil) {
 				return

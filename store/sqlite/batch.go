@@ -3,20 +3,15 @@ package sqlite
 import (
 	"context"
 	"database/sql"
+	"iter"
 	"time"
 
 	"cardea/api"
 	"cardea/store"
 )
 
-// A batch is one SQLite transaction that several callers share, and with it the
-// one fsync of its COMMIT (group commit).
-//
-// Whoever has the turn runs its own function in the batch that is open, hands
-// the turn on, and stands in line for it again. Those who stood in line before
-// run their functions in the same batch meanwhile. When the first of a batch
-// has the turn again, it commits for all of them. So no goroutine is needed, a
-// lone caller never waits, and a function that panics does so in its caller.
+// A batch is one SQLite transaction that several callers share; see
+// [store.Line].
 //
 // Functions change nothing in the database until they have succeeded (see
 // [store.Pending]), so one that fails leaves the batch as it was. A statement
@@ -24,52 +19,30 @@ import (
 // SQLite may have undone the transaction: then the whole batch is lost.
 type batch struct {
 	conn *conn
+	tail *store.Tail
 	ctx  context.Context // of the first caller, without its end
 
 	revision  api.Revision // of the latest commit within
 	compacted uint64
 	commits   []store.Commit
+	renewed   bool // the latest commit is too large to be kept in commits
 	dirty     bool // whether there is anything to commit
 
-	done chan struct{} // closed when the batch is over; then err says how it ended
-	err  error
+	err error // why the batch is lost
 }
 
-// do runs f in a batch and returns when that is over: what f returned, or why
-// the batch is lost. If ctx ends before, f is not called.
-func (s *Store) do(ctx context.Context, f func(*batch) error) (err error) {
-	if err := s.enter(ctx); err != nil {
+// do runs f in a batch that it shares with others.
+func (s *Store) do(ctx context.Context, f func(*batch) error) error {
+	if err := s.life.Enter(ctx); err != nil {
 		return err
 	}
-	defer s.life.RUnlock()
-	select {
-	case s.turn <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	b, err := s.join(ctx)
-	if err != nil {
-		<-s.turn
-		return err
-	}
-	defer func() { // also when f panics
-		if b.err != nil {
-			s.finish(b) // nobody else is to join it
-		}
-		<-s.turn
-		if e := s.settle(b); e != nil {
-			err = e
-		}
-	}()
-	return f(b)
+	defer s.life.Leave()
+	return s.line.Do(ctx, f)
 }
 
-// join returns the open batch, or begins one. The caller has the turn.
-func (s *Store) join(ctx context.Context) (*batch, error) {
-	if s.open != nil {
-		return s.open, nil
-	}
-	b := &batch{conn: s.writer, ctx: context.WithoutCancel(ctx), done: make(chan struct{})}
+// begin begins a batch.
+func (s *Store) begin(ctx context.Context) (*batch, error) {
+	b := &batch{conn: s.writer, tail: s.tail, ctx: context.WithoutCancel(ctx)}
 	if _, err := b.conn.beginWrite.ExecContext(b.ctx); err != nil {
 		return nil, explain(s.path, err)
 	}
@@ -81,28 +54,16 @@ func (s *Store) join(ctx context.Context) (*batch, error) {
 		return nil, err
 	}
 	b.revision, b.compacted = now.revision, now.compacted
-	s.open = b
 	return b, nil
 }
 
-// settle returns when b is over, and ends it if nobody else does.
-func (s *Store) settle(b *batch) error {
-	select {
-	case <-b.done:
-	case s.turn <- struct{}{}:
-		if s.open == b {
-			s.finish(b)
-		}
-		<-s.turn
-	}
-	return b.err
-}
+// Lost implements store.Batch.
+func (b *batch) Lost() error { return b.err }
 
-// finish ends b and tells watchers. The caller has the turn.
-func (s *Store) finish(b *batch) {
-	s.open = nil
-	if b.err == nil && b.dirty {
-		b.exec(b.conn.setMeta, b.revision.Number, b.compacted)
+// Finish implements store.Batch. It tells watchers.
+func (b *batch) Finish(lost error) error {
+	if b.err = lost; b.err == nil && b.dirty {
+		b.exec(b.conn.setMeta, b.revision.Epoch, b.revision.Number, b.compacted)
 		if b.err == nil {
 			b.exec(b.conn.commit)
 		}
@@ -112,12 +73,16 @@ func (s *Store) finish(b *batch) {
 		// itself, or the next BEGIN fails and says so.
 		_, _ = b.conn.rollback.ExecContext(b.ctx)
 	}
-	if b.err == nil {
-		for _, c := range b.commits {
-			s.tail.Append(c)
-		}
+	if b.err != nil {
+		return b.err
 	}
-	close(b.done)
+	for _, c := range b.commits {
+		b.tail.Append(c)
+	}
+	if b.renewed {
+		b.tail.Skip(b.revision)
+	}
+	return nil
 }
 
 // exec runs a statement that writes. If it fails the batch is lost.
@@ -125,6 +90,24 @@ func (b *batch) exec(stmt *sql.Stmt, args ...any) {
 	b.dirty = true
 	_, err := stmt.ExecContext(b.ctx, args...)
 	b.err = explain(b.conn.path, err)
+}
+
+// update runs f and makes a commit of what it changed.
+func (b *batch) update(ctx context.Context, actor string, f func(store.Tx) error) error {
+	base := &snapshot{ctx: ctx, conn: b.conn, revision: b.revision}
+	defer func() { // also when f panics, or takes no notice
+		if base.err != nil {
+			b.err = base.err
+		}
+	}()
+	tx := store.NewPending(base)
+	if err := f(tx); err != nil {
+		return err
+	}
+	if changes := tx.Changes(); len(changes) > 0 && base.err == nil {
+		b.write(store.ActorText(actor), changes)
+	}
+	return nil
 }
 
 // write makes a commit of changes.
@@ -139,15 +122,45 @@ func (b *batch) write(actor string, changes []store.Change) {
 		if b.err != nil {
 			return
 		}
-		var ended any
-		if c.Deleted {
-			ended = at.UnixMicro()
-		}
-		b.exec(b.conn.insert, b.revision.Number, i, at.UnixMicro(), actor,
-			k.Group, k.Kind, k.Namespace, k.Name, c.UID, string(c.JSON), c.Deleted, ended)
-		if b.err != nil {
+		if b.insert(i, at, actor, c); b.err != nil {
 			return
 		}
 	}
 	b.commits = append(b.commits, store.Commit{Revision: b.revision, At: at, Actor: actor, Changes: changes})
+}
+
+// insert writes the i-th change of a commit.
+func (b *batch) insert(i int, at time.Time, actor string, c *store.Change) {
+	var ended any
+	if c.Deleted {
+		ended = at.UnixMicro()
+	}
+	k := c.Key
+	b.exec(b.conn.insert, b.revision.Number, i, at.UnixMicro(), actor,
+		k.Group, k.Kind, k.Namespace, k.Name, c.UID, string(c.JSON), c.Deleted, ended)
+}
+
+// renew makes a commit, the first of a new epoch, of all Objects that there are
+// to be. It does not keep them in memory.
+func (b *batch) renew(ctx context.Context, actor string, all iter.Seq2[store.Record, error]) error {
+	at := time.Now().UTC().Truncate(time.Microsecond)
+	b.compacted, b.renewed = b.revision.Number, true
+	b.revision.Epoch++
+	if b.exec(b.conn.endAll, at.UnixMicro()); b.err != nil {
+		return b.err
+	}
+	n := 0
+	for r, err := range store.Checked(ctx, all) {
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			b.revision.Number++
+		}
+		if b.insert(n, at, actor, &store.Change{Record: r}); b.err != nil {
+			return b.err
+		}
+		n++
+	}
+	return nil
 }

@@ -19,23 +19,34 @@ func object(name string, size int) store.Record {
 }
 
 // together runs functions at once: all stand in line, in their order, before the
-// first of them begins. It returns the batch that each ran in, and what each was told. It must
-// be called in a bubble, as only there one knows who stands in line.
+// first of them begins. It returns the batch that each ran in, and what each was
+// told. It must be called in a bubble, as only there one knows who stands in line.
 func together(t *testing.T, s *Store, fs ...func(store.Tx) error) (batches []*batch, errs []error) {
 	t.Helper()
 	batches, errs = make([]*batch, len(fs)), make([]error, len(fs))
-	s.turn <- struct{}{}
 	var wg sync.WaitGroup
+	begin, end := make(chan struct{}), make(chan struct{})
+	wg.Go(func() {
+		err := s.line.Alone(t.Context(), func(*batch) error {
+			close(begin)
+			<-end
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	<-begin
 	for i, f := range fs {
 		wg.Go(func() {
-			_, errs[i] = s.Update(t.Context(), "tester", func(tx store.Tx) error {
-				batches[i] = s.open
-				return f(tx)
+			errs[i] = s.line.Do(t.Context(), func(b *batch) error {
+				batches[i] = b
+				return b.update(t.Context(), "tester", f)
 			})
 		})
 		synctest.Wait()
 	}
-	<-s.turn
+	close(end)
 	wg.Wait()
 	return batches, errs
 }

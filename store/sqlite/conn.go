@@ -22,9 +22,11 @@ type conn struct {
 	path                         string // of the database, for errors
 	begin, rollback              *sql.Stmt
 	meta, get, list, after, mark *sql.Stmt
+	all                          *sql.Stmt
 
 	// Of the connection that writes only.
-	beginWrite, commit, end, insert   *sql.Stmt
+	beginWrite, commit                *sql.Stmt
+	end, endAll, insert               *sql.Stmt
 	setMark, dropMark, setMeta, prune *sql.Stmt
 
 	stmts []*sql.Stmt // all of them
@@ -45,9 +47,12 @@ func prepare(ctx context.Context, c *sql.Conn, path string, writes bool) (*conn,
 		{&p.meta, `SELECT epoch, revision, compacted FROM meta`},
 		{&p.get, `SELECT uid, revision, json FROM changes
 			WHERE grp = ? AND kind = ? AND namespace = ? AND name = ? AND ended IS NULL`},
-		{&p.list, `SELECT kind, namespace, name, uid, revision, json FROM changes
+		{&p.list, `SELECT grp, kind, namespace, name, uid, revision, json FROM changes
 			WHERE grp = ? AND (kind, namespace, name) > (?, ?, ?) AND ended IS NULL
 			ORDER BY kind, namespace, name LIMIT ?`},
+		{&p.all, `SELECT grp, kind, namespace, name, uid, revision, json FROM changes
+			WHERE (grp, kind, namespace, name) > (?, ?, ?, ?) AND ended IS NULL
+			ORDER BY grp, kind, namespace, name LIMIT ?`},
 		{&p.after, `SELECT revision, at, actor, grp, kind, namespace, name, uid, json, deleted FROM changes
 			WHERE revision > ? ORDER BY revision, seq`},
 		{&p.mark, `SELECT value FROM marks WHERE name = ?`},
@@ -58,12 +63,13 @@ func prepare(ctx context.Context, c *sql.Conn, path string, writes bool) (*conn,
 			{&p.commit, `COMMIT`},
 			{&p.end, `UPDATE changes SET ended = ?
 				WHERE grp = ? AND kind = ? AND namespace = ? AND name = ? AND ended IS NULL`},
+			{&p.endAll, `UPDATE changes SET ended = ? WHERE ended IS NULL`},
 			{&p.insert, `INSERT INTO changes
 				(revision, seq, at, actor, grp, kind, namespace, name, uid, json, deleted, ended)
 				VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`},
-			{&p.setMark, `INSERT INTO marks VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value`},
+			{&p.setMark, `INSERT INTO marks (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value`},
 			{&p.dropMark, `DELETE FROM marks WHERE name = ?`},
-			{&p.setMeta, `UPDATE meta SET revision = ?, compacted = ?`},
+			{&p.setMeta, `UPDATE meta SET epoch = ?, revision = ?, compacted = ?`},
 			{&p.prune, `DELETE FROM changes WHERE rowid IN (
 					SELECT rowid FROM changes WHERE ended < ? OR ended < ? AND grp = ? AND kind = ? LIMIT ?)
 				RETURNING revision`},
@@ -156,10 +162,21 @@ func (s *snapshot) Get(k api.Key) (store.Record, error) {
 
 // List implements store.Reader.
 func (s *snapshot) List(group, kind string) iter.Seq2[store.Record, error] {
+	// The first key is before all of that kind, as no name is empty.
+	return s.pages(s.conn.list, api.Key{Group: group, Kind: kind}, func(k api.Key) bool { return kind == "" || k.Kind == kind })
+}
+
+// All implements store.Reader.
+func (s *snapshot) All() iter.Seq2[store.Record, error] {
+	return s.pages(s.conn.all, api.Key{}, func(api.Key) bool { return true })
+}
+
+// pages yields the Objects that stmt finds after last, until one does not match.
+func (s *snapshot) pages(stmt *sql.Stmt, last api.Key, match func(api.Key) bool) iter.Seq2[store.Record, error] {
 	return func(yield func(store.Record, error) bool) {
-		last := api.Key{Group: group, Kind: kind} // before all of that kind, as no name is empty
+		last := last // a sequence may be ranged over again
 		for {
-			page, err := s.page(last, kind)
+			page, err := s.page(stmt, last, match)
 			for _, r := range page {
 				if !yield(r, nil) {
 					return
@@ -177,23 +194,24 @@ func (s *snapshot) List(group, kind string) iter.Seq2[store.Record, error] {
 	}
 }
 
-// page returns the first Objects after last, of one kind if it is not empty.
-func (s *snapshot) page(last api.Key, kind string) (page []store.Record, err error) {
+// page returns the first Objects after last, until one does not match.
+func (s *snapshot) page(stmt *sql.Stmt, last api.Key, match func(api.Key) bool) (page []store.Record, err error) {
 	if err := s.ctx.Err(); err != nil {
 		return nil, err
 	}
-	rows, err := s.conn.list.QueryContext(context.WithoutCancel(s.ctx), last.Group, last.Kind, last.Namespace, last.Name, listPage)
+	rows, err := stmt.QueryContext(context.WithoutCancel(s.ctx), last.Group, last.Kind, last.Namespace, last.Name, listPage)
 	if err != nil {
 		return nil, s.trouble(err)
 	}
 	defer rows.Close()
 	for rows.Next() {
-		r := store.Record{Key: api.Key{Group: last.Group}, Revision: s.revision}
-		err := rows.Scan(&r.Key.Kind, &r.Key.Namespace, &r.Key.Name, &r.UID, &r.Revision.Number, (*[]byte)(&r.JSON))
+		r := store.Record{Revision: s.revision}
+		k := &r.Key
+		err := rows.Scan(&k.Group, &k.Kind, &k.Namespace, &k.Name, &r.UID, &r.Revision.Number, (*[]byte)(&r.JSON))
 		if err != nil {
 			return nil, s.trouble(err)
 		}
-		if kind != "" && r.Key.Kind != kind {
+		if !match(*k) {
 			break
 		}
 		page = append(page, r)

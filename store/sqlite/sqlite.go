@@ -10,30 +10,21 @@
 package sqlite
 
 import (
-	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
-	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	driver "modernc.org/sqlite"
 
 	"cardea/api"
 	"cardea/store"
-)
-
-// Defaults of Options.
-const (
-	DefaultKeep         = 30 * 24 * time.Hour
-	DefaultKeepSessions = 7 * 24 * time.Hour
 )
 
 const (
@@ -50,16 +41,8 @@ const (
 	pruneStep  = 1000 // rows that are deleted in one turn
 )
 
-// Options of Open; the zero value is fit for use.
-type Options struct {
-	// Keep is how long history is kept after it ceased to be the state, and
-	// KeepSessions the same for Sessions, which are many. Zero means DefaultKeep
-	// and DefaultKeepSessions. History that is gone cannot be watched: the
-	// shorter of the two bounds how far back a watch can begin.
-	Keep, KeepSessions time.Duration
-	// Log hears of failures of Run; nil means nobody does.
-	Log *slog.Logger
-}
+// Options of Open.
+type Options = store.Options
 
 // A Store is a [store.Store] in a SQLite file.
 type Store struct {
@@ -67,13 +50,9 @@ type Store struct {
 	opts Options
 	db   *sql.DB
 
-	life    sync.RWMutex // read-locked by what is under way; Close keeps it locked
-	closing sync.Once
-	closed  chan struct{}
-
-	turn    chan struct{} // holds a token while somebody uses what follows
-	writer  *conn
-	open    *batch // nil if no transaction is under way
+	life    *store.Life
+	line    *store.Line[*batch]
+	writer  *conn // of the batch that is open
 	readers chan *conn
 	tail    *store.Tail
 }
@@ -84,18 +63,13 @@ var _ store.Store = (*Store)(nil)
 // directory must exist. The error says what is wrong with a file that cannot be
 // used, which is left as it was.
 func Open(ctx context.Context, path string, opts Options) (_ *Store, err error) {
-	opts.Keep = cmp.Or(opts.Keep, DefaultKeep)
-	opts.KeepSessions = cmp.Or(opts.KeepSessions, DefaultKeepSessions)
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
-	}
 	s := &Store{
 		path:    path,
-		opts:    opts,
-		closed:  make(chan struct{}),
-		turn:    make(chan struct{}, 1),
+		opts:    opts.WithDefaults(),
+		life:    store.NewLife(),
 		readers: make(chan *conn, readers),
 	}
+	s.line = store.NewLine(s.begin)
 	if err := create(path); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
@@ -187,7 +161,7 @@ func (s *Store) connectWriter(ctx context.Context) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := migrate(ctx, c); err != nil {
+	if err := migrate(ctx, c, s.opts.Program); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return prepare(ctx, c, s.path, true)
@@ -212,10 +186,10 @@ func (s *Store) View(ctx context.Context, f func(store.Reader) error) error {
 
 // read calls f with a snapshot on a connection that it waits for.
 func (s *Store) read(ctx context.Context, f func(*snapshot) error) error {
-	if err := s.enter(ctx); err != nil {
+	if err := s.life.Enter(ctx); err != nil {
 		return err
 	}
-	defer s.life.RUnlock()
+	defer s.life.Leave()
 	select {
 	case c := <-s.readers:
 		defer func() { s.readers <- c }()
@@ -229,21 +203,27 @@ func (s *Store) read(ctx context.Context, f func(*snapshot) error) error {
 func (s *Store) Update(ctx context.Context, actor string, f func(store.Tx) error) (api.Revision, error) {
 	var revision api.Revision
 	err := s.do(ctx, func(b *batch) error {
-		base := &snapshot{ctx: ctx, conn: b.conn, revision: b.revision}
-		defer func() { // also when f panics, or takes no notice
-			if base.err != nil {
-				b.err = base.err
-			}
-		}()
-		tx := store.NewPending(base)
-		if err := f(tx); err != nil {
-			return err
-		}
-		if changes := tx.Changes(); len(changes) > 0 && base.err == nil {
-			b.write(actor, changes)
-		}
+		err := b.update(ctx, actor, f)
 		revision = b.revision
-		return nil
+		return err
+	})
+	if err != nil {
+		return api.Revision{}, err
+	}
+	return revision, nil
+}
+
+// Renew implements store.Store.
+func (s *Store) Renew(ctx context.Context, actor string, all iter.Seq2[store.Record, error]) (api.Revision, error) {
+	if err := s.life.Enter(ctx); err != nil {
+		return api.Revision{}, err
+	}
+	defer s.life.Leave()
+	var revision api.Revision
+	err := s.line.Alone(ctx, func(b *batch) error {
+		err := b.renew(ctx, store.ActorText(actor), all)
+		revision = b.revision
+		return err
 	})
 	if err != nil {
 		return api.Revision{}, err
@@ -253,46 +233,13 @@ func (s *Store) Update(ctx context.Context, actor string, f func(store.Tx) error
 
 // Watch implements store.Store.
 func (s *Store) Watch(ctx context.Context, from api.Revision) iter.Seq2[store.Commit, error] {
-	return func(yield func(store.Commit, error) bool) {
-		from := from    // a sequence may be ranged over again
-		inTail := false // whether the tail may be trusted to say that there is no more
-		for ctx.Err() == nil {
-			commits, grown, ok := s.tail.After(from)
-			if !ok || !inTail {
-				err := s.read(ctx, func(now *snapshot) (err error) {
-					commits, err = now.after(from, watchStep)
-					return err
-				})
-				if ctx.Err() != nil {
-					return
-				}
-				if err != nil {
-					yield(store.Commit{}, err)
-					return
-				}
-				inTail = true
-			}
-			for _, c := range commits {
-				if ctx.Err() != nil || !yield(c, nil) {
-					return
-				}
-				from = c.Revision
-			}
-			if len(commits) > 0 {
-				continue
-			}
-			poll := time.NewTimer(pollEvery)
-			select {
-			case <-grown:
-			case <-poll.C:
-				inTail = false // another process may have written
-			case <-s.closed:
-				inTail = false // reading says so
-			case <-ctx.Done():
-			}
-			poll.Stop()
-		}
-	}
+	return s.tail.Follow(ctx, from, pollEvery, s.life.Closed(), func(from api.Revision) (commits []store.Commit, err error) {
+		err = s.read(ctx, func(now *snapshot) error {
+			commits, err = now.after(from, watchStep)
+			return err
+		})
+		return commits, err
+	})
 }
 
 // SetMark implements store.Store.
@@ -365,7 +312,7 @@ func (s *Store) Run(ctx context.Context) {
 		}
 		select {
 		case <-tick.C:
-		case <-s.closed:
+		case <-s.life.Closed():
 			return
 		case <-ctx.Done():
 			return
@@ -374,15 +321,7 @@ func (s *Store) Run(ctx context.Context) {
 }
 
 // Close implements store.Store.
-func (s *Store) Close() error {
-	var err error
-	s.closing.Do(func() {
-		close(s.closed)
-		s.life.Lock()
-		err = s.release()
-	})
-	return err
-}
+func (s *Store) Close() error { return s.life.End(s.release) }
 
 // release closes all connections, the writer last: it moves what is in the WAL
 // to the database.
@@ -396,21 +335,4 @@ func (s *Store) release() error {
 		errs = append(errs, s.writer.Close())
 	}
 	return errors.Join(append(errs, s.db.Close())...)
-}
-
-// enter holds Close off until life is unlocked, unless it is too late.
-func (s *Store) enter(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	// Only Close ever locks it, so it cannot be had once Close was called.
-	select {
-	case <-s.closed:
-		return store.ErrClosed
-	default:
-	}
-	if !s.life.TryRLock() {
-		return store.ErrClosed
-	}
-	return nil
 }

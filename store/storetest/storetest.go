@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"runtime"
 	"slices"
@@ -42,6 +43,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"a transaction reads what it wrote", ownWrites},
 		{"a list is in order", listOrder},
 		{"a list can be left early", listBreak},
+		{"all is in order", allOrder},
 		{"only what has an effect makes a revision", revisions},
 		{"a view stays as it is while others write", viewIsASnapshot},
 		{"a view never shows half a transaction", viewIsWhole},
@@ -52,6 +54,9 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"a slow watcher delays nobody and misses nothing", slowWatcher},
 		{"a watch of unknown history says so", watchUnknown},
 		{"a watch ends with its context", watchEnds},
+		{"a renewed store is another, in a new epoch", renew},
+		{"a renewal that fails changes nothing", failedRenewal},
+		{"a store can be renewed to nothing", renewToNothing},
 		{"marks are kept beside the Objects", marks},
 		{"who gives up waiting is not served", cancelled},
 		{"Close waits, and then all is closed", closing},
@@ -69,6 +74,17 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		})
 	}
 	t.Run("it behaves as a map with a history", func(t *testing.T) { checkModel(t, open, nil) })
+}
+
+// sequence yields records.
+func sequence(rs ...store.Record) iter.Seq2[store.Record, error] {
+	return func(yield func(store.Record, error) bool) {
+		for _, r := range rs {
+			if !yield(r, nil) {
+				return
+			}
+		}
+	}
 }
 
 // RunDurable holds a Store to what it promises across restarts. open opens what
@@ -235,6 +251,18 @@ func replay(t tb, cs []store.Commit) map[api.Key]store.Record {
 	return state
 }
 
+// everything returns what All yields.
+func everything(r store.Reader) ([]store.Record, error) {
+	var rs []store.Record
+	for rec, err := range r.All() {
+		if err != nil {
+			return nil, err
+		}
+		rs = append(rs, rec)
+	}
+	return rs, nil
+}
+
 // groups are those that the suite writes to where it compares whole states.
 var groups = []string{api.GroupCore, "other"}
 
@@ -354,12 +382,58 @@ func refusals(t *testing.T, s store.Store) {
 		{"no kind", store.Record{Key: api.Key{Name: "x"}}},
 		{"no name", store.Record{Key: api.Key{Kind: "User"}}},
 		{"a key with NUL", store.Record{Key: api.Key{Kind: "User", Name: "a\x00b"}}},
-		{"too long", store.Record{Key: api.Key{Kind: "User", Name: "a"}, JSON: make([]byte, store.MaxObject+1)}},
+		{"too long", store.Record{Key: api.Key{Kind: "User", Name: "a"}, JSON: bytes.Repeat([]byte("1"), store.MaxObject+1)}},
+		{"a key that is too long", store.Record{Key: api.Key{Kind: "User", Name: strings.Repeat("n", store.MaxKey-3)}, JSON: []byte("{}")}},
+		{"a key that is not UTF-8", store.Record{Key: api.Key{Kind: "User", Name: "a\xff"}, JSON: []byte("{}")}},
+		{"a uid that is not UTF-8", store.Record{Key: api.Key{Kind: "User", Name: "a"}, UID: "\xff", JSON: []byte("{}")}},
+		{"an Object that is not UTF-8", store.Record{Key: api.Key{Kind: "User", Name: "a"}, JSON: []byte("\"\xff\"")}},
+		{"an Object with NUL", store.Record{Key: api.Key{Kind: "User", Name: "a"}, JSON: []byte("\"\x00\"")}},
 	} {
 		_, err := s.Update(t.Context(), "", func(tx store.Tx) error { return tx.Put(c.r) })
 		if !api.HasCode(err, api.CodeInvalid) {
 			t.Errorf("%s: %v, want INVALID", c.name, err)
 		}
+		if len(c.r.JSON) > store.MaxObject {
+			continue
+		}
+		_, err = s.Renew(t.Context(), "", sequence(c.r))
+		if !api.HasCode(err, api.CodeInvalid) {
+			t.Errorf("Renew, %s: %v, want INVALID", c.name, err)
+		}
+	}
+	// What cannot be there is not found, and costs nobody anything.
+	update(t, s, func(tx store.Tx) error {
+		for _, k := range []api.Key{{Kind: "User", Name: "a\xff"}, {Kind: "User", Name: "a\x00"}, {Group: "\xff", Kind: "\x00", Name: "x"}} {
+			if _, err := tx.Get(k); !api.HasCode(err, api.CodeNotFound) {
+				t.Errorf("Get(%q): %v, want NOT_FOUND", k, err)
+			}
+			if err := tx.Delete(k); !api.HasCode(err, api.CodeNotFound) {
+				t.Errorf("Delete(%q): %v, want NOT_FOUND", k, err)
+			}
+			if rs, err := list(tx, k.Group, k.Kind); err != nil || len(rs) != 0 {
+				t.Errorf("List(%q): %v, %v", k, rs, err)
+			}
+		}
+		return nil
+	})
+	// As large as can be.
+	size := store.MaxObject
+	if underRace {
+		size = 1 << 20
+	}
+	k := api.Key{Group: "core", Kind: "User", Name: strings.Repeat("n", store.MaxKey-8)}
+	big := store.Record{Key: k, UID: strings.Repeat("u", store.MaxKey), JSON: bytes.Repeat([]byte("1"), size)}
+	put(t, s, big)
+	if got, err := get(t, s, k); err != nil || !bytes.Equal(got.JSON, big.JSON) || got.UID != big.UID {
+		t.Errorf("the largest Object: %d bytes, %v", len(got.JSON), err)
+	}
+	// A name that nobody should have makes no trouble.
+	before := revision(t, s)
+	if _, err := s.Update(t.Context(), "a\xff\x00b", func(tx store.Tx) error { return tx.Delete(k) }); err != nil {
+		t.Errorf("Update by an actor of strange name: %v", err)
+	}
+	if cs := follow(t, s, before, 1); len(cs) != 1 || cs[0].Actor != "a\uFFFD\uFFFDb" {
+		t.Errorf("it is %+q in the history", cs[0].Actor)
 	}
 }
 
