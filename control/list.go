@@ -102,12 +102,9 @@ func (c *call) list() (any, error) {
 	last := ""
 	after := api.CanonicalName(k.Name, q["after"])
 	err = c.Store.View(c.r.Context(), func(r store.Reader) error {
-		for rec, err := range r.List(api.GroupCore, k.Name) {
+		for rec, err := range r.ListAfter(coreKey(k.Name, after)) {
 			if err != nil {
 				return err
-			}
-			if rec.Key.Name <= after {
-				continue
 			}
 			d, err := c.sees(verbList, rec.Key)
 			if err != nil {

@@ -72,6 +72,13 @@ func (p *Pending) List(group, kind string) iter.Seq2[Record, error] {
 	})
 }
 
+// ListAfter implements Reader.
+func (p *Pending) ListAfter(after api.Key) iter.Seq2[Record, error] {
+	return p.merge(p.base.ListAfter(after), func(k api.Key) bool {
+		return k.Group == after.Group && k.Kind == after.Kind && compareKeys(k, after) > 0
+	})
+}
+
 // All implements Reader.
 func (p *Pending) All() iter.Seq2[Record, error] {
 	return p.merge(p.base.All(), func(api.Key) bool { return true })

@@ -86,6 +86,9 @@ type Reader interface {
 	// name; an empty kind means all of the group, ordered by kind first. It shows
 	// the state in which it began: the loop may write.
 	List(group, kind string) iter.Seq2[Record, error]
+	// ListAfter is List of the group and kind of k, from the Object that comes
+	// next after k, which need not exist. It does not read what comes before.
+	ListAfter(k api.Key) iter.Seq2[Record, error]
 	// All calls for each Object of every group, as List does, ordered by group
 	// first.
 	All() iter.Seq2[Record, error]

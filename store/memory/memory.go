@@ -239,6 +239,19 @@ func (s *state) List(group, kind string) iter.Seq2[store.Record, error] {
 	return s.under(prefix(group, kind))
 }
 
+// ListAfter implements store.Reader.
+func (s *state) ListAfter(k api.Key) iter.Seq2[store.Record, error] {
+	return func(yield func(store.Record, error) bool) {
+		it := s.objects.Root().Iterator()
+		it.SeekLowerBound(path(k))
+		for _, r, ok := it.Next(); ok && r.Key.Group == k.Group && r.Key.Kind == k.Kind; _, r, ok = it.Next() {
+			if r.Key != k && !yield(r, nil) {
+				return
+			}
+		}
+	}
+}
+
 // All implements store.Reader.
 func (s *state) All() iter.Seq2[store.Record, error] { return s.under(nil) }
 

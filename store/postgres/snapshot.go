@@ -139,6 +139,14 @@ func (s *snapshot) List(group, kind string) iter.Seq2[store.Record, error] {
 	return s.pages(text, api.Key{Group: group, Kind: kind}) // before all of that kind, as no name is empty
 }
 
+// ListAfter implements store.Reader.
+func (s *snapshot) ListAfter(k api.Key) iter.Seq2[store.Record, error] {
+	if !store.IsText(k.Group + k.Kind + k.Namespace + k.Name) {
+		return func(func(store.Record, error) bool) {} // as Get
+	}
+	return s.pages(selectKind, k)
+}
+
 // All implements store.Reader.
 func (s *snapshot) All() iter.Seq2[store.Record, error] { return s.pages(selectAll, api.Key{}) }
 

@@ -166,6 +166,11 @@ func (s *snapshot) List(group, kind string) iter.Seq2[store.Record, error] {
 	return s.pages(s.conn.list, api.Key{Group: group, Kind: kind}, func(k api.Key) bool { return kind == "" || k.Kind == kind })
 }
 
+// ListAfter implements store.Reader.
+func (s *snapshot) ListAfter(k api.Key) iter.Seq2[store.Record, error] {
+	return s.pages(s.conn.list, k, func(x api.Key) bool { return x.Kind == k.Kind })
+}
+
 // All implements store.Reader.
 func (s *snapshot) All() iter.Seq2[store.Record, error] {
 	return s.pages(s.conn.all, api.Key{}, func(api.Key) bool { return true })

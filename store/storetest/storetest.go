@@ -600,6 +600,42 @@ func listOrder(t *testing.T, s store.Store) {
 		}
 		return nil
 	})
+	after := func(r store.Reader) error {
+		for _, k := range []api.Key{
+			{Group: "core", Kind: "Service"}, {Group: "core", Kind: "User", Name: "n0.é"}, {Group: "core", Kind: "User", Namespace: "a", Name: "n70"},
+			{Group: "core", Kind: "Services", Namespace: "a-b"}, {Group: "coreX", Kind: "User", Namespace: "b", Name: "zzz"}, {Group: "core", Kind: "None"},
+		} {
+			var got []api.Key
+			for rec, err := range r.ListAfter(k) {
+				if err != nil {
+					return err
+				}
+				got = append(got, rec.Key)
+			}
+			want := slices.DeleteFunc(slices.Clone(keys), func(x api.Key) bool {
+				return x.Group != k.Group || x.Kind != k.Kind || slices.Compare([]string{x.Namespace, x.Name}, []string{k.Namespace, k.Name}) <= 0
+			})
+			if !slices.Equal(got, want) {
+				t.Errorf("ListAfter(%v): %d Objects that are not the %d wanted in their order", k, len(got), len(want))
+			}
+		}
+		return nil
+	}
+	view(t, s, after)
+	update(t, s, func(tx store.Tx) error {
+		if err := tx.Delete(keys[0]); err != nil {
+			return err
+		}
+		fresh := api.Key{Group: "core", Kind: "User", Namespace: "a", Name: "n70x"}
+		if err := tx.Put(store.Record{Key: fresh, UID: "u", JSON: json.RawMessage("{}")}); err != nil {
+			return err
+		}
+		i, _ := slices.BinarySearchFunc(keys, fresh, func(a, b api.Key) int {
+			return slices.Compare([]string{a.Group, a.Kind, a.Namespace, a.Name}, []string{b.Group, b.Kind, b.Namespace, b.Name})
+		})
+		keys = slices.Insert(keys, i, fresh)[1:]
+		return after(tx)
+	})
 }
 
 func listBreak(t *testing.T, s store.Store) {
