@@ -17,19 +17,29 @@ import (
 )
 
 func (r *run) why() *cobra.Command {
-	var at string
+	var at, request string
 	c := &cobra.Command{
 		Use:   "why SUBJECT SERVICE",
 		Short: "Show what would be decided, and by which rule",
-		Long: "Decides whether SUBJECT (a User, or session/NAME) may reach SERVICE and shows every rule\n" +
-			"that was considered. A User stands for the latest Session, or for a new one.",
-		Example: "  cardea why alice nats\n  cardea why session/alice-x1y2z3 pg.prod --at 2026-01-31T18:00:00Z",
+		Long: "Decides whether SUBJECT (a User, session/NAME, or anonymous) may reach SERVICE and shows every\n" +
+			"rule that was considered. A User stands for the latest Session, or for a new one. --request\n" +
+			"says what ctx.request is.",
+		Example: "  cardea why alice nats\n  cardea why session/alice-x1y2z3 pg.prod --at 2026-01-31T18:00:00Z\n" +
+			"  cardea why anonymous web --request '{\"ip\": \"192.0.2.1\"}'",
 		Args:    cobra.ExactArgs(2),
 	}
 	c.Flags().StringVar(&at, "at", "", "decide as at that time, such as 2026-01-31T18:00:00Z")
+	c.Flags().StringVar(&request, "request", "", "what is known of the request, as JSON")
 	out := output(c, formatTable, formatJSON)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		in := api.WhyRequest{Subject: args[0], Service: args[1]}
+		if request != "" {
+			d := json.NewDecoder(strings.NewReader(request))
+			d.DisallowUnknownFields()
+			if err := d.Decode(&in.Facts); err != nil {
+				return usagef("--request: %s; it is a JSON object such as {\"ip\": \"192.0.2.1\"}", strings.TrimPrefix(err.Error(), "json: "))
+			}
+		}
 		if at != "" {
 			var err error
 			if in.At, err = time.Parse(time.RFC3339, at); err != nil {

@@ -1,5 +1,7 @@
-// Package ingress takes connections from listeners and keeps doing so: what goes
-// wrong while accepting ends it only if the listener itself is gone.
+// Package ingress takes connections in. A [Listener] accepts them and keeps doing
+// so: what goes wrong while accepting ends it only if the listener itself is gone.
+// An [Admission] sees that strangers cannot keep anybody out, and [Public] keeps
+// the public ports of Services.
 package ingress
 
 import (
@@ -8,7 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -23,15 +24,23 @@ import (
 type Listener struct {
 	net.Listener
 	// Handle is given each connection, in a goroutine of its own. Serve waits
-	// for it to return; ctx is Serve's.
+	// for it to return; ctx is Serve's. They begin in the order in which the
+	// connections came: more than this process can take at a time wait in the
+	// kernel's queue, which is bounded, and overtake nobody.
 	Handle func(ctx context.Context, c net.Conn)
+	// Direct is set if Handle returns at once: then it is called without a
+	// goroutine.
+	Direct bool
 	// Refused is told of connections that were closed at once because this
 	// process has no descriptor left. May be nil.
 	Refused func(api.Refusal)
 	Log     *slog.Logger
 
-	failures atomic.Int64
+	accepted, failures atomic.Int64
 }
+
+// Accepted returns how many connections were given to Handle so far.
+func (l *Listener) Accepted() int64 { return l.accepted.Load() }
 
 // Failures returns how often accepting has failed so far.
 func (l *Listener) Failures() int64 { return l.failures.Load() }
@@ -63,6 +72,7 @@ func (l *Listener) Serve(ctx context.Context) error {
 	var spare spare
 	spare.keep()
 	defer spare.release()
+	begun := make(chan struct{})
 	var waited time.Duration
 	var logged time.Time
 	for {
@@ -75,7 +85,16 @@ func (l *Listener) Serve(ctx context.Context) error {
 			return nil
 		case err == nil && spare.keep():
 			waited = 0
-			handles.Go(func() { l.Handle(ctx, c) })
+			l.accepted.Add(1)
+			if l.Direct {
+				l.Handle(ctx, c)
+			} else {
+				handles.Go(func() {
+					begun <- struct{}{}
+					l.Handle(ctx, c)
+				})
+				<-begun
+			}
 			continue
 		case err == nil:
 			l.refuse(c)
@@ -102,18 +121,21 @@ func (l *Listener) Serve(ctx context.Context) error {
 
 // refuse closes a connection that took the spare descriptor.
 func (l *Listener) refuse(c net.Conn) {
-	r := api.Refusal{
-		Facts:  api.Facts{Listener: l.Addr().String()},
-		Reason: api.ReasonOverload,
-		Words:  "no descriptors left",
-	}
-	if from, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
-		r.Facts.IP, r.Facts.Port = from.Addr().Unmap().String(), int(from.Port())
-	}
+	r := api.Refusal{Facts: facts(c), Reason: api.ReasonOverload, Words: "no descriptors left"}
 	c.Close()
 	if l.Refused != nil {
 		l.Refused(r)
 	}
+}
+
+// facts returns what is known of a connection before its first byte.
+func facts(c net.Conn) api.Facts {
+	from := addrPort(c.RemoteAddr())
+	f := api.Facts{Port: int(from.Port()), Listener: c.LocalAddr().String()}
+	if from.IsValid() {
+		f.IP = from.Addr().String()
+	}
+	return f
 }
 
 // passes tells whether accepting may succeed after such a failure.
@@ -149,4 +171,13 @@ func (s *spare) release() bool {
 	s.file.Close()
 	s.file = nil
 	return true
+}
+
+// refusal reports a connection that came to nothing.
+func refusal(f api.Facts, err error) api.Refusal {
+	r := api.Refusal{Facts: f, Reason: api.ReasonHandshake, Words: err.Error()}
+	if e := interface{ Reason() api.ReasonType }(nil); errors.As(err, &e) {
+		r.Reason = e.Reason()
+	}
+	return r
 }

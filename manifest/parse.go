@@ -109,20 +109,39 @@ func syntaxError(data []byte, err error) *finding {
 		f.Rule = errDepth.Error()
 	case strings.HasPrefix(load.Message, "unknown anchor"):
 		f.Rule, f.Hint = ruleAlias, hintAlias
-	case tabbed(data, load.Mark.Line):
+	case tabbed(lineOf(data, load.Mark.Line)):
 		f.Rule, f.Hint = "must not be indented with a tab", "indent with spaces"
+	case halfQuoted(lineOf(data, load.Mark.Line)):
+		f.Hint = "a value that begins with a quote ends with the next one: put all of it in quotes of the other kind"
 	}
 	return f
 }
 
-// tabbed reports whether a line, from 1, is indented with a tab.
-func tabbed(data []byte, line int) bool {
+// lineOf returns a line, from 1.
+func lineOf(data []byte, line int) []byte {
 	for l := range bytes.Lines(data) {
 		if line--; line == 0 {
-			return bytes.IndexByte(l[:len(l)-len(bytes.TrimLeft(l, " \t"))], '\t') >= 0
+			return l
 		}
 	}
-	return false
+	return nil
+}
+
+// tabbed reports whether a line is indented with a tab.
+func tabbed(l []byte) bool {
+	return bytes.IndexByte(l[:len(l)-len(bytes.TrimLeft(l, " \t"))], '\t') >= 0
+}
+
+// halfQuoted reports whether a line has a value that begins with text in quotes
+// and goes on: as expressions do, match: "a" in b.
+func halfQuoted(l []byte) bool {
+	_, value, ok := bytes.Cut(l, []byte(": "))
+	value = bytes.TrimSpace(value)
+	if !ok || len(value) < 2 || value[0] != '"' && value[0] != '\'' {
+		return false
+	}
+	end := bytes.IndexByte(value[1:], value[0])
+	return end >= 0 && end+2 < len(value)
 }
 
 func newFinding(line, column int, rule string) *finding {

@@ -6,6 +6,3 @@ func (d *Dialer) Settling() int {
 	defer d.mu.Unlock()
 	return len(d.settling)
 }
-
-// Idle returns how many framed connections wait for their next stream.
-func (s *Server) Idle() int64 { return s.idle.Load() }

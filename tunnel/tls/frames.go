@@ -13,6 +13,8 @@ import (
 func (s *Server) frames(ctx context.Context, l *link, a api.Arrival) {
 	stop := context.AfterFunc(ctx, l.stop)
 	defer stop()
+	s.counters.framed.Add(1)
+	defer s.counters.framed.Add(-1)
 	limit := s.Limits.Handshake
 	err := s.greet(l)
 	for first := true; ; first = false {
@@ -62,6 +64,7 @@ func (s *Server) carry(l *link, open frame.Open, a api.Arrival) error {
 	over := make(chan struct{})
 	conn := &arrival{stream: stream{link: l, over: func() { close(over) }, silent: errUntold}}
 	a.Service, a.Conn = api.ServiceName(open.Service), conn
+	s.counters.streams.Add(1)
 	s.Handler.Arrive(a)
 	<-over
 	return conn.settle()

@@ -594,7 +594,7 @@ func TestIdleLimit(t *testing.T) {
 		c.say(done)
 		all[i] = c
 		if i == 0 {
-			for g.Idle() == 0 {
+			for g.Stats().Idle == 0 {
 				runtime.Gosched() // it is about to be idle
 			}
 		}

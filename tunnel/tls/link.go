@@ -56,18 +56,40 @@ func (l *link) send(frames []byte) error {
 	return err
 }
 
-// buffers lends the memory in which a DATA frame is put together.
-var buffers = sync.Pool{New: func() any { return new([frame.HeaderLen + frame.MaxData]byte) }}
+// How DATA is cut. crypto/tls keeps, as long as a connection lives, the memory
+// that its largest record took: small records make an idle connection small. What
+// they would cost is saved by writing several at once, see socket.
+const (
+	chunk = 4 << 10  // of a frame
+	batch = 16 << 10 // of frames that are written at once; what a relay reads at once
+)
 
-// sendData writes at most one DATA frame and returns how much of p it took.
+// chunks lends the memory in which a DATA frame is put together.
+var chunks = sync.Pool{New: func() any { return new([frame.HeaderLen + chunk]byte) }}
+
+// sendData writes at most a batch of DATA and returns how much of p it took.
 func (l *link) sendData(p []byte) (int, error) {
-	b := buffers.Get().(*[frame.HeaderLen + frame.MaxData]byte)
-	defer buffers.Put(b)
-	n := min(len(p), frame.MaxData)
-	if err := l.send(frame.AppendData(b[:0], p[:n])); err != nil {
+	p = p[:min(len(p), batch)]
+	if len(p) > chunk {
+		l.socket.gather()
+	}
+	b := chunks.Get().(*[frame.HeaderLen + chunk]byte)
+	defer chunks.Put(b)
+	var err error
+	for rest := p; len(rest) > 0 && err == nil; {
+		n := min(len(rest), chunk)
+		err = l.send(frame.AppendData(b[:0], rest[:n]))
+		rest = rest[n:]
+	}
+	if len(p) > chunk {
+		if e := l.socket.flush(); err == nil && e != nil {
+			l.broken, err = e, e
+		}
+	}
+	if err != nil {
 		return 0, err
 	}
-	return n, nil
+	return len(p), nil
 }
 
 // errStopped is what await returns after stop.

@@ -8,16 +8,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"cardea/api"
@@ -34,6 +31,17 @@ type Server struct {
 	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	// ClientCAs returns who signs the certificates of Sessions, as it stands.
 	ClientCAs func() *x509.CertPool
+	// Admit decides whether and when a connection may make its handshake, before
+	// anything is read. heard is called when the hello has come; its error refuses
+	// the connection. leave is called once at the end of the handshake, with
+	// whether it proved a Session; an error says that the connection was closed
+	// meanwhile. Errors may have a method Reason() api.ReasonType. If Admit is nil,
+	// everybody may at once. See ingress.Admission.
+	Admit func(context.Context, net.Conn) (heard func() error, leave func(proved bool) error, err error)
+	// Alive tells whether the Session of a certificate that verifies is still
+	// there, for Admit and nothing else; who gets in is not for the road to say.
+	// If it is nil, it is.
+	Alive func(leaf *x509.Certificate) bool
 	// API is given connections to the API, after the handshake. If the client
 	// has presented a certificate, its key is proved but it is not verified. The
 	// connection is API's from then on; API returns at once.
@@ -41,29 +49,25 @@ type Server struct {
 	Log    *slog.Logger
 	Limits Limits
 
-	once       sync.Once
-	sorting    *tls.Config // for the hello
-	apiConfig  *tls.Config
-	framed     *tls.Config
-	raw        *tls.Config
-	handshakes chan struct{} // one token for each under way
-	idle       atomic.Int64  // framed connections that wait for their next stream
+	once      sync.Once
+	sorting   *tls.Config // for the hello
+	apiConfig *tls.Config
+	framed    *tls.Config
+	raw       *tls.Config
+	idle      atomic.Int64 // framed connections that wait for their next stream
+	counters  counters
 }
 
 // Limits bound what strangers and idle clients can hold. Zero is the default.
 type Limits struct {
-	Handshakes int           // under way at once; 256. Others wait
-	Handshake  time.Duration // from the accept to the end of the handshake, and from there to the first OPEN; 10 s, one second while half of Handshakes are taken
-	Idle       int           // framed connections without a stream; 4096. Beyond that they are closed when their stream ends
-	IdleTime   time.Duration // of one; 5 minutes
+	Handshake time.Duration // of one, and from there to the first OPEN; 10 s
+	Idle      int           // framed connections without a stream; 4096. Beyond that they are closed when their stream ends
+	IdleTime  time.Duration // of one; 5 minutes
 }
 
 func (l Limits) withDefaults() Limits {
-	if l.Handshakes <= 0 {
-		l.Handshakes = 256
-	}
 	if l.Handshake <= 0 {
-		l.Handshake = 10 * time.Second
+		l.Handshake = handshakeTime
 	}
 	if l.Idle <= 0 {
 		l.Idle = 4096
@@ -74,13 +78,8 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// hurried is the time for a handshake while half of all that may be are under
-// way: a few peers that send nothing cannot keep everybody out for long.
-const hurried = time.Second
-
 func (s *Server) init() {
 	s.Limits = s.Limits.withDefaults()
-	s.handshakes = make(chan struct{}, s.Limits.Handshakes)
 	s.apiConfig = &tls.Config{
 		MinVersion:     tls.VersionTLS13,
 		GetCertificate: s.Certificate,
@@ -107,6 +106,9 @@ var errNotServed = errors.New("nothing is served under this server name and prot
 func (s *Server) configFor(info *tls.ClientHelloInfo) (*tls.Config, error) {
 	sock := info.Conn.(*socket)
 	sock.hello = sort(info, s.Domain)
+	if err := sock.heard(); err != nil {
+		return nil, err
+	}
 	switch {
 	case len(info.SupportedVersions) == 0: // SSLv3 or older
 		return nil, errors.New("no version of TLS is offered")
@@ -176,7 +178,8 @@ func (s *Server) Conn(ctx context.Context, c net.Conn) {
 	s.once.Do(s.init)
 	sock := &socket{Conn: c, mute: true}
 	facts := connFacts(c)
-	conn, err := s.handshake(ctx, sock)
+	h := handshake{admit: s.Admit, limit: s.Limits.Handshake, proves: s.proves}
+	conn, err := h.do(ctx, sock, s.sorting)
 	if err != nil {
 		if sock.hello.seen {
 			facts.TLS = &api.TLSFacts{SNI: sock.hello.sni, ALPN: sock.hello.alpn}
@@ -186,6 +189,7 @@ func (s *Server) Conn(ctx context.Context, c net.Conn) {
 		return
 	}
 	state := conn.ConnectionState()
+	s.counters.handshake(&state)
 	if sock.hello.form == formAPI {
 		s.API(conn)
 		return
@@ -197,6 +201,7 @@ func (s *Server) Conn(ctx context.Context, c net.Conn) {
 		a.Facts.Tunnel = RawName
 		a.Service = api.ServiceName(sock.hello.service)
 		a.Conn = &raw{Conn: conn, socket: sock}
+		s.counters.streams.Add(1)
 		s.Handler.Arrive(a)
 		return
 	}
@@ -204,69 +209,20 @@ func (s *Server) Conn(ctx context.Context, c net.Conn) {
 	s.frames(ctx, newLink(conn, sock), a)
 }
 
-// An overload is an error that says that a limit of the process was met.
-type overload struct{ error }
+// proves tells whether a handshake has proved a live Session. That of the API
+// has let the certificate pass unverified.
+func (s *Server) proves(conn *tls.Conn) bool {
+	state := conn.ConnectionState()
+	if conn.NetConn().(*socket).hello.form == formAPI && s.verify(state) != nil {
+		return false
+	}
+	return s.Alive == nil || s.Alive(state.PeerCertificates[0])
+}
 
 // refuse reports a connection that ended before there was an Arrival.
 func (s *Server) refuse(facts api.Facts, err error) {
-	r := api.Refusal{Facts: facts, Reason: api.ReasonHandshake, Words: words(err)}
-	if _, ok := err.(overload); ok {
-		r.Reason = api.ReasonOverload
-	}
-	s.Handler.Refused(r)
-}
-
-// words says for the log why a handshake failed.
-func words(err error) string {
-	var header tls.RecordHeaderError
-	var remote *net.OpError
-	switch {
-	case errors.As(err, &header):
-		return "not TLS"
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return "no complete handshake in time"
-	case errors.As(err, &remote) && remote.Op == "remote error":
-		return "the client ended the handshake: " + remote.Err.Error()
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return "the client went away before the handshake was complete"
-	}
-	w := strings.TrimPrefix(err.Error(), "tls: ")
-	return w[:min(len(w), 200)]
-}
-
-var errStopping = overload{errors.New("the server is stopping")}
-
-// handshake returns the TLS connection over sock once its peer has proved what
-// its form asks for.
-func (s *Server) handshake(ctx context.Context, sock *socket) (*tls.Conn, error) {
-	limit := s.Limits.Handshake
-	wait := time.NewTimer(limit)
-	defer wait.Stop()
-	select {
-	case s.handshakes <- struct{}{}:
-		defer func() { <-s.handshakes }()
-	case <-wait.C:
-		return nil, overload{errors.New("too many handshakes at once")}
-	case <-ctx.Done():
-		return nil, errStopping
-	}
-	if len(s.handshakes) > cap(s.handshakes)/2 {
-		limit = min(limit, hurried)
-	}
-
-	if err := sock.SetDeadline(time.Now().Add(limit)); err != nil {
-		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { sock.Close() })
-	conn := tls.Server(sock, s.sorting)
-	err := conn.HandshakeContext(context.WithoutCancel(ctx)) // stop does it without a goroutine
-	if !stop() {
-		return nil, errStopping
-	}
-	if err != nil {
-		return nil, err
-	}
-	return conn, sock.SetDeadline(time.Time{})
+	r := refused(err)
+	s.Handler.Refused(api.Refusal{Facts: facts, Reason: r.reason, Words: r.words})
 }
 
 // connFacts returns what is known of a connection before its first byte.

@@ -8,34 +8,47 @@ import (
 	stdtls "crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"fmt"
 	"log/slog"
 	"math/big"
 	"net"
 	"net/url"
-	"sync"
+	"os"
+	"strconv"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
 	"cardea/api"
+	"cardea/ingress"
 	"cardea/tunnel"
 	"cardea/tunnel/tls"
 	"cardea/tunnel/tunneltest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if kind := os.Getenv("TLS_TEST_ATTACK"); kind != "" {
+		n, _ := strconv.Atoi(os.Getenv("TLS_TEST_ATTEMPTS"))
+		if err := attack(kind, os.Getenv("TLS_TEST_TARGET"), n); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const domain = "cardea.internal"
 
 // authority is a certificate authority of one test.
 type authority struct {
-	t    *testing.T
+	t    testing.TB
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
 
-func newAuthority(t *testing.T) *authority {
+func newAuthority(t testing.TB) *authority {
 	a := &authority{t: t}
 	a.key = newKey(t)
 	template := &x509.Certificate{
@@ -53,7 +66,7 @@ func newAuthority(t *testing.T) *authority {
 	return a
 }
 
-func newKey(t *testing.T) *ecdsa.PrivateKey {
+func newKey(t testing.TB) *ecdsa.PrivateKey {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -99,7 +112,7 @@ func (a *authority) session(edits ...func(*x509.Certificate)) *stdtls.Certificat
 func (a *authority) server() *stdtls.Certificate {
 	return a.issue(func(c *x509.Certificate) {
 		c.DNSNames = []string{tls.GatewayName(domain), tls.APIName(domain), "*.svc." + domain, "*.default.svc." + domain}
-		c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+		c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
 		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	})
 }
@@ -117,6 +130,11 @@ type gateway struct {
 // value that works.
 func serve(t *testing.T, s *tls.Server) *gateway {
 	t.Helper()
+	return serveOn(t, s, "127.0.0.1:0")
+}
+
+func serveOn(t testing.TB, s *tls.Server, address string) *gateway {
+	t.Helper()
 	g := &gateway{Server: s, ca: newAuthority(t), accepted: make(chan struct{}, 10_000)}
 	cert := g.ca.server()
 	s.Domain = domain
@@ -126,36 +144,33 @@ func serve(t *testing.T, s *tls.Server) *gateway {
 	if s.API == nil {
 		s.API = func(c *stdtls.Conn) { c.Close() }
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	g.addr = ln.Addr().String()
 	ctx, stop := context.WithCancel(context.Background()) // t.Context ends before the cleanups
 	g.stop = stop
-	var all sync.WaitGroup
-	all.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			all.Go(func() {
-				s.Conn(ctx, c)
-				g.accepted <- struct{}{}
-			})
+	l := &ingress.Listener{Listener: ln, Log: s.Log, Handle: func(ctx context.Context, c net.Conn) {
+		s.Conn(ctx, c)
+		select {
+		case g.accepted <- struct{}{}:
+		default: // nobody counts so many
 		}
-	})
+	}}
+	done := make(chan error, 1)
+	go func() { done <- l.Serve(ctx) }()
 	t.Cleanup(func() {
 		stop()
-		ln.Close()
-		all.Wait()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	})
 	return g
 }
 
 // dialer returns a Dialer that presents what cert holds.
-func (g *gateway) dialer(t *testing.T, cert func() *stdtls.Certificate) *tls.Dialer {
+func (g *gateway) dialer(t testing.TB, cert func() *stdtls.Certificate) *tls.Dialer {
 	d := &tls.Dialer{
 		Address: g.addr, Domain: domain, Roots: g.ca.pool(),
 		Certificate: func(context.Context) (*stdtls.Certificate, error) { return cert(), nil },
