@@ -5,7 +5,7 @@ BIN     := bin/cardea
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 FUZZTIME ?= 5s
 
-.PHONY: build demo test lint fuzz bench tools clean
+.PHONY: build demo test lint fuzz bench gen image tools clean
 
 build: $(BIN)
 
@@ -35,6 +35,15 @@ fuzz:
 
 bench: build
 	bench/run
+
+# What is made from the structs and comments of api: the OpenAPI document.
+gen:
+	$(GO) generate ./api/gen
+
+# A scratch image with the binary and an empty data directory.
+image: build
+	mkdir -p bin/data
+	docker build -t cardea -f deploy/Dockerfile bin
 
 clean:
 	rm -rf bin

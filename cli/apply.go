@@ -165,6 +165,7 @@ func (r *run) documents(paths []string) (all []manifest.Document, found manifest
 	if err != nil {
 		return nil, nil, err
 	}
+	check := local.NewChecker()
 	for _, file := range files {
 		name, data, err := r.read(file)
 		if err != nil {
@@ -177,7 +178,7 @@ func (r *run) documents(paths []string) (all []manifest.Document, found manifest
 				continue
 			}
 			p := api.Problems{Document: i}
-			local.Check(&p, d.Object)
+			check(&p, d.Object)
 			found = append(found, locate(docs, p.List)...)
 		}
 		all = append(all, docs...)
