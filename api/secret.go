@@ -82,10 +82,7 @@ func (s *Secret) Validate(p *Problems) {
 		}
 	}
 	switch {
-	case s.Data == nil:
-		if len(s.Status.Sealed) == 0 {
-			p.Add("/data", "is required: {value: TEXT} or {valueBytes: BASE64}", "")
-		}
+	case s.Data == nil: // good for a Secret that has its value already
 	case (s.Data.Value == "") == (len(s.Data.ValueBytes) == 0):
 		p.Add("/data", "must have one of value and valueBytes", "")
 	case len(s.Data.Bytes()) > maxSecret:

@@ -51,7 +51,7 @@ func (r *run) backup() *cobra.Command {
 			if _, err = f.Seek(0, 0); err != nil {
 				return errors.Join(err, f.Close())
 			}
-			whole, err := server.CheckBackup(f) // as restore will
+			whole, err := server.CheckBackup(c.Context(), f) // as restore will
 			if err = errors.Join(err, f.Close()); err != nil {
 				return err
 			}

@@ -198,6 +198,10 @@ func (r *run) watch(c *cobra.Command, call *rpc.Client, k api.Kind, q *listQuery
 		}
 		t := kindTable(k, []api.Object{o}, format == formatWide, false)
 		t.headings = nil
+		if format == formatName {
+			t = new(table)
+			t.add(slashName(k.Name, o.Header().Metadata.Name))
+		}
 		if deleted {
 			t.rows[0] = append(t.rows[0], "(deleted)")
 		}

@@ -146,9 +146,9 @@ func unprefixed(err error) error {
 	if err == nil {
 		return nil
 	}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+	if parts := joined(err); parts != nil {
 		var all []error
-		for _, e := range joined.Unwrap() {
+		for _, e := range parts {
 			all = append(all, unprefixed(e))
 		}
 		return errors.Join(all...)

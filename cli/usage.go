@@ -57,8 +57,8 @@ func hinted(err error, hint string) error { return hintedError{err, hint} }
 
 // tell prints an error, each of those that are joined in it, with its hint.
 func tell(w io.Writer, err error) {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		for _, e := range joined.Unwrap() {
+	if parts := joined(err); parts != nil {
+		for _, e := range parts {
 			tell(w, e)
 		}
 		return
@@ -87,6 +87,23 @@ func tell(w io.Writer, err error) {
 	if hint != "" {
 		fmt.Fprintln(w, "hint:", plain(hint))
 	}
+}
+
+// joined returns the errors that errors.Join has put together. One that wraps
+// several and has words of its own is one error.
+func joined(err error) []error {
+	j, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return nil
+	}
+	var lines []string
+	for _, e := range j.Unwrap() {
+		lines = append(lines, e.Error())
+	}
+	if err.Error() != strings.Join(lines, "\n") {
+		return nil
+	}
+	return j.Unwrap()
 }
 
 // environment sets the flags of c that were not given and have a variable.

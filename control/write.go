@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -119,12 +118,6 @@ func read(raw []json.RawMessage, opt options) *draft {
 			p.Add("/metadata/name", fmt.Sprintf("must not be there twice: document %d of the request is this %s too", first+1, k.Kind), k.Name)
 		} else {
 			d.pending[k] = i
-		}
-		if s, ok := o.(*api.Secret); ok && s.Data == nil {
-			// Whether it needs a value depends on whether it has one already.
-			problems = slices.DeleteFunc(problems, func(p api.Problem) bool {
-				return p.Pointer == "/data" && strings.HasPrefix(p.Rule, "is required")
-			})
 		}
 		problems = append(problems, p.List...)
 		d.problems = append(d.problems, problems...)
@@ -515,7 +508,9 @@ func (c *call) seal(o, before api.Object, p *api.Problems) error {
 		return nil
 	}
 	if s.Data == nil {
-		s.Validate(p) // it must have a value from before
+		if len(s.Status.Sealed) == 0 { // from before
+			p.Add("/data", "is required: {value: TEXT} or {valueBytes: BASE64}", "")
+		}
 		return nil
 	}
 	s.Status = api.SecretStatus{}

@@ -290,6 +290,11 @@ func (c *Conn) relayed(r relay.Result) {
 	if r.Err != nil {
 		e.words = r.Err.Error()
 	}
+	// In TLS 1.3 an upstream says what it thinks of our certificate after the dial.
+	var says interface{ CloseReason() string }
+	if r.Reason == relay.UpstreamReset && errors.As(r.Err, &says) {
+		e.reason = relay.Reason(says.CloseReason())
+	}
 	c.end(e)
 	c.cancel()
 }

@@ -102,6 +102,9 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	}{{"too_many", a.TooMany}, {"displaced", a.Displaced}, {"too_fast", a.TooFast}, {"descriptors", a.Crowded}} {
 		counter("handshakes_refused_total", "TLS handshakes that were refused.", x.n, "why", x.why)
 	}
+	for reason, n := range f.doors.refused() {
+		counter("doors_refused_total", "Connections that were refused before anything was decided: in their handshake, most of them.", n, "reason", string(reason))
+	}
 	gauge("tunnels", "Connections that speak cardea/1.", float64(t.Framed))
 	gauge("tunnels_idle", "Those of them without a stream.", float64(t.Idle))
 	counter("streams_total", "Streams that were opened.", t.Streams)

@@ -82,7 +82,7 @@ type Restored struct {
 // those of the cluster that was backed up, its Secrets, the CA among them, could
 // not be read.
 func Restore(ctx context.Context, cfg Config, r io.ReadSeeker) (done Restored, err error) {
-	whole, err := backup.Verify(r)
+	whole, err := backup.Verify(ctx, r)
 	if err != nil {
 		return done, err
 	}
@@ -125,8 +125,8 @@ type WholeBackup struct {
 }
 
 // CheckBackup reads a backup to its end, and says what is in it or wrong with it.
-func CheckBackup(r io.Reader) (WholeBackup, error) {
-	sum, err := backup.Verify(r)
+func CheckBackup(ctx context.Context, r io.Reader) (WholeBackup, error) {
+	sum, err := backup.Verify(ctx, r)
 	return WholeBackup{sum.Objects, sum.Revision}, err
 }
 

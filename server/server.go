@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -104,6 +105,7 @@ type house struct {
 	journal   *journal.Journal
 	sink      *otlp.Sink
 	refusals  *refusals.Recorder
+	doors     *doors
 	admission *ingress.Admission
 	public    *ingress.Public
 	gate      *proxy.Gate
@@ -159,6 +161,7 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	}
 	sessions := &certificate.Verifier{Roots: h.authority.Pool}
 	h.refusals = refusals.New(h.journal, time.Now, cfg.Log)
+	h.doors = &doors{record: h.refusals.Refuse, counts: map[api.ReasonType]int64{}}
 	h.decider = &local.Decider{Store: h.store, Identity: identity.Any{api.EvidenceCertificate: sessions}, Log: cfg.Log}
 	h.admission = &ingress.Admission{Descriptors: h.descriptors}
 	h.public = h.publicPorts()
@@ -184,7 +187,7 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	}
 	h.expirer = &control.Expirer{Store: h.store, Audit: h.journal, Log: cfg.Log, Now: time.Now}
 	h.tunnels = &tls.Server{
-		Handler: arrivals{h.gate, h.refusals}, Domain: cfg.Domain, Certificate: h.authority.ServerCertificate,
+		Handler: arrivals{h.gate, h.doors}, Domain: cfg.Domain, Certificate: h.authority.ServerCertificate,
 		ClientCAs: h.authority.Pool, Admit: h.admission.Enter, Alive: h.alive, Log: cfg.Log,
 	}
 	return h, nil
@@ -255,7 +258,7 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	web := newWeb(h.control.Handler(), h.limit, h.cfg.Log)
 	h.tunnels.API = web.take
 	start(web.run, h.expirer.Run, h.serveMetrics)
-	door := &ingress.Listener{Listener: h.socket, Handle: h.tunnels.Conn, Refused: h.refusals.Refuse, Log: h.cfg.Log}
+	door := &ingress.Listener{Listener: h.socket, Handle: h.tunnels.Conn, Refused: h.doors.refuse, Log: h.cfg.Log}
 	// Together: the doors wait for their streams, and those are the gate's to end.
 	start(h.gate.Run, h.public.Run, door.Serve)
 	r := Ready{Address: h.socket.Addr().String(), Domain: h.cfg.Domain, CASHA256: h.authority.Fingerprint(), Token: token, Connections: h.connections()}
@@ -294,7 +297,7 @@ func (h *house) publicPorts() *ingress.Public {
 	}
 	return &ingress.Public{
 		Host: host, Domain: h.cfg.Domain, Handle: func(a api.Arrival) { h.gate.Arrive(a) }, TLS: terminator.Accept,
-		Refused: h.refusals.Refuse, Admission: h.admission, Log: h.cfg.Log,
+		Refused: h.doors.refuse, Admission: h.admission, Log: h.cfg.Log,
 	}
 }
 
@@ -369,11 +372,33 @@ func (h *house) rotate(ctx context.Context, what string) (api.RotateResponse, er
 // arrivals joins the roads to the gate.
 type arrivals struct {
 	*proxy.Gate
-	refusals *refusals.Recorder
+	doors *doors
 }
 
 // Refused implements tunnel.Handler.
-func (a arrivals) Refused(r api.Refusal) { a.refusals.Refuse(r) }
+func (a arrivals) Refused(r api.Refusal) { a.doors.refuse(r) }
+
+// doors counts and records who was refused before anything was decided.
+type doors struct {
+	record func(api.Refusal)
+
+	mu     sync.Mutex
+	counts map[api.ReasonType]int64
+}
+
+func (d *doors) refuse(r api.Refusal) {
+	d.mu.Lock()
+	d.counts[r.Reason]++
+	d.mu.Unlock()
+	d.record(r)
+}
+
+// refused returns how many were refused for each reason.
+func (d *doors) refused() map[api.ReasonType]int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return maps.Clone(d.counts)
+}
 
 // A floor is a set of rooms that run together and are stopped together.
 type floor struct {

@@ -57,9 +57,10 @@ type secureConn struct {
 	socket    *socket
 	session   *session
 
-	mu    sync.Mutex
-	heard bool  // something was read
-	err   error // why this end is over
+	mu       sync.Mutex
+	heard    bool  // something was read
+	finished bool  // CloseWrite was called
+	err      error // why this end is over
 }
 
 // end ends this end, once.
@@ -75,13 +76,20 @@ func (c *secureConn) end(why error) bool {
 
 // ended returns the error to show for err: once this end is over, why it is; and
 // for what the upstream said of our handshake, which in TLS 1.3 comes only with the
-// first read, an *Error.
+// first read, an *Error. There are upstreams (nginx before a stream) that want a
+// certificate and, if there is none, say goodbye in order and not a word before.
 func (c *secureConn) ended(err error) error {
-	if err == nil || err == io.EOF {
-		return err
+	if err == nil {
+		return nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err == io.EOF {
+		if s := c.session; !c.heard && !c.finished && s.asked.Load() && s.secret == "" {
+			return s.late(err)
+		}
+		return err
+	}
 	if c.err != nil {
 		return c.err
 	}
@@ -113,7 +121,12 @@ func (c *secureConn) Write(p []byte) (int, error) {
 }
 
 // CloseWrite sends close_notify.
-func (c *secureConn) CloseWrite() error { return c.ended(c.Conn.CloseWrite()) }
+func (c *secureConn) CloseWrite() error {
+	c.mu.Lock()
+	c.finished = true
+	c.mu.Unlock()
+	return c.ended(c.Conn.CloseWrite())
+}
 
 // Close sends close_notify, if CloseWrite has not, and closes the connection.
 func (c *secureConn) Close() error {

@@ -10,11 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -50,13 +52,23 @@ func Build(ctx context.Context, dir string) (string, error) {
 }
 
 // FreePort returns a port of loopback that nobody listens to now.
-func FreePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+func FreePort() (int, error) { return FreePortAt("127.0.0.1") }
+
+// FreePortAt returns a port of a host of this machine that nobody listens to now.
+// It is below those that systems give to outgoing connections (32768 and more on
+// Linux, 49152 elsewhere), so that it stays free until it is used.
+func FreePortAt(host string) (int, error) {
+	const first, last, tries = 10000, 32767, 100
+	var failed error
+	for range tries {
+		port := first + rand.IntN(last-first+1)
+		l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+		if err == nil {
+			return port, l.Close()
+		}
+		failed = err
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, failed
 }
 
 // Start is Up, and the first time logs root in, in the home "root".
@@ -120,6 +132,9 @@ func (c *Cluster) Signal(s os.Signal) error {
 	return err
 }
 
+// CA is the SHA-256 of the cluster's CA, in hex: what clients pin.
+func (c *Cluster) CA() string { return c.ca }
+
 // Home is where a person's Session is kept.
 func (c *Cluster) Home(who string) string { return filepath.Join(c.Dir, "home-"+who) }
 
@@ -136,23 +151,30 @@ func (c *Cluster) Run(ctx context.Context, who string, stdin io.Reader, args ...
 	return out.String(), nil
 }
 
+// Token makes a Credential for a User who exists, and returns its token.
+func (c *Cluster) Token(ctx context.Context, user string) (string, error) {
+	out, err := c.Run(ctx, "root", nil, "create", "credential", user, "--user", user, "--type", "auth-token", "-o", "json")
+	if err != nil {
+		return "", err
+	}
+	var t struct{ Token string }
+	return t.Token, json.Unmarshal([]byte(out), &t)
+}
+
 // Apply applies documents as root.
 func (c *Cluster) Apply(ctx context.Context, yaml string) error {
 	_, err := c.Run(ctx, "root", bytes.NewBufferString(yaml), "apply", "-f", "-")
 	return err
 }
 
-// Login makes a Credential for a User who exists, and logs him in.
-func (c *Cluster) Login(ctx context.Context, user string) error {
-	out, err := c.Run(ctx, "root", nil, "create", "credential", user, "--user", user, "--type", "auth-token", "-o", "json")
+// Login makes a Credential for a User who exists, and logs him in, with further
+// flags of login.
+func (c *Cluster) Login(ctx context.Context, user string, flags ...string) error {
+	token, err := c.Token(ctx, user)
 	if err != nil {
 		return err
 	}
-	var t struct{ Token string }
-	if err := json.Unmarshal([]byte(out), &t); err != nil {
-		return err
-	}
-	_, err = c.Run(ctx, user, nil, "login", c.Listen, "--token", t.Token, "--ca-sha256", c.ca)
+	_, err = c.Run(ctx, user, nil, append([]string{"login", c.Listen, "--token", token, "--ca-sha256", c.ca}, flags...)...)
 	return err
 }
 

@@ -1,6 +1,7 @@
 // Package crash_test kills a real server under load, with SIGKILL, and looks at
 // what is left: every write that was acknowledged, a START and one END for every
-// connection, and a log whose chain verifies.
+// connection, and a log whose chain verifies. And it takes the store away from
+// one that goes on.
 package crash_test
 
 import (
@@ -18,12 +19,14 @@ import (
 	"time"
 
 	"cardea/api"
+	"cardea/store/postgres/pgtest"
 	"cardea/test/cluster"
 )
 
-func TestKill(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-	defer cancel()
+// start starts a cluster, with further flags of up, whose User alice has published
+// an echo at a local port.
+func start(ctx context.Context, t *testing.T, flags ...string) (c *cluster.Cluster, local int) {
+	t.Helper()
 	dir := t.TempDir()
 	bin, err := cluster.Build(ctx, dir)
 	if err != nil {
@@ -33,7 +36,7 @@ func TestKill(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster.Cluster{Bin: bin, Dir: dir, Listen: fmt.Sprintf("127.0.0.1:%d", port)}
+	c = &cluster.Cluster{Bin: bin, Dir: dir, Listen: fmt.Sprintf("127.0.0.1:%d", port), Args: flags}
 	upstream, stop, err := cluster.Echo()
 	if err != nil {
 		t.Fatal(err)
@@ -42,24 +45,45 @@ func TestKill(t *testing.T) {
 	if err := c.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		if err := c.Stop(ctx, "alice"); err != nil {
+			t.Error(err)
+		}
+	})
 	if err := c.Apply(ctx, cluster.GroupYAML("group-1")+cluster.UserYAML("alice", "group-1")+cluster.ServiceYAML("echo", upstream)); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Login(ctx, "alice"); err != nil {
 		t.Fatal(err)
 	}
-	local, err := c.Publish(ctx, "alice", "echo")
-	if err != nil {
+	if local, err = c.Publish(ctx, "alice", "echo"); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := c.Stop(context.WithoutCancel(ctx), "alice"); err != nil {
-			t.Error(err)
-		}
-	})
+	return c, local
+}
 
+func TestKill(t *testing.T) {
+	t.Parallel()
+	rounds := 10
+	if testing.Short() {
+		rounds = 5
+	}
+	kill(t, rounds)
+}
+
+func TestKillPostgreSQL(t *testing.T) {
+	t.Parallel()
+	kill(t, 1, "--store", pgtest.Start(t))
+}
+
+// kill kills a cluster so many times.
+func kill(t *testing.T, rounds int, flags ...string) {
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	c, local := start(ctx, t, flags...)
 	acked := map[string]bool{}
-	const rounds = 5
 	for round := range rounds {
 		written := underLoad(ctx, t, c, local, round)
 		for _, name := range written {

@@ -1,6 +1,7 @@
 // Package real_test reaches real servers with their own, unmodified clients
-// through `cardea connect`: PostgreSQL with psql, OpenSSH with ssh and scp, and
-// a client that half-closes and waits for its answer.
+// through `cardea connect`: PostgreSQL with psql, OpenSSH with ssh and scp, Redis
+// with redis-cli, and clients that half-close and wait for their answer; it enters
+// by TLS with openssl, and stands before an nginx that wants to know who comes.
 package real_test
 
 import (
@@ -16,6 +17,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -23,9 +25,10 @@ import (
 	"cardea/test/cluster"
 )
 
-// reach starts a cluster whose User alice has published a Service before the
-// upstream, and returns the local port.
-func reach(t *testing.T, upstream string) (host, port string) {
+// up starts a cluster of a Group group-1, a User alice in it, who is logged in and
+// has her certificate in the directory cert of the cluster's, and documents. flags
+// are further flags of `cardea up`; "PORT" in them is the cluster's port.
+func up(t *testing.T, documents string, flags ...string) *cluster.Cluster {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -34,11 +37,11 @@ func reach(t *testing.T, upstream string) (host, port string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	listen, err := cluster.FreePort()
-	if err != nil {
-		t.Fatal(err)
+	port := freePort(t)
+	for i := range flags {
+		flags[i] = strings.ReplaceAll(flags[i], "PORT", port)
 	}
-	c := &cluster.Cluster{Bin: bin, Dir: dir, Listen: fmt.Sprintf("127.0.0.1:%d", listen)}
+	c := &cluster.Cluster{Bin: bin, Dir: dir, Listen: "127.0.0.1:" + port, Args: flags}
 	if err := c.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -46,21 +49,41 @@ func reach(t *testing.T, upstream string) (host, port string) {
 		// t.Context is over by now.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
 		defer cancel()
-		if err := c.Stop(ctx, "alice"); err != nil {
+		c.Run(ctx, "alice", nil, "disconnect") // if anything is published
+		if err := c.Stop(ctx); err != nil {
 			t.Error(err)
 		}
 	})
-	if err := c.Apply(ctx, cluster.GroupYAML("group-1")+cluster.UserYAML("alice", "group-1")+cluster.ServiceYAML("real", upstream)); err != nil {
+	if err := c.Apply(ctx, cluster.GroupYAML("group-1")+cluster.UserYAML("alice", "group-1")+documents); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Login(ctx, "alice"); err != nil {
+	if err := c.Login(ctx, "alice", "--cert-out", certificates(c)); err != nil {
 		t.Fatal(err)
 	}
-	local, err := c.Publish(ctx, "alice", "real")
+	return c
+}
+
+// certificates is where alice's certificate is, for other programs.
+func certificates(c *cluster.Cluster) string { return filepath.Join(c.Dir, "cert") }
+
+// publish has alice publish a Service, and returns its local port.
+func publish(t *testing.T, c *cluster.Cluster, service string) (port string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	local, err := c.Publish(ctx, "alice", service)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return "127.0.0.1", strconv.Itoa(local)
+	return strconv.Itoa(local)
+}
+
+// reach starts a cluster whose User alice has published a Service before the
+// upstream, and returns the local port.
+func reach(t *testing.T, upstream string) (host, port string) {
+	t.Helper()
+	c := up(t, cluster.ServiceYAML("real", upstream))
+	return "127.0.0.1", publish(t, c, "real")
 }
 
 // need returns the path of a program, or skips.
@@ -128,6 +151,7 @@ func freePort(t *testing.T) string {
 }
 
 func TestPostgreSQL(t *testing.T) {
+	t.Parallel()
 	postgres := need(t, "/usr/lib/postgresql/*/bin/postgres")
 	psql := need(t, "psql")
 	dir, err := os.MkdirTemp("", "pg") // not in t.TempDir, which others may not enter
@@ -169,6 +193,7 @@ func TestPostgreSQL(t *testing.T) {
 }
 
 func TestOpenSSH(t *testing.T) {
+	t.Parallel()
 	sshd := need(t, "/usr/sbin/sshd")
 	ssh, scp, keygen := need(t, "ssh"), need(t, "scp"), need(t, "ssh-keygen")
 	if os.Getuid() == 0 {
@@ -247,25 +272,63 @@ func sum(t *testing.T, name string) string {
 	return string(h.Sum(nil))
 }
 
-// A client says all it has to say, closes its half, and gets its answer two
-// seconds later.
-func TestHalfClose(t *testing.T) {
+// late is an upstream that answers two seconds after its client has said all that
+// it has to say and closed its half.
+func late(t *testing.T) (address string) {
+	return serve(t, func(c net.Conn) {
+		question, _ := io.ReadAll(c)
+		<-time.After(2 * time.Second) // the point of the test, and no synchronisation
+		fmt.Fprintf(c, "the answer to %s", question)
+	})
+}
+
+// serve is an upstream on loopback that treats each connection so, and closes it.
+func serve(t *testing.T, treat func(net.Conn)) (address string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
+	var serving sync.WaitGroup
+	t.Cleanup(func() {
+		l.Close()
+		serving.Wait()
+	})
+	serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.SetDeadline(time.Now().Add(time.Minute))
+			serving.Go(func() {
+				defer c.Close()
+				treat(c)
+			})
 		}
-		defer c.Close()
-		question, _ := io.ReadAll(c)
-		<-time.After(2 * time.Second) // the point of the test, and no synchronisation
-		fmt.Fprintf(c, "the answer to %s", question)
-	}()
-	host, local := reach(t, l.Addr().String())
+	})
+	return l.Addr().String()
+}
+
+// ask sends a line to a port of loopback, and returns all that is answered.
+func ask(t *testing.T, port, line string) (string, error) {
+	t.Helper()
+	c, err := net.Dial("tcp", "127.0.0.1:"+port)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(30 * time.Second))
+	if _, err := io.WriteString(c, line+"\n"); err != nil {
+		return "", err
+	}
+	b, err := io.ReadAll(c)
+	return string(b), err
+}
+
+func TestHalfClose(t *testing.T) {
+	t.Parallel()
+	host, local := reach(t, late(t))
 	c, err := net.Dial("tcp", net.JoinHostPort(host, local))
 	if err != nil {
 		t.Fatal(err)
@@ -278,5 +341,47 @@ func TestHalfClose(t *testing.T) {
 	c.SetReadDeadline(time.Now().Add(30 * time.Second))
 	if got, err := io.ReadAll(c); err != nil || string(got) != "the answer to the question" {
 		t.Errorf("read %q, %v", got, err)
+	}
+}
+
+func TestNetcat(t *testing.T) {
+	t.Parallel()
+	nc := need(t, "nc")
+	host, local := reach(t, late(t))
+	cmd := exec.Command(nc, "-N", host, local)
+	cmd.Stdin = strings.NewReader("the question")
+	if got := run(t, cmd); got != "the answer to the question" {
+		t.Errorf("nc printed %q", got)
+	}
+}
+
+func TestRedis(t *testing.T) {
+	t.Parallel()
+	server, cli := need(t, "redis-server"), need(t, "redis-cli")
+	port := freePort(t)
+	start(t, "127.0.0.1:"+port, exec.Command(server, "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir()))
+	host, local := reach(t, "127.0.0.1:"+port)
+	redis := func(stdin string, args ...string) string {
+		cmd := exec.Command(cli, append([]string{"-h", host, "-p", local}, args...)...)
+		cmd.Stdin = strings.NewReader(stdin)
+		return strings.TrimSuffix(run(t, cmd), "\n")
+	}
+	if got := redis("", "PING"); got != "PONG" {
+		t.Errorf("PING: %q", got)
+	}
+	if got := redis("", "SET", "name", "value"); got != "OK" {
+		t.Errorf("SET: %q", got)
+	}
+	if got := redis("", "GET", "name"); got != "value" {
+		t.Errorf("GET: %q", got)
+	}
+	big := make([]byte, 5<<20)
+	rand.Read(big)
+	want := fmt.Sprintf("%x", big) // 10 MiB
+	if got := redis(want, "-x", "SET", "big"); got != "OK" {
+		t.Errorf("SET of 10 MiB: %q", got)
+	}
+	if got := redis("", "GET", "big"); got != want {
+		t.Errorf("GET of 10 MiB: %d bytes, which are others", len(got))
 	}
 }

@@ -1,6 +1,9 @@
 // Package script_test runs the scripts of this folder: what a person types, and
 // what he sees. Each *.txt is one script (see testscript); `cardea` in it is the
 // real program, `echo-upstream`, `talk` and `hold` are the ends of a connection.
+//
+// Every script runs twice: with the store in the data directory, and with one in
+// PostgreSQL, of which only CARDEA_STORE knows.
 package script_test
 
 import (
@@ -11,10 +14,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,6 +29,8 @@ import (
 
 	"cardea/api"
 	"cardea/cli"
+	"cardea/store/postgres/pgtest"
+	"cardea/test/cluster"
 )
 
 func TestMain(m *testing.M) {
@@ -32,44 +39,114 @@ func TestMain(m *testing.M) {
 		"echo-upstream": echoUpstream,
 		"talk":          talk,
 		"hold":          hold,
-		"freeport":      freePort,
 		"await-file":    awaitFile,
+		"fetch":         fetch,
+		"until":         until,
 	})
 }
 
 // cardea is cmd/cardea.
 func cardea() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	context.AfterFunc(ctx, stop)
 	p := cli.Program{Version: "test", In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv}
 	os.Exit(p.Run(ctx, os.Args[1:]))
 }
 
 func TestScripts(t *testing.T) {
+	scripts(t, func(string) (string, error) { return "", nil })
+}
+
+// TestScriptsPostgreSQL gives every cluster a database of its own.
+func TestScriptsPostgreSQL(t *testing.T) {
+	db := pgtest.New(t, false)
+	scripts(t, func(name string) (string, error) {
+		return db.URL(name), db.Exec(context.WithoutCancel(t.Context()), "postgres", fmt.Sprintf("CREATE DATABASE %q", name))
+	})
+}
+
+// scripts runs all scripts. store makes an empty store of a name, and returns its
+// URL, "" for the data directory.
+func scripts(t *testing.T, store func(name string) (string, error)) {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:                 ".",
 		RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error {
-			root, err := filepath.Abs("../..")
-			if err != nil {
-				return err
-			}
 			e.Setenv("ROOT", root)
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("DATA", filepath.Join(e.WorkDir, "data"))
 			e.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector waits a second at each exit
 			e.Defer(func() { disconnect(e.WorkDir) })
-			return nil
+			name := filepath.Base(e.WorkDir)
+			stores := 1
+			e.Values[newest{}] = func() (string, error) {
+				stores++
+				return store(fmt.Sprintf("%s-%d", name, stores))
+			}
+			url, err := store(name)
+			e.Setenv("CARDEA_STORE", url)
+			if url != "" {
+				e.Defer(func() {
+					if found, _ := filepath.Glob(filepath.Join(e.WorkDir, "*", "cardea.db")); len(found) > 0 {
+						t.Errorf("%s has a store in the data directory: %s", name, found)
+					}
+				})
+			}
+			return err
+		},
+		Condition: func(cond string) (bool, error) {
+			switch cond {
+			case "root":
+				return os.Getuid() == 0, nil
+			case "ipv6":
+				l, err := net.Listen("tcp", "[::1]:0")
+				if err == nil {
+					l.Close()
+				}
+				return err == nil, nil
+			}
+			return false, fmt.Errorf("no condition %q", cond)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"ports":   ports,
-			"ready":   ready,
-			"gettok":  token,
-			"expand":  expand,
-			"session": session,
-			"device":  device,
+			"ports":     ports("127.0.0.1"),
+			"ports6":    ports("::1"),
+			"ready":     ready,
+			"gettok":    token,
+			"field":     field,
+			"soon":      soon,
+			"expand":    expand,
+			"session":   session,
+			"device":    device,
+			"terminate": terminate,
+			"documents": documents,
+			"newstore":  newStore,
 		},
 	})
+}
+
+// newest is the key of what makes another store for a script.
+type newest struct{}
+
+// newstore: what is started from now on has another store, which is empty.
+func newStore(ts *testscript.TestScript, _ bool, _ []string) {
+	url, err := ts.Value(newest{}).(func() (string, error))()
+	ts.Check(err)
+	ts.Setenv("CARDEA_STORE", url)
+}
+
+// terminate: sends SIGTERM to every `up` of the script.
+func terminate(ts *testscript.TestScript, _ bool, _ []string) {
+	for _, c := range ts.BackgroundCmds() {
+		if len(c.Args) > 1 && c.Args[1] == "up" {
+			if err := c.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+				ts.Fatalf("%v", err)
+			}
+		}
+	}
 }
 
 // disconnect ends what `connect --detach` has left in the homes below dir, as a
@@ -83,21 +160,21 @@ func disconnect(dir string) {
 	}
 }
 
-// ports NAME…: sets each NAME to a port of loopback that is free.
-func ports(ts *testscript.TestScript, _ bool, args []string) {
-	for _, name := range args {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		ts.Check(err)
-		_, port, _ := net.SplitHostPort(l.Addr().String())
-		ts.Setenv(name, port)
-		l.Close()
+// ports NAME…: sets each NAME to a port of host that is free.
+func ports(host string) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, _ bool, args []string) {
+		for _, name := range args {
+			port, err := cluster.FreePortAt(host)
+			ts.Check(err)
+			ts.Setenv(name, strconv.Itoa(port))
+		}
 	}
 }
 
 // ready FILE: waits for the ready file of `up`, and sets ADDRESS, TOKEN and CA.
 func ready(ts *testscript.TestScript, _ bool, args []string) {
 	file := ts.MkAbs(args[0])
-	waitFor(file)
+	ts.Check(waitFor(file))
 	for env, field := range map[string]string{"ADDRESS": "address", "TOKEN": "token", "CA": "caSHA256"} {
 		ts.Setenv(env, jsonField(ts, file, field))
 	}
@@ -106,6 +183,18 @@ func ready(ts *testscript.TestScript, _ bool, args []string) {
 // gettok NAME FILE: sets NAME to the token in the JSON of FILE.
 func token(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv(args[0], jsonField(ts, ts.MkAbs(args[1]), "token"))
+}
+
+// field NAME FIELD FILE: sets NAME to the first text of a field in the JSON of FILE.
+func field(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Setenv(args[0], jsonField(ts, ts.MkAbs(args[2]), args[1]))
+}
+
+// soon NAME DURATION: sets NAME to the time it will be then.
+func soon(ts *testscript.TestScript, _ bool, args []string) {
+	d, err := time.ParseDuration(args[1])
+	ts.Check(err)
+	ts.Setenv(args[0], time.Now().Add(d).UTC().Format(time.RFC3339Nano))
 }
 
 // expand FILE…: replaces $NAME in each by the environment's value.
@@ -161,15 +250,14 @@ func jsonField(ts *testscript.TestScript, file, field string) string {
 }
 
 // waitFor waits until a file is there.
-func waitFor(file string) {
+func waitFor(file string) error {
 	deadline := time.Now().Add(30 * time.Second)
 	for {
 		if b, err := os.ReadFile(file); err == nil && len(b) > 0 {
-			return
+			return nil
 		}
 		if time.Now().After(deadline) {
-			fmt.Fprintln(os.Stderr, "no", file)
-			os.Exit(1)
+			return fmt.Errorf("%s does not appear", file)
 		}
 		<-time.After(5 * time.Millisecond)
 	}
@@ -178,15 +266,42 @@ func waitFor(file string) {
 // awaitFile FILE…: waits until each is there.
 func awaitFile() {
 	for _, f := range os.Args[1:] {
-		waitFor(f)
+		check(waitFor(f))
 	}
 }
 
-// freePort prints a free port of loopback.
-func freePort() {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+// fetch URL: prints what a GET answers, and fails unless it is 200.
+func fetch() {
+	c := http.Client{Timeout: 30 * time.Second}
+	r, err := c.Get(os.Args[1])
 	check(err)
-	fmt.Println(l.Addr().(*net.TCPAddr).Port)
+	_, err = io.Copy(os.Stdout, r.Body)
+	check(errors.Join(err, r.Body.Close()))
+	if r.StatusCode != http.StatusOK {
+		fmt.Fprintln(os.Stderr, r.Status)
+		os.Exit(1)
+	}
+}
+
+// until [!] PROGRAM ARGUMENT…: runs a program again and again until it succeeds, or
+// with ! until it fails, and prints what it printed then.
+func until() {
+	args, want := os.Args[1:], true
+	if args[0] == "!" {
+		args, want = args[1:], false
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		if (err == nil) == want {
+			os.Stdout.Write(out)
+			return
+		}
+		if time.Now().After(deadline) {
+			os.Stderr.Write(out)
+			check(fmt.Errorf("%q goes on ending with: %v", args, err))
+		}
+		<-time.After(20 * time.Millisecond)
+	}
 }
 
 func check(err error) {
@@ -242,28 +357,44 @@ func talk() {
 	}
 }
 
-// hold ADDRESS READYFILE: has one exchange, writes READYFILE, waits for the end of
-// the connection and prints "reset" or "end of file".
+// hold ADDRESS READYFILE [GOFILE]: has one exchange, writes READYFILE, waits for
+// GOFILE and has another, waits for the end of the connection and prints "reset"
+// or "end of file".
 func hold() {
 	c := connect(os.Args[1])
 	r := bufio.NewReader(c)
-	fmt.Fprintln(c, "hello")
-	answer, err := r.ReadString('\n')
-	if err != nil {
-		ended(err)
+	exchange := func(line string) {
+		fmt.Fprintln(c, line)
+		answer, err := r.ReadString('\n')
+		if err != nil {
+			ended(err)
+		}
+		fmt.Print(answer)
 	}
-	fmt.Print(answer)
+	exchange("hello")
 	check(os.WriteFile(os.Args[2], []byte("ready"), 0o600))
-	_, err = r.ReadString('\n')
-	if errors.Is(err, syscall.ECONNRESET) {
-		fmt.Println("reset")
-		return
+	if len(os.Args) > 3 {
+		check(waitFor(os.Args[3]))
+		exchange("still there")
+		check(os.WriteFile(os.Args[3]+".done", []byte("ready"), 0o600))
 	}
-	fmt.Println("ended:", err)
+	_, err := r.ReadString('\n')
+	switch {
+	case errors.Is(err, syscall.ECONNRESET):
+		fmt.Println("reset")
+	case errors.Is(err, io.EOF):
+		fmt.Println("end of file")
+	default:
+		fmt.Println("ended:", err)
+	}
 }
 
 func connect(address string) net.Conn {
-	c, err := net.DialTimeout("tcp", address, 10*time.Second)
+	network := "tcp"
+	if filepath.IsAbs(address) {
+		network = "unix"
+	}
+	c, err := net.DialTimeout(network, address, 10*time.Second)
 	if err != nil {
 		ended(err) // a refusal can be quicker than the dial
 	}
