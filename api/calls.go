@@ -207,6 +207,9 @@ type WatchEvent struct {
 // A TokenResponse carries a token, once.
 type TokenResponse struct {
 	Token string `json:"token"`
+	// CASHA256 is the SHA-256 of the cluster's CA as it is now, in hex: what
+	// whoever logs in by the token pins.
+	CASHA256 string `json:"caSHA256,omitempty"`
 }
 
 // A WhyRequest asks what would be decided. Subject is the name of a User, or
@@ -277,6 +280,9 @@ type Health struct {
 type HealthCheck struct {
 	Name  string `json:"name"`
 	OK    bool   `json:"ok"`
-	Words string `json:"words,omitempty"`
-	Hint  string `json:"hint,omitempty"` // the way out
+	// Warning is set if what is wrong keeps nobody from being served: readiness
+	// does not depend on it.
+	Warning bool   `json:"warning,omitempty"`
+	Words   string `json:"words,omitempty"`
+	Hint    string `json:"hint,omitempty"` // the way out
 }

@@ -299,6 +299,7 @@ func (r *run) createCredential() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		s.CASHA256 = cmp.Or(token.CASHA256, s.CASHA256) // the home learns of a rotation later
 		return r.printToken(out.value, s, tokenAnswer{token.Token, o.Metadata.Name, user})
 	}
 	return c

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"cardea/manifest"
 	"cardea/server"
@@ -47,7 +49,7 @@ func (r *run) up() *cobra.Command {
 	c.Flags().StringVar(&cfg.Listen, "listen", defaultListen, "HOST:PORT to listen at (or CARDEA_LISTEN)")
 	c.Flags().StringVar(&cfg.Store, "store", "", "postgres://… to keep resources in PostgreSQL; in the data directory if left out (or CARDEA_STORE)")
 	c.Flags().StringVar(&cfg.Metrics, "metrics-listen", "", "HOST:PORT that serves /metrics, /livez and /readyz to everyone by plain HTTP (or CARDEA_METRICS_LISTEN)")
-	c.Flags().DurationVar(&cfg.Grace, "grace", 0, "how long live connections may go on after SIGTERM or Ctrl-C; a second one ends them (or CARDEA_GRACE)")
+	c.Flags().DurationVar(&cfg.Grace, "grace", 0, "how long live connections may go on after SIGTERM or Ctrl-C; a second one ends the process at once (or CARDEA_GRACE)")
 	fileFlag(c, &files)
 	c.Flags().StringVar(&ready, "ready-file", "", `file that gets {"address", "caSHA256", "token"} once it serves`)
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -120,14 +122,35 @@ func (r *run) printReady(s server.Ready, dataDir string) {
 	}
 	t.print(r.Out)
 	if s.Token != "" {
-		host, err := os.Hostname()
-		if err != nil {
-			host = "HOST"
-		}
-		fmt.Fprintf(r.Out, "\nLog in as root, once:\n\n  %s\n", loginLine(reachable(s.Address, host), s.Token, s.CASHA256))
+		r.printFirstLogin(s, dataDir)
 	} else {
 		fmt.Fprintf(r.Out, "\nroot has logged in before. If that Session is lost, stop this and run:\n\n  cardea recover --data-dir %s\n", dataDir)
 	}
+}
+
+// printFirstLogin says how root logs in, once. The token in it is for the terminal
+// of whoever starts the cluster; what is not a terminal may be a log.
+func (r *run) printFirstLogin(s server.Ready, dataDir string) {
+	if !isTerminal(r.Out) {
+		fmt.Fprintf(r.Out, "\nroot has never logged in. The token for it is in the ready file (--ready-file); or stop this and run:\n\n  cardea recover --data-dir %s\n", dataDir)
+		return
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "HOST"
+	}
+	fmt.Fprintf(r.Out, "\nLog in as root, once:\n\n  %s\n", loginLine(reachable(s.Address, host), s.Token, s.CASHA256))
+}
+
+// isTerminal reports whether what is written to w is read on a screen, and not
+// kept.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), termios)
+	return err == nil
 }
 
 // reachable returns an address at which a listener can be reached from elsewhere:

@@ -42,7 +42,7 @@ func (r *run) updateState(kind string) *cobra.Command {
 	word := strings.ToLower(k.Name)
 	c := &cobra.Command{
 		Use: word + " NAME --approve|--reject", Aliases: append([]string{k.Plural}, k.Short...),
-		Short:   "Approve or reject a " + k.Name,
+		Short:   "Approve or reject one: " + k.Name,
 		Example: fmt.Sprintf("  cardea update %s NAME --approve", word),
 		Args:    cobra.ExactArgs(1),
 	}

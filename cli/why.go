@@ -26,7 +26,7 @@ func (r *run) why() *cobra.Command {
 			"says what ctx.request is.",
 		Example: "  cardea why alice nats\n  cardea why session/alice-x1y2z3 pg.prod --at 2026-01-31T18:00:00Z\n" +
 			"  cardea why anonymous web --request '{\"ip\": \"192.0.2.1\"}'",
-		Args:    cobra.ExactArgs(2),
+		Args: cobra.ExactArgs(2),
 	}
 	c.Flags().StringVar(&at, "at", "", "decide as at that time, such as 2026-01-31T18:00:00Z")
 	c.Flags().StringVar(&request, "request", "", "what is known of the request, as JSON")

@@ -3,6 +3,7 @@ package control
 import (
 	"cmp"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/x509"
 	"errors"
@@ -405,7 +406,7 @@ func (c *call) newToken() (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out api.TokenResponse
+	out := api.TokenResponse{CASHA256: pin(c.Authority)}
 	ctx := c.r.Context()
 	rev, err := c.Store.Update(ctx, who.Name, func(tx store.Tx) error {
 		cred, err := store.Get[*api.Credential](tx, k)
@@ -437,4 +438,13 @@ func (c *call) newToken() (any, error) {
 		return nil, err
 	}
 	return out, c.await(ctx, rev)
+}
+
+// pin returns the SHA-256 of the newest CA, in hex: what those who log in pin.
+func pin(a Authority) string {
+	roots := a.Roots()
+	if len(roots) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(roots[0].Raw))
 }

@@ -45,10 +45,10 @@ func (c *call) health() (any, error) {
 	return out, nil
 }
 
-// failing returns the names of the checks that are not well.
+// failing returns the names of the checks that keep the cluster from serving.
 func failing(checks []api.HealthCheck) (names []string) {
 	for _, h := range checks {
-		if !h.OK {
+		if !h.OK && !h.Warning {
 			names = append(names, h.Name)
 		}
 	}

@@ -3,6 +3,7 @@ package control
 import (
 	"bytes"
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"iter"
 	"slices"
@@ -99,7 +100,8 @@ func isReferred(kind string) bool {
 }
 
 // checkReferences reports what o names and what does not exist. What is pending
-// counts as existing: it is there in the same request and has problems of its own. Of what o may have meant, it names what shows says may be shown.
+// counts as existing: it is there in the same request and has problems of its own.
+// Of what o may have meant, it names what shows says may be shown.
 func checkReferences(r store.Reader, o api.Object, isPending func(api.Key) bool, shows func(api.Key) bool, p *api.Problems) error {
 	for _, ref := range references(o) {
 		if len(p.List) >= maxProblems {
@@ -108,8 +110,8 @@ func checkReferences(r store.Reader, o api.Object, isPending func(api.Key) bool,
 		if isPending(ref.to) {
 			continue
 		}
-		_, err := r.Get(ref.to)
-		if api.HasCode(err, api.CodeNotFound) {
+		rec, err := r.Get(ref.to)
+		if api.HasCode(err, api.CodeNotFound) || err == nil && isOwn(rec) {
 			names, any, err := near(r, ref.to, shows)
 			if err != nil {
 				return err
@@ -124,33 +126,17 @@ func checkReferences(r store.Reader, o api.Object, isPending func(api.Key) bool,
 			return err
 		}
 	}
-	switch o := o.(type) {
-	case *api.Namespace:
-		return checkCycle(r, o, p)
-	case *api.Secret:
-		return checkBinding(r, o, isPending, p)
+	if n, ok := o.(*api.Namespace); ok {
+		return checkCycle(r, n, p)
 	}
 	return nil
 }
 
-// checkBinding warns of Services that a Secret is bound to and that do not exist:
-// they may be made later.
-func checkBinding(r store.Reader, s *api.Secret, isPending func(api.Key) bool, p *api.Problems) error {
-	if s.Spec.Bind == nil {
-		return nil
-	}
-	for i, name := range s.Spec.Bind.Services {
-		k := coreKey(api.KindService, api.ServiceName(name))
-		if isPending(k) {
-			continue
-		}
-		if _, err := r.Get(k); api.HasCode(err, api.CodeNotFound) {
-			p.Warn(fmt.Sprintf("/spec/bind/services/%d", i), "names a Service that does not exist", name)
-		} else if err != nil {
-			return err
-		}
-	}
-	return nil
+// isOwn reports whether an Object is a Secret of the cluster's own, which nobody
+// may name.
+func isOwn(rec store.Record) bool {
+	var h api.Head
+	return rec.Key.Kind == api.KindSecret && json.Unmarshal(rec.JSON, &h) == nil && h.Metadata.IsSystem
 }
 
 // checkCycle reports a Namespace that is its own ancestor. A Namespace that is
@@ -193,6 +179,9 @@ func near(r store.Reader, k api.Key, shows func(api.Key) bool) (names []string, 
 	for rec, err := range r.List(k.Group, k.Kind) {
 		if err != nil {
 			return nil, false, err
+		}
+		if isOwn(rec) {
+			continue
 		}
 		any = true
 		x := candidate{rec.Key.Name, api.Distance(k.Name, rec.Key.Name)}

@@ -177,7 +177,9 @@ func (c *call) write(who api.Ref, documents func() ([]json.RawMessage, error), o
 		})
 		switch {
 		case err == nil:
-			return d, rev, c.await(ctx, rev)
+			err := c.await(ctx, rev)
+			d.problems = append(d.problems, c.troubles(d)...)
+			return d, rev, err
 		case errors.Is(err, errDryRun):
 			return d, rev, nil
 		case !errors.Is(err, errChanged):
@@ -185,6 +187,24 @@ func (c *call) write(who api.Ref, documents func() ([]json.RawMessage, error), o
 		}
 	}
 	return nil, api.Revision{}, busy()
+}
+
+// troubles warns of what the documents ask for and this process cannot do now.
+func (c *call) troubles(d *draft) (warnings []api.Problem) {
+	for _, doc := range d.documents {
+		svc, ok := c.present(doc.after).(*api.Service)
+		if !ok {
+			continue
+		}
+		p := api.Problems{Document: doc.index}
+		for _, x := range svc.Status.Conditions {
+			if x.Status == "False" {
+				p.Warn("/spec/port", x.Message, "").Hint = "it is tried again by itself"
+			}
+		}
+		warnings = append(warnings, p.List...)
+	}
+	return warnings
 }
 
 func busy() error {

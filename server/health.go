@@ -86,6 +86,12 @@ func (h *house) health(ctx context.Context) (checks []api.HealthCheck) {
 		err = fmt.Errorf("%d MiB are left", free>>20)
 	}
 	add("disk", err, fmt.Sprintf("%d MiB are free", free>>20), "make room, or lower ClusterConfig spec.audit.retention")
+	for i := range checks {
+		switch checks[i].Name {
+		case "collector", "public ports", "descriptors", "disk":
+			checks[i].Warning = !checks[i].OK
+		}
+	}
 	var ending error
 	if h.draining.Load() {
 		ending = fmt.Errorf("the cluster is stopping")

@@ -102,18 +102,19 @@ func Restore(ctx context.Context, cfg Config, r io.ReadSeeker) (done Restored, e
 	if err != nil {
 		return done, err
 	}
-	st, err := openStore(ctx, cfg)
-	if err != nil {
-		return done, err
-	}
-	defer func() { err = errors.Join(err, st.Close()) }()
-	// Tried in memory first: what cannot be read must not take the place of what can.
+	// Tried in memory first: what cannot be read must not take the place of what
+	// can, nor leave an empty store.
 	if err := readable(ctx, keeper, whole.Domain, r); err != nil {
 		return done, err
 	}
 	if _, err := r.Seek(0, io.SeekStart); err != nil {
 		return done, err
 	}
+	st, err := openStore(ctx, cfg)
+	if err != nil {
+		return done, err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
 	sum, err := backup.Restore(ctx, st, r, "restore")
 	return Restored{Objects: sum.Objects, Backup: sum.Revision, Revision: sum.Restored}, err
 }

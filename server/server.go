@@ -4,6 +4,7 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -77,10 +79,25 @@ const (
 	keyFile   = "keys/seal.key"
 	storeFile = "cardea.db"
 	logDir    = "log"
+	// instanceFile names the journal, where the store is elsewhere.
+	instanceFile = "instance"
 )
 
-// instance is whose journal a process of `up` writes.
-const instance = "up"
+// instanceOf returns whose journal a process of `up` writes: where the store is
+// not in the data directory, another directory is another journal beside the same
+// store.
+func instanceOf(cfg Config) (string, error) {
+	if cfg.Store == "" {
+		return "up", nil
+	}
+	path := filepath.Join(cfg.DataDir, instanceFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		b = []byte("up-" + strings.ToLower(rand.Text()[:8]))
+		err = os.WriteFile(path, b, 0o600)
+	}
+	return strings.TrimSpace(string(b)), err
+}
 
 // Up runs every role in this process until ctx is done, and then returns nil when
 // all of it has ended. It calls ready once it serves.
@@ -97,7 +114,7 @@ type house struct {
 	cfg       Config
 	limit     int // of descriptors
 	lock      *os.File
-	store     runningStore
+	store     *runningStore
 	keeper    *secret.Keeper
 	authority *cert.Authority
 	decider   *local.Decider
@@ -167,6 +184,10 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	h.public = h.publicPorts()
 	h.settings = &settings{store: h.store, journal: h.journal, public: h.public}
 	uses := &secret.Uses{Keeper: h.keeper, Store: h.store, Now: time.Now}
+	instance, err := instanceOf(cfg)
+	if err != nil {
+		return nil, err
+	}
 	upstreams := &upstream.Dialer{
 		Hosts: h.settings.hosts, Allow: h.settings.allow, Own: h.listeners, ForbidInsecure: h.settings.forbidInsecure,
 		Certificate: uses.Certificate, Loopback: isLoopback(h.socket.Addr()), Log: cfg.Log,
@@ -195,6 +216,10 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 
 // openJournal opens the log of the data directory.
 func openJournal(ctx context.Context, cfg Config, a *cert.Authority, marks journal.Marks) (*journal.Journal, error) {
+	instance, err := instanceOf(cfg)
+	if err != nil {
+		return nil, err
+	}
 	signer, err := a.JournalSigner(ctx)
 	if err != nil {
 		return nil, err
@@ -242,7 +267,7 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 		floors = append(floors, newFloor(ctx, failed, runs...))
 	}
 
-	start(h.journal.Run, func(ctx context.Context) error { h.store.Run(ctx); return nil }, h.authority.Run)
+	start(append(h.store.run, h.journal.Run, h.authority.Run)...)
 	start(h.sink.Run)
 	start(h.decider.Run, h.settings.run, h.refusals.Run)
 	if err := h.decider.Ready(ctx); err != nil {
@@ -258,9 +283,11 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	web := newWeb(h.control.Handler(), h.limit, h.cfg.Log)
 	h.tunnels.API = web.take
 	start(web.run, h.expirer.Run, h.serveMetrics)
+	// The door is open until the gate has ended: also while it drains somebody may
+	// have to be cut. What is not for the API the gate then refuses.
 	door := &ingress.Listener{Listener: h.socket, Handle: h.tunnels.Conn, Refused: h.doors.refuse, Log: h.cfg.Log}
-	// Together: the doors wait for their streams, and those are the gate's to end.
-	start(h.gate.Run, h.public.Run, door.Serve)
+	start(door.Serve)
+	start(h.gate.Run, h.public.Run)
 	r := Ready{Address: h.socket.Addr().String(), Domain: h.cfg.Domain, CASHA256: h.authority.Fingerprint(), Token: token, Connections: h.connections()}
 	if h.metrics != nil {
 		r.Metrics = h.metrics.Addr().String()
@@ -323,7 +350,7 @@ func (h *house) alive(leaf *x509.Certificate) bool {
 		Facts: &api.Facts{API: &api.APIFacts{Verb: "get", Kind: api.KindSession}},
 	})
 	switch d.Reason {
-	case api.ReasonUnauthenticated, api.ReasonNoSession, api.ReasonSessionExpired, api.ReasonKeyMismatch, api.ReasonNoUser, api.ReasonUserDisabled:
+	case api.ReasonUnauthenticated, api.ReasonNoSession, api.ReasonSessionNotActive, api.ReasonSessionExpired, api.ReasonKeyMismatch, api.ReasonNoUser, api.ReasonUserDisabled, api.ReasonDeviceNotActive:
 		return false
 	}
 	return err == nil && d.Subject.Session != nil

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -12,20 +13,21 @@ import (
 	"cardea/store/sqlite"
 )
 
-// A runningStore is a store that keeps itself in order while Run runs.
-type runningStore interface {
+// A runningStore is a store that is this process's alone, and keeps itself in
+// order while run runs.
+type runningStore struct {
 	store.Store
-	Run(context.Context)
+	run []func(context.Context) error
 }
 
 // openStore opens the store of a cluster.
-func openStore(ctx context.Context, cfg Config) (runningStore, error) {
+func openStore(ctx context.Context, cfg Config) (*runningStore, error) {
 	if cfg.Store == "" {
 		st, err := sqlite.Open(ctx, filepath.Join(cfg.DataDir, storeFile), sqlite.Options{Program: cfg.Version, Log: cfg.Log})
 		if err != nil {
-			return nil, err // and no store, not even one of a type
+			return nil, err
 		}
-		return st, nil
+		return &runningStore{st, []func(context.Context) error{keep(st.Run)}}, nil // the directory is locked
 	}
 	u, err := url.Parse(cfg.Store)
 	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
@@ -38,5 +40,17 @@ func openStore(ctx context.Context, cfg Config) (runningStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	return st, nil
+	claim, err := st.Claim(ctx)
+	if err != nil {
+		return nil, errors.Join(err, st.Close())
+	}
+	return &runningStore{st, []func(context.Context) error{keep(st.Run), claim.Run}}, nil
+}
+
+// keep returns what never fails as what may.
+func keep(run func(context.Context)) func(context.Context) error {
+	return func(ctx context.Context) error {
+		run(ctx)
+		return nil
+	}
 }

@@ -1716,6 +1716,10 @@ const OpenAPI = `{
      "ok": {
       "type": "boolean"
      },
+     "warning": {
+      "description": "Warning is set if what is wrong keeps nobody from being served: readiness does not depend on it.",
+      "type": "boolean"
+     },
      "words": {
       "type": "string"
      }
@@ -1728,6 +1732,7 @@ const OpenAPI = `{
     "x-order": [
      "name",
      "ok",
+     "warning",
      "words",
      "hint"
     ]
@@ -3463,6 +3468,10 @@ const OpenAPI = `{
     "additionalProperties": false,
     "description": "A TokenResponse carries a token, once.",
     "properties": {
+     "caSHA256": {
+      "description": "CASHA256 is the SHA-256 of the cluster's CA as it is now, in hex: what whoever logs in by the token pins.",
+      "type": "string"
+     },
      "token": {
       "type": "string"
      }
@@ -3472,7 +3481,8 @@ const OpenAPI = `{
     ],
     "type": "object",
     "x-order": [
-     "token"
+     "token",
+     "caSHA256"
     ]
    },
    "Upstream": {

@@ -3,8 +3,11 @@ package postgres
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"cardea/api"
 )
 
 // A trouble is an error of the server, or of the way to it, as people read it.
@@ -19,12 +22,24 @@ type trouble struct {
 func (t *trouble) Error() string { return t.text }
 func (t *trouble) Unwrap() error { return t.cause }
 
+// As makes an *api.Error of a trouble that heals, for whoever called the API.
+func (t *trouble) As(target any) bool {
+	e, ok := target.(**api.Error)
+	if !ok || !t.heals {
+		return false
+	}
+	*e = api.Errorf(api.CodeUnavailable, "the store cannot be reached now; nothing was written")
+	(*e).Hint = "try again"
+	return true
+}
+
 // explain makes a trouble of an error of the driver.
 func (s *Store) explain(err error) error {
 	if err == nil {
 		return nil
 	}
-	t := &trouble{text: err.Error(), cause: err, heals: passes(err)}
+	// The driver tells of each address that it tried on a line of its own.
+	t := &trouble{text: strings.Join(strings.Fields(err.Error()), " "), cause: err, heals: passes(err)}
 	if clean := redact(t.text, s.secrets...); clean != t.text {
 		t.text, t.cause = clean, nil
 	}
@@ -37,7 +52,7 @@ func (s *Store) explain(err error) error {
 		case "55P03": // lock_not_available
 			hint = fmt.Sprintf("another process has held the store for %v: ", lockTimeout)
 		case "42501": // insufficient_privilege
-			hint = "the role may not do this; grant it what the manual says: "
+			hint = "the role may not do this; grant it CREATE on the database, or USAGE on the schema and SELECT, INSERT, UPDATE, DELETE on its tables: "
 		}
 	}
 	t.text = fmt.Sprintf("store: %s: %s%s", s.place, hint, t.text)
