@@ -203,6 +203,32 @@ func TestCertificatesThatAreRefused(t *testing.T) {
 	}
 }
 
+// TestStolenCertificate: a certificate without its key opens nothing, neither a
+// tunnel nor the API.
+func TestStolenCertificate(t *testing.T) {
+	h := newHouse()
+	apis := make(chan *stdtls.Conn, 1)
+	g := serve(t, &tls.Server{Handler: h, API: func(c *stdtls.Conn) { apis <- c }})
+	stolen := &stdtls.Certificate{Certificate: g.ca.session().Certificate, PrivateKey: newKey(t)}
+	for name, alpn := range map[string][]string{
+		"nats.svc.cardea.internal": nil, "gateway.cardea.internal": {"cardea/1"}, "api.cardea.internal": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := g.handshake(t, name, alpn, stolen)
+			if err == nil { // in TLS 1.3 the client learns it later
+				_, err = c.Read(make([]byte, 1))
+			}
+			if err == nil || err == io.EOF {
+				t.Errorf("the thief reads: %v", err)
+			}
+			kind, _, r := outcome(t, g, h, apis)
+			if kind != "refused" || r.Reason != api.ReasonHandshake || !strings.Contains(r.Words, "signature") {
+				t.Errorf("%s: %+v", kind, r)
+			}
+		})
+	}
+}
+
 func TestAPIGetsUnverifiedCertificates(t *testing.T) {
 	h, apis := newHouse(), make(chan *stdtls.Conn, 1)
 	g := serve(t, &tls.Server{Handler: h, API: func(c *stdtls.Conn) { apis <- c }})
