@@ -56,7 +56,7 @@ const plan = `
 
 	control          : api manifest store policy identity identity/* cert audit rpc
 	client           : api relay relay/* tunnel tunnel/* rpc
-	server           : api api/gen relay/* store store/* secret identity identity/* cert policy/* audit/* tunnel/* ingress upstream proxy mode control
+	server           : api api/gen relay/* store store/* secret identity identity/* cert policy/* audit audit/* tunnel/* ingress upstream proxy mode control
 	cli              : api api/gen manifest rpc client server policy/local
 	cmd/*            : cli
 	examples/*       : api client

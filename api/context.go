@@ -48,9 +48,12 @@ type ClientCertificate struct {
 type APIFacts struct {
 	// Verb is get, list, watch, create, update, delete, renew, why, conns, kill,
 	// logs, metrics, backup or rotate; apply asks for create or update of each
-	// document. A write may ask for more: escalate if it gives a right that the
-	// writer does not have, use for a Secret that it names, publish for a Service
-	// that needs no Session, approve for the state of a Session or Device.
+	// document. A write may ask for more: use for a Secret that it names, publish
+	// for a Service that needs no Session, approve for the state of a Session or
+	// Device and the terms of Sessions, impersonate for a User as whom it lets
+	// somebody log in, attach for a Policy that it gives and the writer does not
+	// have, join for a Group of which it makes somebody a member, escalate for an
+	// Object into which it writes what rules say or read.
 	Verb      string `json:"verb"`
 	Kind      string `json:"kind,omitempty"`
 	Name      string `json:"name,omitempty"`

@@ -72,7 +72,8 @@ func (r *run) restore() *cobra.Command {
 		Short: "Put a backup back, in place of all that a stopped cluster knows",
 		Long: "Replaces every resource by those of the backup and begins a new epoch, so that whoever\n" +
 			"follows the cluster reads everything anew. The cluster must not run. The data directory\n" +
-			"has to hold the keys/ of the cluster that was backed up.",
+			"has to hold the keys/ of the cluster that was backed up: they open its Secrets, and tell\n" +
+			"whether a cluster wrote the backup. The access log says that it was restored.",
 		Example: "  cp -r saved-keys ./data/keys && cardea restore cardea-2026-01-31.backup --data-dir ./data",
 		Args:    cobra.ExactArgs(1),
 	}
@@ -125,6 +126,9 @@ func (r *run) rotate() *cobra.Command {
 			return printJSON(r.Out, done)
 		}
 		fmt.Fprintf(r.Out, "the %s key is now %s\n", done.What, done.KeyID)
+		if done.What == "seal" {
+			fmt.Fprintln(r.Err, "hint: backups that were made before need the keys/ of that time: keep it with them, and copy keys/ and make a backup now")
+		}
 		if done.CASHA256 != "" {
 			fmt.Fprintf(r.Out, "log in with --ca-sha256 %s from now on\n", done.CASHA256)
 		}

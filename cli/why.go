@@ -123,9 +123,11 @@ func explain(w io.Writer, in api.WhyRequest, x *api.Explanation) error {
 		return err
 	}
 
-	if len(x.Steps) == 0 {
+	switch {
+	case len(x.Steps) == 0 && d.DependsOn == nil: // not for the caller to see
+	case len(x.Steps) == 0:
 		fmt.Fprint(w, "\nNo rule applies.\n")
-	} else {
+	default:
 		fmt.Fprint(w, "\nThe rules that apply, the strongest first:\n")
 	}
 	for i, s := range x.Steps {

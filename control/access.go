@@ -26,10 +26,13 @@ const (
 	verbKill   = "kill"
 	verbLogs   = "logs"
 	// What a write may take beside create, update and delete: see question.
-	verbUse      = "use"
-	verbPublish  = "publish"
-	verbApprove  = "approve"
-	verbEscalate = "escalate"
+	verbUse         = "use"
+	verbPublish     = "publish"
+	verbApprove     = "approve"
+	verbImpersonate = "impersonate"
+	verbAttach      = "attach"
+	verbJoin        = "join"
+	verbEscalate    = "escalate"
 )
 
 // kindConnection is the kind of a live connection in decisions and the log.
@@ -94,12 +97,22 @@ func (c *call) may(verb string, k api.Key) (api.Decision, error) {
 	case isNobody(d.Reason):
 		return d, stranger()
 	}
-	e := api.Errorf(api.CodePermissionDenied, "not allowed: %s", strings.TrimSpace(fmt.Sprintf("%s %s %s", verb, k.Kind, k.Name)))
+	return d, forbidden(d, asked(verb, k))
+}
+
+// asked says what a caller wants to do: "update User alice".
+func asked(verb string, k api.Key) string {
+	return strings.TrimSpace(fmt.Sprintf("%s %s %s", verb, k.Kind, k.Name))
+}
+
+// forbidden is what the bearer of a valid Session is told who may not do that.
+func forbidden(d api.Decision, what string) *api.Error {
+	e := api.Errorf(api.CodePermissionDenied, "not allowed: %s", what)
 	if d.Message != "" {
 		e.Message += ": " + d.Message
 	}
 	e.DecisionID = d.ID
-	return d, e
+	return e
 }
 
 // sees decides whether the caller may do that, and records nothing: it is asked
@@ -111,6 +124,17 @@ func (c *call) sees(verb string, k api.Key) (api.Decision, error) {
 		return d, undecided()
 	}
 	return d, nil
+}
+
+// shows reports whether an Object may be named to the caller: he may get or list
+// it, whether it is there or not.
+func (c *call) shows(k api.Key) bool {
+	for _, verb := range []string{verbGet, verbList} {
+		if d, err := c.sees(verb, k); err != nil || d.Allowed() {
+			return err == nil
+		}
+	}
+	return false
 }
 
 // undecided is what a caller is told on whom no decision could be made.

@@ -51,7 +51,8 @@ func (c *call) apply() (any, error) {
 	}
 	out := api.ApplyResponse{Results: []api.Result{}, Warnings: d.problems, Revision: rev}
 	for _, doc := range append(d.documents, d.pruned...) {
-		r, err := doc.result(in.Diff)
+		// Whoever may write an Object is shown it; to delete one tells nothing of it.
+		r, err := doc.result(in.Diff && (doc.action != api.ActionDeleted || c.shows(doc.key)))
 		if err != nil {
 			return nil, err
 		}

@@ -93,26 +93,21 @@ func checkDevice(in *api.DeviceRequest) error {
 }
 
 // device returns the Device of a User that a request speaks of, as it is now to
-// be, and as it was: nil if it is new.
+// be, and as it was: nil if it is new. A machine of two Users is two Devices: what
+// it says of itself takes nothing from anybody else.
 func (c *call) device(r store.Reader, user *api.User, in *api.DeviceRequest) (dev *api.Device, before api.Object, err error) {
 	n := 0
 	for old, err := range store.All[*api.Device](r, api.KindDevice) {
 		if err != nil {
 			return nil, nil, err
 		}
-		own := old.Status.UserRef.UID == user.Metadata.UID
 		switch {
-		case old.Status.Reported.ID != in.Report.ID:
-			if own {
-				n++
-			}
-		case !own:
-			e := api.Errorf(api.CodeConflict, "this machine cannot be registered for User %s", user.Metadata.Name)
-			e.Hint = "ask an administrator: it is registered already"
-			return nil, nil, e
-		default:
+		case old.Status.UserRef.UID != user.Metadata.UID:
+		case old.Status.Reported.ID == in.Report.ID:
 			before = api.Clone(old)
 			dev = old
+		default:
+			n++
 		}
 	}
 	now := c.Now().UTC()

@@ -68,7 +68,8 @@ func (c *call) list() (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := c.who(); err != nil { // strangers do not learn the kinds
+	who, err := c.who() // strangers do not learn the kinds
+	if err != nil {
 		return nil, err
 	}
 	k, err := c.kind()
@@ -84,7 +85,7 @@ func (c *call) list() (any, error) {
 		return nil, err
 	}
 	if watch {
-		return nil, c.watch(k.Name, which, q)
+		return nil, c.watch(who, k.Name, which, q)
 	}
 	if q["revision"] != "" {
 		return nil, api.Errorf(api.CodeInvalid, "the query parameter revision needs watch=true")
@@ -94,6 +95,11 @@ func (c *call) list() (any, error) {
 		return nil, err
 	}
 
+	done, err := c.readers.take(c.r.Context(), who.UID)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	out := api.List{Items: []json.RawMessage{}}
 	if out.Revision, err = c.settled(); err != nil {
 		return nil, err

@@ -1,15 +1,18 @@
 package control
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"cardea/api"
+	"cardea/policy"
 )
 
 // namesIn returns the names of what a list has.
@@ -148,7 +151,7 @@ func TestListByName(t *testing.T) {
 		}
 	}
 	// What one may not list is not suggested either.
-	w.mustApply(root, onAPI("writers", "a.kind == ^User^ || a.verb == ^list^ && a.name == ^group-2^ || a.verb == ^escalate^"), group1, `{'kind':'Group','metadata':{'name':'group-2'}}`)
+	w.mustApply(root, onAPI("writers", "a.kind == ^User^ || a.verb == ^list^ && a.name == ^group-2^ || a.verb == ^join^"), group1, `{'kind':'Group','metadata':{'name':'group-2'}}`)
 	writer := w.user(root, "writer", "writers")
 	_, err := w.apply(writer, strings.Replace(alice, "group-1", "group-3", 1))
 	if got := problems(err); len(got) != 1 || !strings.HasSuffix(got[0], `found "group-3"; allowed: group-2`) {
@@ -208,5 +211,57 @@ func BenchmarkSees(b *testing.B) {
 		if d, err := c.sees(verbList, k); err != nil || !d.Allowed() {
 			b.Fatal(d, err)
 		}
+	}
+}
+
+// meeting is a Decider where decisions on what is listed wait for one of another
+// call, and which counts how many calls are there at once.
+type meeting struct {
+	policy.Decider
+	mu           sync.Mutex
+	here, most   int
+	twoHaveBeen  chan struct{}
+	isTwoReached bool
+}
+
+func (m *meeting) Decide(ctx context.Context, r api.Request) (api.Decision, error) {
+	if r.Facts.API.Verb != verbList || r.Facts.API.Name == "" {
+		return m.Decider.Decide(ctx, r)
+	}
+	m.mu.Lock()
+	m.here++
+	m.most = max(m.most, m.here)
+	if m.here == 2 && !m.isTwoReached {
+		m.isTwoReached = true
+		close(m.twoHaveBeen)
+	}
+	m.mu.Unlock()
+	<-m.twoHaveBeen
+	d, err := m.Decider.Decide(ctx, r)
+	m.mu.Lock()
+	m.here--
+	m.mu.Unlock()
+	return d, err
+}
+
+// TestListsOfOneSession: one Session does not go through everything as often at
+// once as it likes.
+func TestListsOfOneSession(t *testing.T) {
+	w, root := newRoot(t)
+	m := &meeting{Decider: w.Decider, twoHaveBeen: make(chan struct{})}
+	w.Decider = m
+	w.handler = w.Handler()
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			var out api.List
+			if err := w.do(root, "GET", "/api/core/v1/policies", nil, &out); err != nil || len(out.Items) == 0 {
+				t.Errorf("%+v, %v", out, err)
+			}
+		})
+	}
+	all.Wait()
+	if m.most != maxReaders {
+		t.Errorf("%d lists at once, want %d", m.most, maxReaders)
 	}
 }

@@ -87,7 +87,7 @@ func (c *call) enter(e *entrance, admit func(store.Reader) (*admission, error), 
 	if err != nil {
 		return out, rev, err
 	}
-	done, err := e.turn(ctx, a.user.Metadata.Name)
+	done, err := e.turns.take(ctx, a.user.Metadata.Name)
 	if err != nil {
 		return out, rev, err
 	}

@@ -671,7 +671,7 @@ func TestTokenOfAnother(t *testing.T) {
 	w.mustApply(root, `{'kind':'Policy','metadata':{'name':'tokens'},'spec':{'rules':[{'effect':'ALLOW','condition':{'match':
 			'ctx.request.api.kind == \u0022Credential\u0022 && ctx.request.api.verb == \u0022update\u0022'}}]}}`,
 		`{'kind':'Policy','metadata':{'name':'as-robot'},'spec':{'rules':[{'effect':'ALLOW','condition':{'match':
-			'ctx.request.api.verb == \u0022escalate\u0022 && ctx.request.api.kind == \u0022User\u0022 && ctx.request.api.name == \u0022robot\u0022'}}]}}`,
+			'ctx.request.api.verb == \u0022impersonate\u0022 && ctx.request.api.kind == \u0022User\u0022 && ctx.request.api.name == \u0022robot\u0022'}}]}}`,
 		`{'kind':'User','metadata':{'name':'robot'},'spec':{'type':'WORKLOAD'}}`,
 		`{'kind':'Credential','metadata':{'name':'robot'},'spec':{'user':'robot'}}`,
 		`{'kind':'Credential','metadata':{'name':'spare'},'spec':{'user':'root'}}`,
@@ -685,7 +685,7 @@ func TestTokenOfAnother(t *testing.T) {
 		if err := ask(of); !api.HasCode(err, api.CodePermissionDenied) {
 			t.Errorf("of root's %s: %v", of, err)
 		}
-		if r := w.journal.last(t).Entry; r.Common.Status != api.StatusDenied || r.Info.API.Verb != verbEscalate || r.Info.API.Name != "root" {
+		if r := w.journal.last(t).Entry; r.Common.Status != api.StatusDenied || r.Info.API.Verb != verbImpersonate || r.Info.API.Name != "root" {
 			t.Errorf("of root's %s: the record is %+v", of, r)
 		}
 		if w.revision() != before {

@@ -83,20 +83,20 @@ func (c *call) remove(who api.Ref, k api.Key, opt options) (api.Revision, error)
 		if err != nil {
 			return err
 		}
-		gone, err := deleteAll(tx, []api.Key{k}, false)
+		names := func(x api.Key) bool { return x == k || c.shows(x) }
+		gone, err := doomed(tx, []api.Key{k}, false, names)
 		if err != nil {
+			return err
+		}
+		if err := c.mayDelete(tx, w, who, gone, names); err != nil {
+			return err
+		}
+		if err := deleteAll(tx, gone); err != nil {
 			return err
 		}
 		var keys []api.Key
 		for _, o := range gone {
 			keys = append(keys, o.Header().Key())
-		}
-		questions, err := w.questions(tx, gone[0], nil)
-		if err != nil {
-			return err
-		}
-		if err := c.mayAlso(0, questions); err != nil {
-			return err
 		}
 		if err := lockout(tx, keys); err != nil {
 			return err

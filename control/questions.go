@@ -14,7 +14,8 @@ import (
 
 // why answers POST /api/why: what would be decided, and how.
 func (c *call) why() (any, error) {
-	if _, err := c.who(); err != nil { // before reading what a stranger sends
+	who, err := c.who() // before reading what a stranger sends
+	if err != nil {
 		return nil, err
 	}
 	var in api.WhyRequest
@@ -38,11 +39,56 @@ func (c *call) why() (any, error) {
 	if r.Facts == nil {
 		r.Facts = new(api.Facts) // of a connection of which nothing is known
 	}
-	user, err := c.subject(in.Subject, &r)
+	user, err := c.subject(who, in.Subject, &r)
 	if err != nil {
 		return nil, err
 	}
-	return c.Explainer.Explain(c.r.Context(), r, user)
+	x, err := c.Explainer.Explain(c.r.Context(), r, user)
+	if err != nil || c.showsAll(&x) {
+		return x, err
+	}
+	return outline(&x), nil
+}
+
+// showsAll reports whether the caller may see all that an Explanation names: what
+// it hangs on, where its rules are written, and the names that its hints may
+// suggest.
+func (c *call) showsAll(x *api.Explanation) bool {
+	keys := map[api.Key]bool{}
+	for _, k := range x.Decision.DependsOn {
+		keys[k] = true
+	}
+	for _, s := range x.Steps {
+		if s.Rule.Policy != "" {
+			keys[coreKey(api.KindPolicy, s.Rule.Policy)] = true
+		}
+		if s.Rule.Owner != nil {
+			keys[*s.Rule.Owner] = true
+		}
+	}
+	for _, kind := range []string{api.KindUser, api.KindGroup, api.KindService, api.KindPolicy} {
+		keys[coreKey(kind, "")] = true
+	}
+	for k := range keys {
+		if !c.shows(k) {
+			return false
+		}
+	}
+	return true
+}
+
+// outline returns the decision of an Explanation, without what it was made from.
+func outline(x *api.Explanation) api.Explanation {
+	d := &x.Decision
+	return api.Explanation{
+		Decision: api.Decision{
+			ID: d.ID, Revision: d.Revision, Effect: d.Effect, Reason: d.Reason, Message: d.Message, Lease: d.Lease,
+			Words:   "by what you may not see all of",
+			Subject: api.Subject{Session: d.Subject.Session, User: d.Subject.User, IsAnonymous: d.Subject.IsAnonymous},
+		},
+		Hypothetical: x.Hypothetical,
+		Hints:        []string{"the rules are not shown: it takes the verb get on all that the decision hangs on, and on all Users, Groups, Services and Policies"},
+	}
 }
 
 // anonymous is the subject who comes in through the public port of a Service.
@@ -50,25 +96,37 @@ const anonymous = "anonymous"
 
 // subject puts who a subject is into r: the Session that it names, the latest one
 // of the User that it names, or nobody's. It returns the User's name if there is
-// no Session of his.
-func (c *call) subject(subject string, r *api.Request) (user string, err error) {
+// no Session of his. What the caller may not see is not there for him.
+func (c *call) subject(who api.Ref, subject string, r *api.Request) (user string, err error) {
 	if subject == anonymous {
 		r.Evidence = api.Evidence{Kind: api.EvidenceAnonymous}
 		return "", nil
 	}
 	if name, ok := strings.CutPrefix(subject, "session/"); ok {
-		o, err := c.load(api.Key{Group: api.GroupCore, Kind: api.KindSession, Name: name})
+		k := coreKey(api.KindSession, name)
+		o, err := c.load(k)
 		if err != nil {
 			return "", err
+		}
+		if name != who.Name && !c.shows(k) {
+			return "", api.NotFound(k)
 		}
 		r.Session = o.Header().Metadata.UID
 		return "", nil
 	}
-	if _, err := c.load(api.Key{Group: api.GroupCore, Kind: api.KindUser, Name: subject}); err != nil {
+	k := coreKey(api.KindUser, subject)
+	if _, err := c.load(k); err != nil {
 		return "", err
 	}
+	own, err := c.load(coreKey(api.KindSession, who.Name))
+	if err != nil {
+		return "", err
+	}
+	if userOf(own) != subject && !c.shows(k) {
+		return "", api.NotFound(k)
+	}
 	s, err := c.latestSession(subject)
-	if err != nil || s == nil {
+	if err != nil || s == nil || s.Metadata.Name != who.Name && !c.shows(s.Key()) {
 		return subject, err
 	}
 	r.Session = s.Metadata.UID

@@ -101,8 +101,8 @@ func isReferred(kind string) bool {
 
 // checkReferences reports what o names and what does not exist. What is pending
 // counts as existing: it is there in the same request and has problems of its own.
-// Of what o may have meant, it names what shows says may be shown.
-func checkReferences(r store.Reader, o api.Object, isPending func(api.Key) bool, shows func(api.Key) bool, p *api.Problems) error {
+// meant answers as near does.
+func checkReferences(r store.Reader, o api.Object, isPending func(api.Key) bool, meant func(api.Key) ([]string, bool, error), p *api.Problems) error {
 	for _, ref := range references(o) {
 		if len(p.List) >= maxProblems {
 			return nil
@@ -112,7 +112,7 @@ func checkReferences(r store.Reader, o api.Object, isPending func(api.Key) bool,
 		}
 		rec, err := r.Get(ref.to)
 		if api.HasCode(err, api.CodeNotFound) || err == nil && isOwn(rec) {
-			names, any, err := near(r, ref.to, shows)
+			names, any, err := meant(ref.to)
 			if err != nil {
 				return err
 			}
@@ -198,14 +198,15 @@ func near(r store.Reader, k api.Key, shows func(api.Key) bool) (names []string, 
 	return names, any, nil
 }
 
-// deleteAll deletes the Objects of those keys and what they own, and returns them.
-// It fails if one is of the system, or if something that stays refers to one; what
-// somebody made stays if keepsMade is set, also if it is owned.
-func deleteAll(tx store.Tx, keys []api.Key, keepsMade bool) (gone []api.Object, err error) {
+// doomed returns the Objects of those keys and what they own: what goes if they
+// are deleted. It fails if one is of the system, or if something that stays refers
+// to one, which it names if shows says that it may; what somebody made stays if
+// keepsMade is set, also if it is owned.
+func doomed(r store.Reader, keys []api.Key, keepsMade bool, shows func(api.Key) bool) (gone []api.Object, err error) {
 	going := map[api.Key]bool{}
 	var users []use
 	for _, k := range keys {
-		o, err := store.Get[api.Object](tx, k)
+		o, err := store.Get[api.Object](r, k)
 		if err != nil {
 			return nil, err
 		}
@@ -216,7 +217,7 @@ func deleteAll(tx store.Tx, keys []api.Key, keepsMade bool) (gone []api.Object, 
 		gone = append(gone, o)
 	}
 	for next := gone; len(next) > 0; {
-		owned, others, err := referrers(tx, next, going, keepsMade)
+		owned, others, err := referrers(r, next, going, keepsMade)
 		if err != nil {
 			return nil, err
 		}
@@ -227,23 +228,40 @@ func deleteAll(tx store.Tx, keys []api.Key, keepsMade bool) (gone []api.Object, 
 	}
 	for _, k := range keys {
 		var names []string
+		hidden := false
 		for _, u := range users {
-			if u.of == k && !going[u.by] {
+			switch {
+			case u.of != k || going[u.by]:
+			case shows(u.by):
 				names = append(names, u.by.String())
+			default:
+				hidden = true
 			}
 		}
-		if len(names) > 0 {
+		if hidden {
+			names = append(names, "what you may not see")
+		}
+		switch {
+		case len(names) == 0:
+		case !shows(k):
+			return nil, api.Errorf(api.CodeConflict, "what you may not see is in use")
+		default:
 			e := api.Errorf(api.CodeConflict, "%s %q is in use by %s", k.Kind, k.Name, some(names))
 			e.Hint = "take it out of them, or delete them, first"
 			return nil, e
 		}
 	}
+	return gone, nil
+}
+
+// deleteAll deletes Objects.
+func deleteAll(tx store.Tx, gone []api.Object) error {
 	for _, o := range gone {
 		if err := tx.Delete(o.Header().Key()); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return gone, nil
+	return nil
 }
 
 // A use is an Object that names another.

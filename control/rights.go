@@ -3,6 +3,7 @@ package control
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 
@@ -10,20 +11,29 @@ import (
 	"cardea/store"
 )
 
-// A question is what a write takes beside create, update or delete: that the
-// writer may use a Secret that is named, publish a Service, approve a Session or
-// Device, or, with escalate, give a right that he does not hold himself.
+// A question is what a write takes beside create, update or delete. Each verb
+// means one thing of the Object that it is about, so that a policy can say who may
+// give what:
 //
-// An escalate names what is given: the Policy that is attached, the Group of
-// which somebody becomes a member, the User as whom somebody may log in; and
-// where no other Object is given, the one that is written. So a policy can say
-// who may give what.
+//   - use a Secret: say where its value goes;
+//   - publish a Service: open it to those who have no Session;
+//   - approve: let a Session, Device or Authenticator be used, and say on what
+//     terms the Sessions of a User, or of all, are;
+//   - impersonate a User: let somebody log in as him;
+//   - attach a Policy that the writer does not have to anything;
+//   - join a Group: make somebody a member, or take him out of what it denies;
+//   - escalate: write what rules say, or what they read, into the Object;
+//   - logs: say where the access log goes and how long it is kept;
+//   - delete a Session, by ending it earlier.
 type question struct {
 	verb    string
 	about   api.Key
 	pointer string // what in the document asks it
 	words   string // what it would do, for whoever may not
 }
+
+// noDocument is the index of what is deleted and is no document.
+const noDocument = -1
 
 // mayAlso asks the questions of the document of that index. If the answer to one
 // is no, its error says what would be given, and what would help.
@@ -32,7 +42,34 @@ func (c *call) mayAlso(document int, questions []question) error {
 		_, err := c.may(q.verb, q.about)
 		if e, ok := errors.AsType[*api.Error](err); ok && e.Code == api.CodePermissionDenied {
 			e.Problems = []api.Problem{{Document: document, Pointer: q.pointer, Rule: q.words}}
-			e.Hint = fmt.Sprintf("it takes a policy that allows you the verb %s on %s %s", q.verb, q.about.Kind, q.about.Name)
+			e.Hint = "it takes a policy that allows you: " + asked(q.verb, q.about)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mayDelete asks what it takes to delete Objects, beside the right to delete.
+// Whoever ends his own Session is asked nothing. What a refusal names, shows lets
+// be named.
+func (c *call) mayDelete(r store.Reader, w *writer, who api.Ref, gone []api.Object, shows func(api.Key) bool) error {
+	for _, o := range gone {
+		if o.Header().Metadata.UID == who.UID {
+			continue
+		}
+		k := o.Header().Key()
+		questions, err := w.questions(r, o, nil)
+		if err != nil {
+			return err
+		}
+		for i, q := range questions {
+			questions[i].pointer, questions[i].words = "", fmt.Sprintf("to delete %s %s %s", k.Kind, k.Name, q.words)
+		}
+		err = c.mayAlso(noDocument, questions)
+		if api.HasCode(err, api.CodePermissionDenied) && !shows(k) {
+			return api.Errorf(api.CodePermissionDenied, "not allowed: it would delete what you may not see")
 		}
 		if err != nil {
 			return err
@@ -119,11 +156,42 @@ func coreKey(kind, name string) api.Key {
 }
 
 // questions returns what it takes to make an Object what it is after of what it
-// was before; nil stands for one that is not there.
+// was before; nil stands for one that is not there. To delete one takes what it
+// would take to make it plain by an update: whoever may make it again is rid of
+// what restricted it.
 func (w *writer) questions(r store.Reader, before, after api.Object) ([]question, error) {
-	list := slices.Concat(uses(before, after), publishes(before, after), approves(before, after))
+	list := slices.Concat(uses(before, after), publishes(before, after), reads(before, after), logs(before, after))
+	if before == nil {
+		before = plain(after)
+	}
+	isGone := after == nil
+	if isGone {
+		after = plain(before)
+	}
+	list = append(list, approves(before, after)...)
+	if p, ok := before.(*api.Policy); ok && isGone && !denies(&p.Spec) {
+		return list, nil // nothing names it, so it gave nothing
+	}
 	given, err := w.gives(r, before, after)
 	return append(list, given...), err
+}
+
+// plain returns an Object of the kind and name of another of which nobody wrote
+// anything more.
+func plain(o api.Object) api.Object {
+	k, _ := api.KindOf(o.Header().Kind)
+	p := k.New()
+	p.Header().Metadata.Name = o.Header().Metadata.Name
+	switch o := o.(type) {
+	case *api.Credential:
+		p.(*api.Credential).Spec.User = o.Spec.User
+	case *api.User:
+		p.(*api.User).Spec.Type = o.Spec.Type // whoever makes one chooses it
+	case *api.Session:
+		p.(*api.Session).Spec.ExpiresAt = o.Spec.ExpiresAt
+	}
+	p.Default()
+	return p
 }
 
 // uses asks for each Secret that is named, unless what names it is as before:
@@ -170,12 +238,111 @@ func publishes(before, after api.Object) []question {
 	return []question{{verbPublish, s.Key(), "/spec/isAnonymous", "opens the Service to those who have no Session"}}
 }
 
-// approves asks for a change of what is called state.
-func approves(before, after api.Object) []question {
-	if before == nil || after == nil || stateOf(before) == stateOf(after) {
+// logs asks for a change of what becomes of the access log.
+func logs(before, after api.Object) (list []question) {
+	o, ok := after.(*api.ClusterConfig)
+	was, isUpdate := before.(*api.ClusterConfig)
+	if !ok || !isUpdate {
 		return nil
 	}
-	return []question{{verbApprove, after.Header().Key(), "/spec/state", "changes whether it may be used"}}
+	ask := func(pointer, words string) {
+		list = append(list, question{verbLogs, api.Key{}, pointer, words})
+	}
+	if !reflect.DeepEqual(was.Spec.Collector, o.Spec.Collector) {
+		ask("/spec/collector", "changes who gets the access log")
+	}
+	if o.Spec.Collector != nil && !reflect.DeepEqual(was.Spec.DNS.Hosts, o.Spec.DNS.Hosts) {
+		ask("/spec/dns/hosts", "changes where names lead, that of the collector too")
+	}
+	if !reflect.DeepEqual(was.Spec.Audit, o.Spec.Audit) {
+		ask("/spec/audit", "changes how the access log is kept")
+	}
+	return list
+}
+
+// reads asks for a change of what policies read of those about whom they are. Who
+// makes one chooses its name, a User's type and email, and nothing else.
+func reads(before, after api.Object) (list []question) {
+	if after == nil {
+		return nil
+	}
+	is, ok := attrsOf(after)
+	if !ok {
+		return nil
+	}
+	m, wasM, was := after.Header().Metadata, api.Metadata{}, api.Attrs(nil)
+	if before != nil {
+		wasM = before.Header().Metadata
+		was, _ = attrsOf(before)
+	}
+	ask := func(pointer string, isSame bool) {
+		if !isSame {
+			list = append(list, question{verbEscalate, after.Header().Key(), pointer, "changes what policies may read"})
+		}
+	}
+	ask("/metadata/labels", maps.Equal(wasM.Labels, m.Labels))
+	ask("/metadata/annotations", maps.Equal(wasM.Annotations, m.Annotations))
+	ask("/metadata/tags", slices.Equal(wasM.Tags, m.Tags))
+	ask("/spec/attrs", len(was) == 0 && len(is) == 0 || reflect.DeepEqual(was, is))
+	if o, ok := before.(*api.User); ok {
+		ask("/spec/email", o.Spec.Email == after.(*api.User).Spec.Email)
+		ask("/spec/type", o.Spec.Type == after.(*api.User).Spec.Type)
+	}
+	return list
+}
+
+// attrsOf returns the attrs of an Object about which policies are. Who writes a
+// Service says who reaches it anyway.
+func attrsOf(o api.Object) (attrs api.Attrs, ok bool) {
+	switch o := o.(type) {
+	case *api.User:
+		return o.Spec.Attrs, true
+	case *api.Group:
+		return o.Spec.Attrs, true
+	case *api.Session:
+		return nil, true
+	case *api.Device:
+		return o.Spec.Attrs, true
+	case *api.Namespace:
+		return o.Spec.Attrs, true
+	}
+	return nil, false
+}
+
+// approves asks for a change of what is called state, and of how long and on what
+// terms Sessions are.
+func approves(before, after api.Object) (list []question) {
+	k := after.Header().Key()
+	ask := func(verb, pointer, words string) { list = append(list, question{verb, k, pointer, words}) }
+	if stateOf(before) != stateOf(after) {
+		ask(verbApprove, "/spec/state", "changes whether it may be used")
+	}
+	switch o := after.(type) {
+	case *api.Session:
+		switch at := before.(*api.Session).Spec.ExpiresAt; at.Compare(o.Spec.ExpiresAt) {
+		case -1:
+			ask(verbApprove, "/spec/expiresAt", "prolongs the Session")
+		case +1:
+			ask(verbDelete, "/spec/expiresAt", "ends the Session earlier")
+		}
+	case *api.User:
+		was := before.(*api.User)
+		if !reflect.DeepEqual(was.Spec.Session, o.Spec.Session) {
+			ask(verbApprove, "/spec/session", "changes the terms of the User's Sessions")
+		}
+		if was.Spec.Type != o.Spec.Type {
+			ask(verbApprove, "/spec/type", "changes the terms of the User's Sessions")
+		}
+	case *api.ClusterConfig:
+		was := before.(*api.ClusterConfig)
+		if !reflect.DeepEqual(was.Spec.Session, o.Spec.Session) {
+			ask(verbApprove, "/spec/session", "changes the terms of Sessions")
+		}
+		if !reflect.DeepEqual(was.Spec.Device, o.Spec.Device) {
+			ask(verbApprove, "/spec/device", "changes the terms of Devices")
+		}
+	}
+	return list
 }
 
 // stateOf returns the state of what an administrator approves.
@@ -194,19 +361,8 @@ func stateOf(o api.Object) string {
 // gives asks for each right that somebody gets and that the writer does not have,
 // and for each restriction that somebody is relieved of.
 func (w *writer) gives(r store.Reader, before, after api.Object) (list []question, err error) {
-	ask := func(about api.Key, pointer, format string, args ...any) {
-		list = append(list, question{verbEscalate, about, pointer, fmt.Sprintf(format, args...)})
-	}
-	switch {
-	case after == nil:
-		if p, ok := before.(*api.Policy); ok && denies(&p.Spec) {
-			ask(p.Key(), "", "takes away rules that restrict")
-		}
-		return list, nil
-	case before == nil:
-		k, _ := api.KindOf(after.Header().Kind)
-		before = k.New()
-		before.Default()
+	ask := func(verb string, about api.Key, pointer, format string, args ...any) {
+		list = append(list, question{verb, about, pointer, fmt.Sprintf(format, args...)})
 	}
 	k, isNew := after.Header().Key(), before.Header().Metadata.UID == ""
 	switch o := after.(type) {
@@ -214,31 +370,32 @@ func (w *writer) gives(r store.Reader, before, after api.Object) (list []questio
 		return nil, nil // who writes it says who reaches it
 	case *api.Policy:
 		if !isNew && !reflect.DeepEqual(before.(*api.Policy).Spec, o.Spec) {
-			ask(k, "/spec", "changes what those may do to whom the Policy applies")
+			ask(verbEscalate, k, "/spec", "changes what those may do to whom the Policy applies")
 		}
 	case *api.Namespace:
 		if was := before.(*api.Namespace); !isNew && was.Spec.Parent != o.Spec.Parent {
-			ask(k, "/spec/parent", "changes the policies of all that is in the Namespace")
+			ask(verbEscalate, k, "/spec/parent", "changes the policies of all that is in the Namespace")
 		}
 	case *api.Credential:
-		if isNew || !reflect.DeepEqual(before.(*api.Credential).Spec, o.Spec) {
+		isGone := o.Metadata.UID == ""
+		if was := before.(*api.Credential); isNew || isGone && was.Spec.IsDisabled || !isGone && !reflect.DeepEqual(was.Spec, o.Spec) {
 			list = append(list, w.logsIn(o)...)
 		}
 	case *api.User:
 		was := before.(*api.User)
 		if was.Spec.IsDisabled && !o.Spec.IsDisabled {
-			ask(k, "/spec/isDisabled", "lets a User in who is disabled")
+			ask(verbImpersonate, k, "/spec/isDisabled", "lets a User in who is disabled")
 		}
 		for i, g := range o.Spec.Groups {
 			if !slices.Contains(was.Spec.Groups, g) && !slices.Contains(w.groups, g) {
-				ask(coreKey(api.KindGroup, g), fmt.Sprintf("/spec/groups/%d", i), "makes a member of the Group %s, of which you are none", g)
+				ask(verbJoin, coreKey(api.KindGroup, g), fmt.Sprintf("/spec/groups/%d", i), "makes a member of the Group %s, of which you are none", g)
 			}
 		}
 		for _, g := range without(was.Spec.Groups, o.Spec.Groups) {
 			if bound, err := restrictsGroup(r, g); err != nil {
 				return nil, err
 			} else if bound {
-				ask(coreKey(api.KindGroup, g), "/spec/groups", "takes out of the Group %s, which has policies that restrict", g)
+				ask(verbJoin, coreKey(api.KindGroup, g), "/spec/groups", "takes out of the Group %s, which has policies that restrict", g)
 			}
 		}
 	}
@@ -250,24 +407,24 @@ func (w *writer) gives(r store.Reader, before, after api.Object) (list []questio
 	const at = "/spec/authorization"
 	for i, p := range is.Policies {
 		if !slices.Contains(was.Policies, p) && !slices.Contains(w.policies, p) {
-			ask(coreKey(api.KindPolicy, p), fmt.Sprintf("%s/policies/%d", at, i), "gives the Policy %s, which you do not have", p)
+			ask(verbAttach, coreKey(api.KindPolicy, p), fmt.Sprintf("%s/policies/%d", at, i), "gives the Policy %s, which you do not have", p)
 		}
 	}
 	for i, p := range is.InlinePolicies {
 		if !hasInline(was, &p) {
-			ask(k, fmt.Sprintf("%s/inlinePolicies/%d", at, i), "gives what its rules allow")
+			ask(verbEscalate, k, fmt.Sprintf("%s/inlinePolicies/%d", at, i), "gives what its rules allow")
 		}
 	}
 	for _, p := range without(was.Policies, is.Policies) {
 		if bound, err := restrictsPolicy(r, p); err != nil {
 			return nil, err
 		} else if bound {
-			ask(coreKey(api.KindPolicy, p), at+"/policies", "takes away the Policy %s, which restricts", p)
+			ask(verbEscalate, k, at+"/policies", "takes away the Policy %s, which restricts", p)
 		}
 	}
 	for i, p := range was.InlinePolicies {
 		if !hasInline(is, &p) && denies(&p.Spec) {
-			ask(k, at+"/inlinePolicies", "takes away inline policy %d, which restricts", i+1)
+			ask(verbEscalate, k, at+"/inlinePolicies", "takes away inline policy %d, which restricts", i+1)
 		}
 	}
 	return list, nil
@@ -281,9 +438,9 @@ func (w *writer) logsIn(cred *api.Credential) []question {
 	case cred.Spec.IsDisabled:
 		return nil
 	case cred.Spec.User != w.user:
-		return []question{{verbEscalate, user, "/spec/user", "lets somebody log in as the User " + user.Name}}
+		return []question{{verbImpersonate, user, "/spec/user", "lets somebody log in as the User " + user.Name}}
 	case w.isBound:
-		return []question{{verbEscalate, user, "/spec/user", "lets you log in without the policies that restrict your Session"}}
+		return []question{{verbImpersonate, user, "/spec/user", "lets you log in without the policies that restrict your Session"}}
 	}
 	return nil
 }

@@ -51,6 +51,11 @@ func (c *call) reachable() (any, error) {
 	if _, err := c.may(verbGet, coreKey(api.KindSession, who.Name)); err != nil {
 		return nil, err
 	}
+	done, err := c.readers.take(c.r.Context(), who.UID)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	all, err := c.services()
 	if err != nil {
 		return nil, err

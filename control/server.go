@@ -111,10 +111,12 @@ type Logs interface {
 // Handler returns the API as it is served over TLS that asks for a client
 // certificate and proves its key, but need not verify it.
 func (s *Server) Handler() http.Handler {
-	mux := http.NewServeMux()
+	mux, readers := http.NewServeMux(), newTurns(maxReaders)
 	handle := func(pattern string, f func(*call) (any, error)) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			out, err := f(s.call(w, r))
+			c := s.call(w, r)
+			c.readers = readers
+			out, err := f(c)
 			switch {
 			case err != nil:
 				rpc.Fail(w, err, s.Log)
@@ -196,7 +198,12 @@ type call struct {
 	verified string // uid of a Session that has been verified already, or ""
 	facts    api.Facts
 	started  time.Time
+	readers  *turns
 }
+
+// maxReaders is how many calls of one Session may go through all Objects of a kind
+// at once: each of these costs a decision for each Object.
+const maxReaders = 2
 
 func (s *Server) call(w http.ResponseWriter, r *http.Request) *call {
 	c := &call{Server: s, w: w, r: r, started: s.Now()}

@@ -29,8 +29,8 @@ func claimOf(o api.Object) claim {
 }
 
 // checkClaims reports what the Objects of a kind, in the given documents, claim
-// and what another of the kind has.
-func checkClaims(r store.Reader, kind string, docs []*document, report func(*document) *api.Problems) error {
+// and what another of the kind has. It names the other if shows says that it may.
+func checkClaims(r store.Reader, kind string, docs []*document, report func(*document) *api.Problems, shows func(api.Key) bool) error {
 	claimed := map[string][]*document{}
 	var values [][]byte // as they stand in JSON
 	for _, d := range docs {
@@ -65,7 +65,10 @@ func checkClaims(r store.Reader, kind string, docs []*document, report func(*doc
 		for _, d := range claimed[claimOf(o).value] {
 			if d.key != rec.Key {
 				x := claimOf(d.after)
-				report(d).Add(x.pointer, x.rule, x.value).Hint = fmt.Sprintf("it is that of %s %s", kind, rec.Key.Name)
+				problem := report(d).Add(x.pointer, x.rule, x.value)
+				if shows(rec.Key) {
+					problem.Hint = fmt.Sprintf("it is that of %s %s", kind, rec.Key.Name)
+				}
 			}
 		}
 	}
@@ -74,7 +77,7 @@ func checkClaims(r store.Reader, kind string, docs []*document, report func(*doc
 
 // checkNamesake reports a new Namespace that is called as a Service of the
 // default Namespace is, or the other way round: NAME.DOMAIN would name both.
-func checkNamesake(r store.Reader, d *document, p *api.Problems) error {
+func checkNamesake(r store.Reader, d *document, p *api.Problems, shows func(api.Key) bool) error {
 	if d.action != api.ActionCreated {
 		return nil
 	}
@@ -89,10 +92,15 @@ func checkNamesake(r store.Reader, d *document, p *api.Problems) error {
 		return nil
 	}
 	_, err := r.Get(other)
-	if err == nil {
-		p.Add("/metadata/name", fmt.Sprintf("must not be that of the %s %s", other.Kind, other.Name), name)
-	} else if !api.HasCode(err, api.CodeNotFound) {
+	switch {
+	case api.HasCode(err, api.CodeNotFound):
+		return nil
+	case err != nil:
 		return err
+	case shows(other):
+		p.Add("/metadata/name", fmt.Sprintf("must not be that of the %s %s", other.Kind, other.Name), name)
+	default:
+		p.Add("/metadata/name", "must be another: this one is taken", name)
 	}
 	return nil
 }

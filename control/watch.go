@@ -26,6 +26,7 @@ const (
 // change and as his rights do.
 type watcher struct {
 	*call
+	who   api.Ref
 	kind  string
 	which selection
 	// caughtUp is the revision up to which changes are of before the watch began.
@@ -40,7 +41,7 @@ type watcher struct {
 }
 
 // watch answers GET /api/core/v1/{kind}?watch=true.
-func (c *call) watch(kind string, which selection, q map[string]string) error {
+func (c *call) watch(who api.Ref, kind string, which selection, q map[string]string) error {
 	if q["limit"] != "" || q["after"] != "" {
 		return api.Errorf(api.CodeInvalid, "the query parameters limit and after are not for watch=true")
 	}
@@ -50,7 +51,7 @@ func (c *call) watch(kind string, which selection, q map[string]string) error {
 			return api.Errorf(api.CodeInvalid, "the query parameter revision must be EPOCH.NUMBER, as a list has it")
 		}
 	}
-	w := &watcher{call: c, kind: kind, which: which, at: from, shown: map[string]api.Revision{}}
+	w := &watcher{call: c, who: who, kind: kind, which: which, at: from, shown: map[string]api.Revision{}}
 	if err := w.begin(); err != nil {
 		return err
 	}
@@ -101,6 +102,11 @@ func listAgain(why string) error {
 // begin decides whether the caller may watch at all, and finds out what he sees.
 // Commits that pass meanwhile are followed like those before the watch.
 func (w *watcher) begin() error {
+	done, err := w.readers.take(w.r.Context(), w.who.UID)
+	if err != nil {
+		return err
+	}
+	defer done()
 	now, err := w.settled()
 	if err != nil {
 		return err
@@ -315,6 +321,11 @@ func (w *watcher) look(ctx context.Context, isOfRight bool) (events []api.WatchE
 
 // compare returns how what the caller may see differs from what he was shown.
 func (w *watcher) compare(ctx context.Context) (events []api.WatchEvent, err error) {
+	done, err := w.readers.take(ctx, w.who.UID)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	err = w.Store.View(ctx, func(r store.Reader) error {
 		for rec, err := range r.List(api.GroupCore, w.kind) {
 			if err != nil {

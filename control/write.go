@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"reflect"
 	"slices"
 	"time"
@@ -25,6 +26,16 @@ const awaitTimeout = 30 * time.Second
 const (
 	maxDocuments = 10_000 // in one apply
 	maxProblems  = 100    // that one answer tells
+	// maxMeant is how many problems of one answer tell which name may have been
+	// meant: for each, all names of a kind are compared.
+	maxMeant = 10
+)
+
+// How often a write is tried whose ground others change.
+const (
+	firstPause   = 4 * time.Millisecond // the longest before the second try; it doubles
+	longestPause = 250 * time.Millisecond
+	patience     = 8 * time.Second
 )
 
 // options say how documents are written.
@@ -152,7 +163,8 @@ func (c *call) write(who api.Ref, documents func() ([]json.RawMessage, error), o
 	ctx := c.r.Context()
 	// What is decided is whether the caller may create, update or delete. Should an
 	// Object come or go before the transaction, it is decided again.
-	for range 5 {
+	began := time.Now()
+	for try := 0; ; try++ {
 		raw, err := documents()
 		if err != nil {
 			return nil, api.Revision{}, err
@@ -185,8 +197,28 @@ func (c *call) write(who api.Ref, documents func() ([]json.RawMessage, error), o
 		case !errors.Is(err, errChanged):
 			return nil, rev, err
 		}
+		if err := pause(ctx, began, try); err != nil {
+			return nil, rev, err
+		}
 	}
-	return nil, api.Revision{}, busy()
+}
+
+// pause waits before another try, for a random time that is longer with each: so
+// those who write the same do not meet again and again. If it was tried for long
+// enough, it says so.
+func pause(ctx context.Context, began time.Time, try int) error {
+	if time.Since(began) > patience {
+		return busy()
+	}
+	most := min(firstPause<<min(try, 10), longestPause)
+	t := time.NewTimer(rand.N(most))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // troubles warns of what the documents ask for and this process cannot do now.
@@ -235,10 +267,22 @@ func (c *call) authorize(d *draft, opt options) error {
 	}
 	for _, doc := range slices.Concat(d.documents, d.pruned) {
 		if doc.decision, err = c.may(doc.verb, doc.key); err != nil {
-			return err
+			return c.veiled(err, doc)
 		}
 	}
 	return nil
+}
+
+// veiled returns what the caller is told who may not write a document: of what he
+// may not see, not whether it is there.
+func (c *call) veiled(err error, doc *document) error {
+	switch {
+	case !api.HasCode(err, api.CodePermissionDenied) || doc.decision.Reason == api.ReasonDeviceNotActive || c.shows(doc.key):
+		return err
+	case doc.verb == verbDelete: // he did not name it
+		return forbidden(doc.decision, "delete what bears the set and you may not see")
+	}
+	return forbidden(doc.decision, asked("write", doc.key))
 }
 
 // prunable returns what bears the set and is no document.
@@ -258,7 +302,7 @@ func prunable(r store.Reader, d *draft, opt options) (docs []*document, err erro
 			return nil, err
 		}
 		if o.Header().Metadata.ApplySet == opt.set {
-			docs = append(docs, &document{index: -1, key: rec.Key, verb: verbDelete, before: o})
+			docs = append(docs, &document{index: noDocument, key: rec.Key, verb: verbDelete, before: o})
 		}
 	}
 	return docs, nil
@@ -320,24 +364,26 @@ func (c *call) transact(tx store.Tx, d *draft, problems []api.Problem, who api.R
 		return &api.Error{Code: api.CodeConflict, Message: "nothing was written", Problems: readable(conflicts)}
 	}
 	d.problems = problems // warnings
-	return c.prune(tx, d, w, opt)
+	return c.prune(tx, d, w, who, opt)
 }
 
 // checkAgainst reports what of the documents that change something does not go
 // together with the other Objects.
 func (c *call) checkAgainst(tx store.Tx, d *draft, found report) error {
-	shows := func(k api.Key) bool {
-		decision, err := c.sees(verbList, k)
-		return err == nil && decision.Allowed()
+	missing, suggested := 0, 0
+	meant := func(k api.Key) ([]string, bool, error) {
+		if suggested++; suggested > maxMeant {
+			return nil, true, nil
+		}
+		return near(tx, k, c.shows)
 	}
-	missing := 0
 	for _, doc := range d.documents {
 		if doc.action == api.ActionUnchanged {
 			continue
 		}
 		p := found.of(doc)
 		before := len(p.List)
-		if err := errors.Join(checkReferences(tx, doc.after, d.isPending, shows, p), checkNamesake(tx, doc, p)); err != nil {
+		if err := errors.Join(checkReferences(tx, doc.after, d.isPending, meant, p), checkNamesake(tx, doc, p, c.shows)); err != nil {
 			return err
 		}
 		for _, x := range p.List[before:] {
@@ -350,7 +396,7 @@ func (c *call) checkAgainst(tx store.Tx, d *draft, found report) error {
 		}
 	}
 	for _, kind := range []string{api.KindService, api.KindUser} {
-		if err := checkClaims(tx, kind, d.documents, found.of); err != nil {
+		if err := checkClaims(tx, kind, d.documents, found.of, c.shows); err != nil {
 			return err
 		}
 	}
@@ -358,7 +404,7 @@ func (c *call) checkAgainst(tx store.Tx, d *draft, found report) error {
 }
 
 // prune deletes what d says, if that is still what bears the set.
-func (c *call) prune(tx store.Tx, d *draft, w *writer, opt options) error {
+func (c *call) prune(tx store.Tx, d *draft, w *writer, who api.Ref, opt options) error {
 	now, err := prunable(tx, d, opt)
 	if err != nil {
 		return err
@@ -370,16 +416,14 @@ func (c *call) prune(tx store.Tx, d *draft, w *writer, opt options) error {
 	for i, doc := range d.pruned {
 		doc.before, doc.action = now[i].before, api.ActionDeleted
 		keys = append(keys, doc.key)
-		questions, err := w.questions(tx, doc.before, nil)
-		if err != nil {
-			return err
-		}
-		if err := c.mayAlso(doc.index, questions); err != nil {
-			return err
-		}
 	}
-	d.gone, err = deleteAll(tx, keys, true)
-	return err
+	if d.gone, err = doomed(tx, keys, true, c.shows); err != nil {
+		return err
+	}
+	if err := c.mayDelete(tx, w, who, d.gone, c.shows); err != nil {
+		return err
+	}
+	return deleteAll(tx, d.gone)
 }
 
 // A report has the problems of each document.
