@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -124,7 +125,7 @@ func explain(w io.Writer, in api.WhyRequest, x *api.Explanation) error {
 	}
 
 	switch {
-	case len(x.Steps) == 0 && d.DependsOn == nil: // not for the caller to see
+	case slices.ContainsFunc(x.Hints, func(h string) bool { return strings.HasPrefix(h, "the rules are not shown") }):
 	case len(x.Steps) == 0:
 		fmt.Fprint(w, "\nNo rule applies.\n")
 	default:
