@@ -278,8 +278,8 @@ type Health struct {
 
 // A HealthCheck is one thing that was looked at.
 type HealthCheck struct {
-	Name  string `json:"name"`
-	OK    bool   `json:"ok"`
+	Name string `json:"name"`
+	OK   bool   `json:"ok"`
 	// Warning is set if what is wrong keeps nobody from being served: readiness
 	// does not depend on it.
 	Warning bool   `json:"warning,omitempty"`

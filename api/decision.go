@@ -64,7 +64,7 @@ const (
 	ReasonNoUser           ReasonType = "NO_USER"
 	ReasonDeviceNotActive  ReasonType = "DEVICE_NOT_ACTIVE"
 	ReasonAnonymous        ReasonType = "ANONYMOUS" // the Service is open to everyone
-	ReasonLimit            ReasonType = "LIMIT"     // as many connections as there may be
+	ReasonLimit            ReasonType = "LIMIT"     // as many connections as there may be, at once or a second
 	ReasonNoService        ReasonType = "NO_SERVICE"
 	ReasonServiceDisabled  ReasonType = "SERVICE_DISABLED"
 	ReasonConfig           ReasonType = "DYNAMIC_CONFIG" // no config could be chosen

@@ -64,10 +64,18 @@ type ServiceSpec struct {
 	Deployment *Deployment `json:"deployment,omitempty"`
 }
 
-// ServiceLimits bound the connections of a Service; what is left out is not bounded.
+// ServiceLimits bound the connections of a Service; what is left out is not
+// bounded, but for ConnectionsPerSecond.
 type ServiceLimits struct {
 	Connections           int `json:"connections,omitempty"`           // live at once
 	ConnectionsPerSession int `json:"connectionsPerSession,omitempty"` // live at once, of one Session; of one source address on the public port
+	// ConnectionsPerSecond is how many new connections a second one source network
+	// (an address of IPv4, a /64 of IPv6) may open at the public port; 200 if it is
+	// left out. Twice as many may come at once. More are reset before anything is
+	// decided, and recorded as refusals with a count: each connection that is let in
+	// is two records of the access log, so without a bound a stranger fills the log
+	// until retention drops what is older. It has no effect without isPublic.
+	ConnectionsPerSecond int `json:"connectionsPerSecond,omitempty"`
 	// IdleTimeout ends a connection on which nothing passed for so long.
 	IdleTimeout *Duration `json:"idleTimeout,omitempty"`
 	// HalfCloseTimeout ends a connection of which one side has finished and the
@@ -75,6 +83,19 @@ type ServiceLimits struct {
 	HalfCloseTimeout *Duration `json:"halfCloseTimeout,omitempty"`
 	// MaxDuration ends a connection that has lasted so long.
 	MaxDuration *Duration `json:"maxDuration,omitempty"`
+}
+
+// DefaultConnectionsPerSecond is what ServiceLimits.ConnectionsPerSecond is if it
+// is left out.
+const DefaultConnectionsPerSecond = 200
+
+// Rate returns how many new connections a second one source network may open at
+// the public port. l may be nil.
+func (l *ServiceLimits) Rate() int {
+	if l == nil || l.ConnectionsPerSecond == 0 {
+		return DefaultConnectionsPerSecond
+	}
+	return l.ConnectionsPerSecond
 }
 
 // Deployment says how a Service is run.
@@ -507,6 +528,9 @@ func (l *ServiceLimits) validate(p *Problems, at string) {
 		if x.n < 0 || x.n > 1_000_000 {
 			p.Add(at+"/"+x.name, "must be from 0 (no limit) to 1000000", strconv.Itoa(x.n))
 		}
+	}
+	if n := l.ConnectionsPerSecond; n < 0 || n > 1_000_000 {
+		p.Add(at+"/connectionsPerSecond", "must be from 1 to 1000000, or left out: 200", strconv.Itoa(n))
 	}
 	l.IdleTimeout.validate(p, at+"/idleTimeout", 100*time.Millisecond, maxDuration)
 	l.HalfCloseTimeout.validate(p, at+"/halfCloseTimeout", 100*time.Millisecond, maxDuration)

@@ -117,3 +117,20 @@ func TestSecretBinding(t *testing.T) {
 		t.Error("a Secret without a binding may not be used")
 	}
 }
+
+// TestRate: a public port has a rate whether or not one is written.
+func TestRate(t *testing.T) {
+	var none *ServiceLimits
+	for l, want := range map[*ServiceLimits]int{none: 200, {}: 200, {ConnectionsPerSecond: 1}: 1, {ConnectionsPerSecond: 1_000_000}: 1_000_000} {
+		var p Problems
+		if l.validate(&p, "/l"); p.Err() != nil || l.Rate() != want {
+			t.Errorf("%+v: %d, %v", l, l.Rate(), p.Err())
+		}
+	}
+	for _, n := range []int{-1, 1_000_001} {
+		var p Problems
+		if (&ServiceLimits{ConnectionsPerSecond: n}).validate(&p, "/l"); p.Err() == nil {
+			t.Errorf("%d is let through", n)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"container/list"
 	"context"
 	"fmt"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -33,15 +34,15 @@ import (
 type Admission struct {
 	Limits AdmissionLimits
 	// Descriptors returns how many descriptors this process has open, and may
-	// have. It is asked at most ten times a second. With more than 90 % of them
-	// open, strangers are refused. May be nil.
+	// have. It is asked at most ten times a second. With more than a share of them
+	// open (see Limits), strangers are refused. May be nil.
 	Descriptors func() (used, limit int)
 
 	mu        sync.Mutex
 	known     half
 	strangers half
-	crowded   bool
-	counted   time.Time // when crowded was found out
+	left      int       // descriptors, until strangers are refused
+	counted   time.Time // when left was found out
 	stats     AdmissionStats
 	aborting  []net.Conn // unlock does it
 }
@@ -52,8 +53,9 @@ type AdmissionLimits struct {
 	Handshakes int           // under way at once, 256: half of known networks, half of strangers
 	Wait       time.Duration // for a place; one second
 	Waiting    int           // connections that wait for a place, in each half, 256; those of one network half as many
-	Rate       int           // hellos a second of a network of strangers, and how many may come at once; 20
+	Rate       int           // hellos a second of a network of strangers, and how many may come at once; 20; less than 0 is any number
 	KnownRate  int           // the same of a known one; 1,000
+	Share      int           // of all descriptors, in per cent, that may be open before strangers are refused; 90
 	Lately     time.Duration // how long a network stays known after a Session was proved from it; one hour
 }
 
@@ -77,8 +79,10 @@ const (
 	patience    = time.Second
 	recount     = 100 * time.Millisecond
 	mostLooks   = 8 // at connections that seem silent, for one that is
-	// Strangers are refused when more than so much of all descriptors is open.
-	crowdedOf, crowdedPer = 9, 10
+	anyRate     = 1 << 30
+	// perConnection is how many descriptors a relayed connection takes: one to each
+	// side.
+	perConnection = 2
 )
 
 // An Overload is the error of a connection that a limit of this process refused.
@@ -94,6 +98,7 @@ const (
 	errTooMany   = Overload("too many handshakes at once")
 	errDisplaced = Overload("too many handshakes at once: this one was silent or slow, and another needed its place")
 	errCrowded   = Overload("almost no descriptors left: only networks from which a Session was proved lately are let in")
+	errFull      = Overload("too few descriptors left for the connections of public ports")
 	errStopping  = Overload("the server is stopping")
 )
 
@@ -126,10 +131,16 @@ func (a *Admission) init() {
 	l.Wait = cmp.Or(l.Wait, time.Second)
 	l.Waiting = cmp.Or(l.Waiting, 256)
 	l.Rate = cmp.Or(l.Rate, 20)
+	if l.Rate < 0 {
+		l.Rate = anyRate
+	}
 	l.KnownRate = cmp.Or(l.KnownRate, 1000)
+	l.Share = cmp.Or(l.Share, 90)
 	l.Lately = cmp.Or(l.Lately, time.Hour)
-	a.strangers.most, a.strangers.rate, a.strangers.places = mostSources, l.Rate, l.Handshakes/2
-	a.known.most, a.known.rate, a.known.places = mostSources, l.KnownRate, l.Handshakes-l.Handshakes/2
+	a.strangers.sources = sources{most: mostSources, rate: l.Rate, burst: l.Rate}
+	a.strangers.places = l.Handshakes / 2
+	a.known.sources = sources{most: mostSources, rate: l.KnownRate, burst: l.KnownRate}
+	a.known.places = l.Handshakes - a.strangers.places
 }
 
 // Enter asks for the place of a connection, and waits for it if need be. An error
@@ -158,12 +169,11 @@ func (a *Admission) enter(c net.Conn) (*place, error) {
 	defer a.unlock()
 	a.init()
 	h, from := a.find(c, now)
-	from.fill(now, h.rate)
 	switch {
-	case h == &a.strangers && a.isCrowded(now):
+	case h == &a.strangers && a.room(now) < 0:
 		a.stats.Crowded++
 		return nil, errCrowded
-	case from.tokens < 1: // it would not be heard
+	case !h.fill(from, now): // it would not be heard
 		return nil, a.tooFast(h, from)
 	case from.waiting >= max(a.Limits.Waiting/2, 1), h.waiting.Len() >= a.Limits.Waiting:
 		a.stats.TooMany++
@@ -188,13 +198,17 @@ func (a *Admission) find(c net.Conn, now time.Time) (*half, *source) {
 	return &a.strangers, a.strangers.make(n, now)
 }
 
-// isCrowded reports whether descriptors are short.
-func (a *Admission) isCrowded(now time.Time) bool {
-	if a.Descriptors != nil && now.Sub(a.counted) >= recount {
+// room returns how many descriptors are left for strangers; less than 0 if there
+// are too few already.
+func (a *Admission) room(now time.Time) int {
+	switch {
+	case a.Descriptors == nil:
+		a.left = math.MaxInt
+	case now.Sub(a.counted) >= recount:
 		used, limit := a.Descriptors()
-		a.crowded, a.counted = used*crowdedPer > limit*crowdedOf, now
+		a.left, a.counted = limit*a.Limits.Share/100-used, now
 	}
-	return a.crowded
+	return a.left
 }
 
 // give gives places to those of a half that wait, as far as there are any to give.
@@ -327,8 +341,7 @@ func (a *Admission) heard(p *place) error {
 		return errDisplaced
 	}
 	p.heard = true
-	p.from.fill(now, p.half.rate)
-	if p.from.tokens < 1 {
+	if !p.half.fill(p.from, now) {
 		return a.tooFast(p.half, p.from)
 	}
 	p.from.tokens--
@@ -357,21 +370,21 @@ func (a *Admission) leave(p *place, proved bool) error {
 	return nil
 }
 
-// admit tells whether a connection that makes no handshake may stay: only
-// strangers are refused, and only while descriptors are short.
-func (a *Admission) admit(c net.Conn) error {
+// admit tells whether a connection that has proved nothing, and will not, may be
+// relayed: not while descriptors are short, wherever it comes from. What it takes
+// is counted at once, so that no more are let in before the next count than there
+// is room for.
+func (a *Admission) admit() error {
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.isCrowded(now) {
-		return nil
-	}
 	a.init()
-	if h, _ := a.find(c, now); h == &a.known {
-		return nil
+	if a.room(now) < perConnection {
+		a.stats.Crowded++
+		return errFull
 	}
-	a.stats.Crowded++
-	return errCrowded
+	a.left -= perConnection
+	return nil
 }
 
 // Stats returns the counters as they stand.

@@ -292,8 +292,8 @@ func TestFewDescriptors(t *testing.T) {
 				t.Fatalf("a stranger: %v", err)
 			}
 			in(t, a, "192.0.2.1").leave(false)
-			if a.admit(from("192.0.2.2")) == nil || a.admit(from("192.0.2.1")) != nil {
-				t.Fatal("who makes no handshake is met by another rule")
+			if err := a.admit(); err != errFull {
+				t.Fatalf("who proves nothing: %v", err)
 			}
 		}
 		if asked != 1 {
@@ -302,6 +302,95 @@ func TestFewDescriptors(t *testing.T) {
 		time.Sleep(time.Second)
 		used = 10
 		in(t, a, "192.0.2.2")
+	})
+}
+
+// Between two counts of descriptors no more connections are let in than there is
+// room for, and a part of the descriptors can be kept for others.
+func TestConnectionsOfPublicPortsAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		used := 700
+		a := &Admission{Limits: AdmissionLimits{Share: 80}, Descriptors: func() (int, int) { return used, 1000 }}
+		admitted := func() (n int) {
+			for range 1000 {
+				if a.admit() == nil {
+					n++
+				}
+			}
+			return n
+		}
+		if n := admitted(); n != 50 {
+			t.Errorf("%d connections, of two descriptors each, for 100 descriptors", n)
+		}
+		used = 790 // five have gone
+		time.Sleep(recount)
+		if n := admitted(); n != 5 {
+			t.Errorf("%d connections for 10 descriptors", n)
+		}
+		if s := a.Stats(); s.Crowded != 2000-55 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+func TestAnyRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &Admission{Limits: AdmissionLimits{Rate: -1}}
+		for range 10_000 {
+			s := in(t, a, "192.0.2.1")
+			if err := errors.Join(s.heard(), s.leave(false)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// One network opens so many connections a second, whatever others do; and however
+// many networks there are, little is remembered of them.
+func TestMeter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m meter
+		m.set(200)
+		admitted := func(n int, ip string) (ok int) {
+			for range n {
+				if m.admit(from(ip)) == nil {
+					ok++
+				}
+			}
+			return ok
+		}
+		if n := admitted(1000, "192.0.2.1"); n != 400 {
+			t.Errorf("%d connections at once", n)
+		}
+		if n := admitted(1000, "192.0.2.2"); n != 400 {
+			t.Errorf("%d connections of its neighbour", n)
+		}
+		if n := admitted(200, "2001:db8:0:1::1") + admitted(1000, "2001:db8:0:1:ffff::1"); n != 400 {
+			t.Errorf("%d connections of one /64", n)
+		}
+		time.Sleep(time.Second)
+		if n := admitted(1000, "192.0.2.1"); n != 200 {
+			t.Errorf("%d connections in the next second", n)
+		}
+		m.set(10)
+		if n := admitted(1000, "192.0.2.2"); n != 10 {
+			t.Errorf("%d connections in a second at the lower rate", n)
+		}
+		for i := range 3 * mostSources {
+			if n := admitted(1, netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}).String()); n != 1 {
+				t.Fatal("many networks keep one out")
+			}
+		}
+		if len(m.rows) > mostSources || m.recent.Len() != len(m.rows) {
+			t.Errorf("%d networks are remembered", len(m.rows))
+		}
+		err := m.admit(from("192.0.2.2"))
+		for err == nil {
+			err = m.admit(from("192.0.2.2"))
+		}
+		if r := refusal(api.Facts{}, err); r.Reason != api.ReasonLimit || r.Words != "more than 10 connections a second from 192.0.2.2/32 (spec.limits.connectionsPerSecond)" {
+			t.Errorf("%+v", r)
+		}
 	})
 }
 

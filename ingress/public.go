@@ -45,8 +45,9 @@ type Public struct {
 	TLS func(ctx context.Context, c net.Conn, name string) (net.Conn, *api.TLSFacts, error)
 	// Refused is told of connections that come to nothing.
 	Refused func(api.Refusal)
-	// Admission tells who is let in while descriptors are short. (Its places are
-	// for handshakes: see TLS.)
+	// Admission tells whether there are descriptors for another connection. It
+	// should be one for public ports alone, that of TLS, too: then whoever floods
+	// them takes no place from those who log in, and nobody is known there.
 	Admission *Admission
 	Log       *slog.Logger
 
@@ -68,6 +69,13 @@ type port struct {
 	service string
 	number  int
 	tls     atomic.Bool // the Service speaks it
+	meter   meter       // of its connections
+}
+
+// follow makes a port what its Service says now.
+func (o *port) follow(s *api.Service) {
+	o.tls.Store(s.Spec.IsTLS)
+	o.meter.set(s.Spec.Limits.Rate())
 }
 
 // listening is how it stands with the port of a Service.
@@ -81,7 +89,7 @@ type listening struct {
 // PublicStats are counters of a [Public].
 type PublicStats struct {
 	Open     int   // ports that are open
-	Closed   int   // ports that should be open and are not
+	Closed   int   // ports that should be open and are not; none after Run
 	Accepted int64 // connections
 	Refused  int64 // connections that came to nothing before they were an Arrival
 	Failures int64 // of accepting
@@ -105,6 +113,9 @@ const (
 func (p *Public) Set(ctx context.Context, services []*api.Service) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.over {
+		return
+	}
 	p.wanted = nil
 	for _, s := range services {
 		if s.Spec.IsPublic && s.Spec.IsAnonymous && s.Status.Port != 0 {
@@ -131,9 +142,6 @@ func (p *Public) signal() {
 // reconcile closes the ports that are not wanted and opens those that are: all of
 // them, or those whose time has come. mu must be held.
 func (p *Public) reconcile(ctx context.Context, all bool) {
-	if p.over {
-		return
-	}
 	if p.open == nil {
 		p.open, p.states = map[int]*port{}, map[string]*listening{}
 	}
@@ -143,7 +151,7 @@ func (p *Public) reconcile(ctx context.Context, all bool) {
 		names[s.Metadata.Name] = true
 		if o := p.open[s.Status.Port]; o != nil && o.service == s.Metadata.Name {
 			holds[s.Status.Port] = o.service
-			o.tls.Store(s.Spec.IsTLS)
+			o.follow(s)
 		}
 	}
 	for number, o := range p.open {
@@ -223,7 +231,7 @@ func (p *Public) listen(ctx context.Context, s *api.Service) error {
 		return err
 	}
 	o := &port{service: s.Metadata.Name, number: s.Status.Port}
-	o.tls.Store(s.Spec.IsTLS)
+	o.follow(s)
 	o.Listener = &Listener{
 		Listener: l, Direct: true, Refused: p.refuse, Log: p.Log,
 		Handle: func(ctx context.Context, c net.Conn) { p.take(ctx, o, c) },
@@ -259,7 +267,11 @@ func (p *Public) take(ctx context.Context, o *port, c net.Conn) {
 	p.accepted.Add(1)
 	a := api.Arrival{Conn: c, Service: o.service, Evidence: api.Evidence{Kind: api.EvidenceAnonymous}, Facts: facts(c)}
 	a.Facts.Tunnel = TunnelPublic
-	if err := p.Admission.admit(c); err != nil {
+	err := o.meter.admit(c)
+	if err == nil {
+		err = p.Admission.admit()
+	}
+	if err != nil {
 		abort(c)
 		p.refuse(refusal(a.Facts, err))
 		return
@@ -314,7 +326,11 @@ func (p *Public) Run(ctx context.Context) error {
 
 	p.mu.Lock()
 	p.over = true // Serve closes what is open
-	p.open = nil
+	p.open, p.wanted = nil, nil
+	for _, st := range p.states {
+		st.next = time.Time{}
+		st.is(false, "the cluster is stopping")
+	}
 	p.mu.Unlock()
 	p.serving.Wait()
 	return nil

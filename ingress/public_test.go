@@ -308,6 +308,62 @@ func TestPublicTLS(t *testing.T) {
 	}
 }
 
+// Who opens connections too fast is reset and counted, before it is an Arrival;
+// another Service has a count of its own, and a change of the limit counts at
+// once.
+func TestPublicRate(t *testing.T) {
+	s := newSite(t, "127.0.0.1").run(t)
+	slow, other := public("a", freePort(t)), public("b", freePort(t))
+	slow.Spec.Limits = &api.ServiceLimits{ConnectionsPerSecond: 1}
+	s.Set(t.Context(), []*api.Service{slow, other})
+	var r api.Refusal
+	for seen := 0; r.Words == ""; seen++ { // a slow machine may make it more than two
+		c, err := net.Dial("tcp", at("127.0.0.1", slow.Status.Port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		select {
+		case a := <-s.arrivals:
+			a.Conn.Close()
+		case r = <-s.refusals:
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) || seen < 2 {
+				t.Errorf("the client sees %v, as number %d", err, seen+1)
+			}
+		}
+	}
+	if r.Reason != api.ReasonLimit || r.Facts.IP != "127.0.0.1" || r.Facts.Tunnel != "public" || !strings.Contains(r.Words, "more than 1 connections a second from 127.0.0.1/32") {
+		t.Errorf("%+v", r)
+	}
+	s.arrival(t, at("127.0.0.1", other.Status.Port))
+
+	before := s.open[slow.Status.Port]
+	fast := public("a", slow.Status.Port)
+	fast.Spec.Limits = &api.ServiceLimits{ConnectionsPerSecond: 1_000_000}
+	s.Set(t.Context(), []*api.Service{fast, other})
+	for range 5 {
+		s.arrival(t, at("127.0.0.1", slow.Status.Port))
+	}
+	if s.open[slow.Status.Port] != before {
+		t.Error("the port was opened anew")
+	}
+}
+
+// What is closed because the cluster stops has not failed.
+func TestStoppingIsNoFailure(t *testing.T) {
+	s := newSite(t, "127.0.0.1").run(t)
+	svc := public("a", freePort(t))
+	s.Set(t.Context(), []*api.Service{svc})
+	s.stop()
+	s.Set(t.Context(), []*api.Service{svc, public("b", freePort(t))})
+	if got := s.Stats(); got.Open != 0 || got.Closed != 0 {
+		t.Errorf("%+v", got)
+	}
+	if open, message := s.condition(t, "a.default"); open || message != "the cluster is stopping" {
+		t.Errorf("%v, %q", open, message)
+	}
+}
+
 func TestPublicIsClosedToStrangersWhenDescriptorsAreShort(t *testing.T) {
 	s := newSite(t, "127.0.0.1")
 	s.Admission.Descriptors = func() (int, int) { return 95, 100 }

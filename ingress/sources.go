@@ -2,9 +2,13 @@ package ingress
 
 import (
 	"container/list"
+	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
+
+	"cardea/api"
 )
 
 // networkOf returns the source network of a peer: its address if that is one of
@@ -38,25 +42,28 @@ type source struct {
 	pending int // places that it holds
 	waiting int // connections of it that wait for one
 
-	// A token bucket: each hello takes a token, and they come back with time.
+	// A token bucket: a hello, or a connection, takes a token, and they come back
+	// with time.
 	tokens float64
 	filled time.Time // when tokens was right
 
 	proved time.Time // when a handshake last proved a Session; zero for strangers
 }
 
-// fill brings tokens up to now, of so many a second and at most.
-func (s *source) fill(now time.Time, rate int) {
-	s.tokens = min(s.tokens+now.Sub(s.filled).Seconds()*float64(rate), float64(rate))
-	s.filled = now
-}
-
 // sources is a table of the most recent source networks.
 type sources struct {
 	most   int // beyond that the least recent ones are forgotten
-	rate   int // hellos a second of each, and how many may come at once
+	rate   int // tokens a second of each
+	burst  int // tokens of each at most
 	rows   map[netip.Prefix]*list.Element
 	recent list.List // of *source, the most recent first
+}
+
+// fill brings the tokens of a row up to now, and reports whether there is one.
+func (t *sources) fill(s *source, now time.Time) bool {
+	s.tokens = min(s.tokens+now.Sub(s.filled).Seconds()*float64(t.rate), float64(t.burst))
+	s.filled = now
+	return s.tokens >= 1
 }
 
 // get returns the row of a network, or nil.
@@ -80,7 +87,7 @@ func (t *sources) make(n netip.Prefix, now time.Time) *source {
 	if t.rows == nil {
 		t.rows = map[netip.Prefix]*list.Element{}
 	}
-	s := &source{network: n, tokens: float64(t.rate), filled: now}
+	s := &source{network: n, tokens: float64(t.burst), filled: now}
 	t.rows[n] = t.recent.PushFront(s)
 	return s
 }
@@ -100,3 +107,39 @@ func (t *sources) drop(s *source) {
 	t.recent.Remove(t.rows[s.network])
 	delete(t.rows, s.network)
 }
+
+// A meter lets so many connections of each source network in.
+type meter struct {
+	mu sync.Mutex
+	sources
+}
+
+// set makes the rate so many connections a second, of which twice as many may
+// come at once.
+func (m *meter) set(rate int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.most, m.rate, m.burst = mostSources, rate, 2*rate
+}
+
+// admit takes a token for a connection. An error is that of a limit of its Service.
+func (m *meter) admit(c net.Conn) error {
+	now := time.Now()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	from := m.make(networkOf(c), now)
+	if !m.fill(from, now) {
+		return limited(fmt.Sprintf("more than %d connections a second from %v (spec.limits.connectionsPerSecond)", m.rate, from.network))
+	}
+	from.tokens--
+	return nil
+}
+
+// limited is the error of a connection that a limit of its Service refused.
+type limited string
+
+// Error implements error.
+func (e limited) Error() string { return string(e) }
+
+// Reason returns what a Refusal says.
+func (e limited) Reason() api.ReasonType { return api.ReasonLimit }

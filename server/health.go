@@ -17,6 +17,14 @@ import (
 // to each side.
 const descriptorsPerConnection = 2
 
+// The per cent of descriptors that may be open before public ports take no more,
+// and before strangers at the cluster's own port are refused: who holds all that
+// there is for public ports keeps nobody from logging in.
+const (
+	publicShare   = 92
+	strangerShare = 96
+)
+
 // descriptors returns how many descriptors this process has open, and may have.
 func (h *house) descriptors() (used, limit int) {
 	// Since Linux 6.2 the size of the directory is the number of its entries.

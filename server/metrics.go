@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"net/http"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"cardea/ingress"
 )
 
 // metricsHandler serves what there is to measure in the Prometheus text format.
@@ -31,15 +34,24 @@ func (h *house) serveMetrics(ctx context.Context) error {
 	probes := h.control.Handler()
 	mux.Handle("GET /livez", probes)
 	mux.Handle("GET /readyz", probes)
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: webHeaderTimeout, ReadTimeout: webReadTimeout, WriteTimeout: webWriteTimeout,
-		IdleTimeout: webIdleTimeout, MaxHeaderBytes: webHeaderBytes, ErrorLog: slog.NewLogLogger(h.cfg.Log.Handler(), slog.LevelDebug)}
+	return servePlain(ctx, h.metrics, mux, h.cfg.Log)
+}
+
+// metricsMost is how many connections may be open at once where metrics are served
+// by plain HTTP: those who probe and collect are few.
+const metricsMost = 64
+
+// servePlain serves plain HTTP until ctx is done.
+func servePlain(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+	srv, guests := newHTTP(h, log), newGuests(metricsMost)
+	srv.ConnState = guests.follow
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
 		<-ctx.Done()
 		srv.Close()
 	}()
-	err := srv.Serve(h.metrics)
+	err := srv.Serve(bounded{l, guests})
 	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
 		<-stopped
 		return nil
@@ -92,19 +104,22 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	counter("received_bytes_total", "Bytes from clients, of connections that ended.", g.Received)
 	counter("sent_bytes_total", "Bytes to clients, of connections that ended.", g.Sent)
 
-	a, t := f.admission.Stats(), f.tunnels.Stats()
-	gauge("handshakes_pending", "TLS handshakes under way.", float64(a.Pending))
-	gauge("handshakes_waiting", "Connections that wait for their handshake.", float64(a.Waiting))
-	counter("handshakes_total", "TLS handshakes that were begun.", a.Handshakes)
-	for _, x := range []struct {
-		why string
-		n   int64
-	}{{"too_many", a.TooMany}, {"displaced", a.Displaced}, {"too_fast", a.TooFast}, {"descriptors", a.Crowded}} {
-		counter("handshakes_refused_total", "TLS handshakes that were refused.", x.n, "why", x.why)
+	for port, admission := range map[string]*ingress.Admission{"cluster": f.admission, "public": f.crowd} {
+		a := admission.Stats()
+		gauge("handshakes_pending", "TLS handshakes under way.", float64(a.Pending), "port", port)
+		gauge("handshakes_waiting", "Connections that wait for their handshake.", float64(a.Waiting), "port", port)
+		counter("handshakes_total", "TLS handshakes that were begun.", a.Handshakes, "port", port)
+		for _, x := range []struct {
+			why string
+			n   int64
+		}{{"too_many", a.TooMany}, {"displaced", a.Displaced}, {"too_fast", a.TooFast}, {"descriptors", a.Crowded}} {
+			counter("handshakes_refused_total", "Connections that were refused before their TLS handshake was over, or for want of descriptors.", x.n, "port", port, "why", x.why)
+		}
 	}
 	for reason, n := range f.doors.refused() {
 		counter("doors_refused_total", "Connections that were refused before anything was decided: in their handshake, most of them.", n, "reason", string(reason))
 	}
+	t := f.tunnels.Stats()
 	gauge("tunnels", "Connections that speak cardea/1.", float64(t.Framed))
 	gauge("tunnels_idle", "Those of them without a stream.", float64(t.Idle))
 	counter("streams_total", "Streams that were opened.", t.Streams)
@@ -112,6 +127,8 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	p := f.public.Stats()
 	gauge("public_ports", "Public ports that are open.", float64(p.Open), "state", "open")
 	gauge("public_ports", "Public ports that are open.", float64(p.Closed), "state", "closed")
+	counter("public_accepted_total", "Connections to public ports.", p.Accepted)
+	counter("public_refused_total", "Connections to public ports that were refused before anything was decided.", p.Refused)
 	counter("accept_failures_total", "Failures of accepting at public ports.", p.Failures)
 
 	j, s := f.journal.Stats(), f.sink.Stats()

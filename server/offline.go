@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"cardea/api"
+	"cardea/audit"
+	"cardea/audit/journal"
 	"cardea/cert"
 	"cardea/control"
 	"cardea/identity"
@@ -46,17 +48,28 @@ func Recover(ctx context.Context, cfg Config, reset bool) (done control.Recovery
 		return done, err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
-	domain, err := domainOf(ctx, st)
+	err = record(ctx, cfg, keeper, st, func(log *journal.Journal) (err error) {
+		decider := &local.Decider{Store: st, Identity: identity.Any{}, Log: cfg.Log}
+		c := &control.Server{Store: st, Audit: log, Proposed: decider.Propose, Log: cfg.Log, Now: time.Now}
+		done, err = c.Recover(ctx, reset)
+		return err
+	})
+	return done, err
+}
+
+// record opens the log of the cluster that a store holds, for as long as do takes.
+func record(ctx context.Context, cfg Config, keeper *secret.Keeper, st *runningStore, do func(*journal.Journal) error) (err error) {
+	config, err := configOf(ctx, st)
 	if err != nil {
-		return done, err
+		return err
 	}
-	authority, err := cert.Open(ctx, st, keeper, domain, time.Now)
+	authority, err := cert.Open(ctx, st, keeper, config.Status.Domain, time.Now)
 	if err != nil {
-		return done, err
+		return err
 	}
 	log, err := openJournal(ctx, cfg, authority, st)
 	if err != nil {
-		return done, err
+		return err
 	}
 	running, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
@@ -65,24 +78,23 @@ func Recover(ctx context.Context, cfg Config, reset bool) (done control.Recovery
 		stop()
 		err = errors.Join(err, <-ended)
 	}()
-	decider := &local.Decider{Store: st, Identity: identity.Any{}, Log: cfg.Log}
-	c := &control.Server{Store: st, Audit: log, Proposed: decider.Propose, Log: cfg.Log, Now: time.Now}
-	return c.Recover(ctx, reset)
+	return do(log)
 }
 
 // A Restored says what a backup has put in place.
 type Restored struct {
 	Objects  int
 	Backup   api.Revision // of the backup
+	At       time.Time    // when that was written
 	Revision api.Revision // now
 }
 
 // Restore replaces all that a cluster knows, which must not run, by what a backup
 // has. It makes the data directory if there is none, but not its keys: without
 // those of the cluster that was backed up, its Secrets, the CA among them, could
-// not be read.
+// not be read, nor could be told who wrote it. What it does is in the log.
 func Restore(ctx context.Context, cfg Config, r io.ReadSeeker) (done Restored, err error) {
-	whole, err := backup.Verify(ctx, r)
+	whole, err := backup.Verify(ctx, r, nil) // first, as it is the most likely to be wrong
 	if err != nil {
 		return done, err
 	}
@@ -115,9 +127,40 @@ func Restore(ctx context.Context, cfg Config, r io.ReadSeeker) (done Restored, e
 		return done, err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
-	sum, err := backup.Restore(ctx, st, r, "restore")
-	return Restored{Objects: sum.Objects, Backup: sum.Revision, Revision: sum.Restored}, err
+	sum, err := backup.Restore(ctx, st, r, "restore", keeper)
+	if err != nil {
+		return done, err
+	}
+	done = Restored{Objects: sum.Objects, Backup: sum.Revision, At: sum.At, Revision: sum.Restored}
+	// From here on nothing is to be cut short: it is restored, and the log has to
+	// say so.
+	err = record(context.WithoutCancel(ctx), cfg, keeper, st, func(log *journal.Journal) error {
+		return log.Append(context.WithoutCancel(ctx), restoration(time.Now(), done))
+	})
+	if err != nil {
+		return done, fmt.Errorf("the resources are restored, and the log does not say so: %w", err)
+	}
+	return done, nil
 }
+
+// restoration is the record of what was restored.
+func restoration(now time.Time, done Restored) *api.AccessLog {
+	service := &api.Ref{APIVersion: api.Version, Kind: api.KindService, Name: api.APIService}
+	rec := audit.New(now)
+	rec.Metadata.TargetRef = service
+	rec.Entry.Common = api.AccessLogCommon{
+		StartedAt: now, EndedAt: now, IsAuthorized: true, Status: api.StatusAllowed, Mode: api.ModeAPI, Revision: done.Revision,
+		Reason: &api.LogReason{Type: api.ReasonSystem, Words: fmt.Sprintf(
+			"cardea restore, by the owner of the data: %d resources as of revision %s, from the backup of %s; what was written since is gone",
+			done.Objects, done.Backup, done.At.UTC().Format(time.RFC3339))},
+		Facts: &api.Facts{API: &api.APIFacts{Verb: verbRestore}}, ServiceRef: service,
+	}
+	rec.Entry.Info.API = &api.APIInfo{Verb: verbRestore}
+	return rec
+}
+
+// verbRestore is what the log calls a restore.
+const verbRestore = "restore"
 
 // A WholeBackup says what is in a backup that is whole.
 type WholeBackup struct {
@@ -126,8 +169,9 @@ type WholeBackup struct {
 }
 
 // CheckBackup reads a backup to its end, and says what is in it or wrong with it.
+// Who wrote it only the keys of the cluster tell: see [Restore].
 func CheckBackup(ctx context.Context, r io.Reader) (WholeBackup, error) {
-	sum, err := backup.Verify(ctx, r)
+	sum, err := backup.Verify(ctx, r, nil)
 	return WholeBackup{sum.Objects, sum.Revision}, err
 }
 
@@ -176,28 +220,32 @@ func checkParts(dir string) error {
 	return checkWhole(Config{DataDir: dir, Store: "elsewhere"})
 }
 
-// domainOf returns the domain of the cluster that a store holds.
-func domainOf(ctx context.Context, st store.Store) (domain string, err error) {
-	err = st.View(ctx, func(r store.Reader) error {
+// configOf returns the ClusterConfig of the cluster that a store holds, never nil.
+func configOf(ctx context.Context, st store.Store) (*api.ClusterConfig, error) {
+	config := new(api.ClusterConfig)
+	err := st.View(ctx, func(r store.Reader) error {
 		c, err := store.Get[*api.ClusterConfig](r, api.Key{Group: api.GroupCore, Kind: api.KindClusterConfig, Name: api.ClusterConfigName})
 		if err == nil {
-			domain = c.Status.Domain
+			config = c
 		}
 		return err
 	})
-	return domain, err
+	return config, err
 }
 
-// readable reports whether the keys of this place open the Secrets of a backup: if
-// they open the CA, they are the ones.
+// readable reports whether the keys of this place vouch for a backup, and open its
+// Secrets: if they open the CA, they open all.
 func readable(ctx context.Context, keeper *secret.Keeper, domain string, r io.Reader) error {
 	st := memory.New()
 	defer st.Close()
-	if _, err := backup.Restore(ctx, st, r, "restore"); err != nil {
+	_, err := backup.Restore(ctx, st, r, "restore", keeper)
+	if err == nil {
+		_, err = cert.Open(ctx, st, keeper, domain, time.Now)
+	} else if !errors.Is(err, secret.ErrUnknownKey) {
 		return err
 	}
-	if _, err := cert.Open(ctx, st, keeper, domain, time.Now); err != nil {
-		return fmt.Errorf("the keys/ of the data directory are not those of the cluster that was backed up: %w", err)
+	if err != nil {
+		return fmt.Errorf("the keys/ of the data directory are not those of the cluster that was backed up, or not those of that time: %w", err)
 	}
 	return nil
 }

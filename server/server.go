@@ -35,6 +35,7 @@ import (
 	"cardea/proxy"
 	relaycopy "cardea/relay/copy"
 	"cardea/secret"
+	"cardea/store"
 	"cardea/store/backup"
 	"cardea/tunnel/tls"
 	"cardea/upstream"
@@ -123,7 +124,8 @@ type house struct {
 	sink      *otlp.Sink
 	refusals  *refusals.Recorder
 	doors     *doors
-	admission *ingress.Admission
+	admission *ingress.Admission // of the cluster's own port
+	crowd     *ingress.Admission // of public ports
 	public    *ingress.Public
 	gate      *proxy.Gate
 	tunnels   *tls.Server
@@ -180,7 +182,9 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	h.refusals = refusals.New(h.journal, time.Now, cfg.Log)
 	h.doors = &doors{record: h.refusals.Refuse, counts: map[api.ReasonType]int64{}}
 	h.decider = &local.Decider{Store: h.store, Identity: identity.Any{api.EvidenceCertificate: sessions}, Log: cfg.Log}
-	h.admission = &ingress.Admission{Descriptors: h.descriptors}
+	h.admission = &ingress.Admission{Descriptors: h.descriptors, Limits: ingress.AdmissionLimits{Share: strangerShare}}
+	// Of one network Public limits the rate.
+	h.crowd = &ingress.Admission{Descriptors: h.descriptors, Limits: ingress.AdmissionLimits{Rate: -1, Share: publicShare}}
 	h.public = h.publicPorts()
 	h.settings = &settings{store: h.store, journal: h.journal, public: h.public}
 	uses := &secret.Uses{Keeper: h.keeper, Store: h.store, Now: time.Now}
@@ -215,20 +219,33 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 }
 
 // openJournal opens the log of the data directory.
-func openJournal(ctx context.Context, cfg Config, a *cert.Authority, marks journal.Marks) (*journal.Journal, error) {
-	instance, err := instanceOf(cfg)
+func openJournal(ctx context.Context, cfg Config, a *cert.Authority, st store.Store) (*journal.Journal, error) {
+	c, err := journalConfig(ctx, cfg, a, st)
 	if err != nil {
 		return nil, err
 	}
-	signer, err := a.JournalSigner(ctx)
-	if err != nil {
-		return nil, err
+	return journal.Open(ctx, c)
+}
+
+// journalConfig says how the log is opened. How much it keeps is known before it
+// begins: opened with less, it would delete what is to be kept.
+func journalConfig(ctx context.Context, cfg Config, a *cert.Authority, st store.Store) (c journal.Config, err error) {
+	c = journal.Config{Dir: filepath.Join(cfg.DataDir, logDir), Marks: st, Log: cfg.Log}
+	if c.Instance, err = instanceOf(cfg); err != nil {
+		return c, err
 	}
-	earlier, err := a.JournalKeys(ctx)
-	if err != nil {
-		return nil, err
+	if c.Signer, err = a.JournalSigner(ctx); err != nil {
+		return c, err
 	}
-	return journal.Open(ctx, journal.Config{Dir: filepath.Join(cfg.DataDir, logDir), Instance: instance, Signer: signer, Keys: earlier, Marks: marks, Log: cfg.Log})
+	if c.Keys, err = a.JournalKeys(ctx); err != nil {
+		return c, err
+	}
+	config, err := configOf(ctx, st)
+	if err != nil && !api.HasCode(err, api.CodeNotFound) { // it is missing before the first start
+		return c, err
+	}
+	c.Retention, c.Durability = journal.RetentionOf(config.Spec.Audit), config.Spec.Audit.Durability
+	return c, nil
 }
 
 // close releases what open took.
@@ -314,7 +331,7 @@ func (h *house) await(ctx context.Context, rev api.Revision) error {
 // publicPorts returns the public ports of Services, which are at the host of the
 // cluster's own address.
 func (h *house) publicPorts() *ingress.Public {
-	terminator := &tls.Terminator{Admit: h.admission.Enter, Certificate: h.authority.NameCertificate}
+	terminator := &tls.Terminator{Admit: h.crowd.Enter, Certificate: h.authority.NameCertificate}
 	host, _, err := net.SplitHostPort(h.socket.Addr().String())
 	if err != nil {
 		host = ""
@@ -324,7 +341,7 @@ func (h *house) publicPorts() *ingress.Public {
 	}
 	return &ingress.Public{
 		Host: host, Domain: h.cfg.Domain, Handle: func(a api.Arrival) { h.gate.Arrive(a) }, TLS: terminator.Accept,
-		Refused: h.doors.refuse, Admission: h.admission, Log: h.cfg.Log,
+		Refused: h.doors.refuse, Admission: h.crowd, Log: h.cfg.Log,
 	}
 }
 
@@ -373,7 +390,7 @@ func (h *house) live(o api.Object) api.Object {
 
 // backup writes all Objects to w.
 func (h *house) backup(ctx context.Context, w io.Writer) error {
-	_, err := backup.Write(ctx, h.store, w, backup.Options{Domain: h.cfg.Domain, Program: h.cfg.Version})
+	_, err := backup.Write(ctx, h.store, w, backup.Options{Domain: h.cfg.Domain, Program: h.cfg.Version, Authenticator: h.keeper})
 	return err
 }
 

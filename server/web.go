@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"sync"
 	"time"
 )
@@ -19,87 +18,47 @@ const (
 	webIdleTimeout   = 2 * time.Minute
 	webHeaderBytes   = 64 << 10
 	webGrace         = 5 * time.Second
-	// Connections to the API that are open at once: of all, a part of the
-	// descriptors of this process; of one address, a part of those. Most who
-	// connect here have proved nothing yet.
-	webShare    = 4
-	webOneShare = 4
+	// Connections to the API that are open at once: a part of the descriptors of
+	// this process. Most who connect here have proved nothing yet.
+	webShare = 4
 )
+
+// newHTTP returns what serves HTTP to people nobody knows anything of yet.
+func newHTTP(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: webHeaderTimeout, ReadTimeout: webReadTimeout, WriteTimeout: webWriteTimeout, IdleTimeout: webIdleTimeout,
+		MaxHeaderBytes: webHeaderBytes, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
 
 // A web serves the API on connections that the tunnel sorts out: it is the
 // listener of an http.Server that listens to nothing itself.
 type web struct {
 	server *http.Server
+	guests *guests
 	conns  chan net.Conn
 	closed chan struct{}
 	once   sync.Once
-
-	mu   sync.Mutex
-	most int // connections at once
-	open map[net.Conn]netip.Addr
-	from map[netip.Addr]int // how many of open
 }
 
 // newWeb returns a web for a process that can have so many descriptors.
 func newWeb(h http.Handler, descriptors int, log *slog.Logger) *web {
-	w := &web{
-		server: &http.Server{
-			Handler: h, ReadHeaderTimeout: webHeaderTimeout, ReadTimeout: webReadTimeout, WriteTimeout: webWriteTimeout, IdleTimeout: webIdleTimeout,
-			MaxHeaderBytes: webHeaderBytes, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-		},
-		conns: make(chan net.Conn), closed: make(chan struct{}),
-		most: max(descriptors/webShare, 1), open: map[net.Conn]netip.Addr{}, from: map[netip.Addr]int{},
-	}
-	w.server.ConnState = func(c net.Conn, s http.ConnState) {
-		if s == http.StateClosed || s == http.StateHijacked {
-			w.leave(c)
-		}
-	}
+	w := &web{server: newHTTP(h, log), guests: newGuests(descriptors / webShare), conns: make(chan net.Conn), closed: make(chan struct{})}
+	w.server.ConnState = w.guests.follow
 	return w
 }
 
 // take hands a connection over, or closes it if there are too many.
 func (w *web) take(c *tls.Conn) {
-	if !w.enter(c) {
+	if !w.guests.enter(c) {
 		c.NetConn().Close() // without a goodbye, which could block
 		return
 	}
 	select {
 	case w.conns <- c:
 	case <-w.closed:
-		w.leave(c)
+		w.guests.leave(c)
 		c.Close()
-	}
-}
-
-// enter counts a connection in, unless there are too many of its address or of
-// all.
-func (w *web) enter(c net.Conn) bool {
-	var from netip.Addr
-	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
-		from = a.AddrPort().Addr().Unmap()
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.open) >= w.most || w.from[from] >= max(w.most/webOneShare, 1) {
-		return false
-	}
-	w.open[c] = from
-	w.from[from]++
-	return true
-}
-
-// leave counts a connection out.
-func (w *web) leave(c net.Conn) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	from, ok := w.open[c]
-	if !ok {
-		return
-	}
-	delete(w.open, c)
-	if w.from[from]--; w.from[from] == 0 {
-		delete(w.from, from)
 	}
 }
 

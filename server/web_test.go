@@ -68,7 +68,7 @@ func TestConnectionsToTheAPIAreBounded(t *testing.T) {
 		n, _ := c.Read(make([]byte, 1))
 		return n == 1
 	}
-	const share = 64 / webShare / webOneShare
+	const share = 64 / webShare / oneShare
 	var open []net.Conn
 	for range share {
 		c := connect()
@@ -88,6 +88,60 @@ func TestConnectionsToTheAPIAreBounded(t *testing.T) {
 		c := connect()
 		defer c.Close()
 		if served(c) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a connection that ended made no room")
+		}
+	}
+}
+
+// Whoever reaches the port of the metrics gets no more connections than his share.
+func TestConnectionsToTheMetricsAreBounded(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- servePlain(ctx, l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "here") }), slog.New(slog.DiscardHandler))
+	}()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	connect := func() (c net.Conn, served bool) {
+		t.Helper()
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(30 * time.Second))
+		io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		n, _ := c.Read(make([]byte, 1))
+		return c, n == 1
+	}
+	var open []net.Conn
+	for range metricsMost / oneShare {
+		c, served := connect()
+		defer c.Close()
+		if !served {
+			t.Fatalf("connection %d was not served", len(open)+1)
+		}
+		open = append(open, c)
+	}
+	if c, served := connect(); served {
+		t.Errorf("more than %d connections of one address were served", len(open))
+		c.Close()
+	}
+	open[0].Close()
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		c, served := connect()
+		defer c.Close()
+		if served {
 			break
 		}
 		if time.Now().After(deadline) {

@@ -55,9 +55,10 @@ func (d *Dialer) resolve(ctx context.Context, host string) ([]netip.Addr, error)
 		return addrs, nil
 	}
 	if isMetadataName(host) {
-		d.Log.Warn("an upstream's name was refused", "name", host)
-		return nil, &refusal{"by this name clouds tell their machines their secrets (metadata)",
+		r := &refusal{"by this name clouds tell their machines their secrets (metadata)",
 			"if it is meant, list the name with its address in spec.dns.hosts of the ClusterConfig, and the address in spec.upstream.allow"}
+		d.refuse(host, r)
+		return nil, r
 	}
 	lookup := d.lookup
 	if lookup == nil {
@@ -100,7 +101,7 @@ func (d *Dialer) connectTCP(ctx context.Context, at netip.AddrPort) (net.Conn, e
 				return fmt.Errorf("cannot check the address %q", address)
 			}
 			if err := d.check(to); err != nil {
-				d.Log.Warn("an upstream's address was refused", "address", address, "error", err)
+				d.refuse(address, err)
 				return err
 			}
 			return nil

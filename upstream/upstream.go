@@ -72,6 +72,8 @@ type Dialer struct {
 	// verified.
 	Log *slog.Logger
 
+	warnings warnings
+
 	mu     sync.Mutex
 	places map[placeKey]*place
 

@@ -20,7 +20,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "verb": {
-      "description": "Verb is get, list, watch, create, update, delete, renew, why, conns, kill, logs, metrics, backup or rotate; apply asks for create or update of each document. A write may ask for more: escalate if it gives a right that the writer does not have, use for a Secret that it names, publish for a Service that needs no Session, approve for the state of a Session or Device.",
+      "description": "Verb is get, list, watch, create, update, delete, renew, why, conns, kill, logs, metrics, backup or rotate; apply asks for create or update of each document. A write may ask for more: use for a Secret that it names, publish for a Service that needs no Session, approve for the state of a Session or Device and the terms of Sessions, impersonate for a User as whom it lets somebody log in, attach for a Policy that it gives and the writer does not have, join for a Group of which it makes somebody a member, escalate for an Object into which it writes what rules say or read.",
       "type": "string"
      }
     },
@@ -2979,10 +2979,14 @@ const OpenAPI = `{
    },
    "ServiceLimits": {
     "additionalProperties": false,
-    "description": "ServiceLimits bound the connections of a Service; what is left out is not bounded.",
+    "description": "ServiceLimits bound the connections of a Service; what is left out is not bounded, but for ConnectionsPerSecond.",
     "properties": {
      "connections": {
       "description": "live at once",
+      "type": "integer"
+     },
+     "connectionsPerSecond": {
+      "description": "ConnectionsPerSecond is how many new connections a second one source network (an address of IPv4, a /64 of IPv6) may open at the public port; 200 if it is left out. Twice as many may come at once. More are reset before anything is decided, and recorded as refusals with a count: each connection that is let in is two records of the access log, so without a bound a stranger fills the log until retention drops what is older. It has no effect without isPublic.",
       "type": "integer"
      },
      "connectionsPerSession": {
@@ -3018,6 +3022,7 @@ const OpenAPI = `{
     "x-order": [
      "connections",
      "connectionsPerSession",
+     "connectionsPerSecond",
      "idleTimeout",
      "halfCloseTimeout",
      "maxDuration"

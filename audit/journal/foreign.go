@@ -60,7 +60,7 @@ func (j *Journal) setAside(ctx context.Context, mark *Mark, segments []segment) 
 			return nil, nil, err
 		}
 	}
-	return segments[:i+1], mark.Foreign, syncDir(j.dir)
+	return segments[:i+1], mark.Foreign, j.names.sync()
 }
 
 // behind is what stands behind the marked line in its segment.

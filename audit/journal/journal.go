@@ -67,6 +67,14 @@ type Retention struct {
 	Age  time.Duration // of what is in a segment; 0 is 90 days
 }
 
+// RetentionOf returns the retention that a ClusterConfig says.
+func RetentionOf(a api.ClusterAudit) Retention {
+	if a.Retention == nil {
+		return Retention{}
+	}
+	return Retention{Size: int64(a.Retention.MaxSizeMegabytes) << 20, Age: a.Retention.MaxAge.Or(0)}
+}
+
 // A Config is what a Journal needs. Dir, Instance, Signer, Marks and Log are
 // required.
 type Config struct {
@@ -93,6 +101,7 @@ type Journal struct {
 	marks  Marks
 	log    *slog.Logger
 	lock   *os.File
+	names  *directory
 	keys   keyring
 	disk   atomic.Bool // Append waits for the disk
 	index  index
@@ -175,8 +184,12 @@ func open(ctx context.Context, c Config, create func(string) (file, error)) (*Jo
 	if j.lock, err = lock(c.Dir); err != nil {
 		return nil, err
 	}
+	if j.names, err = openDirectory(c.Dir); err != nil {
+		return nil, errors.Join(err, j.lock.Close())
+	}
+	j.keeper.names = j.names
 	if err := j.recover(ctx); err != nil {
-		return nil, errors.Join(err, j.keeper.close(), j.lock.Close())
+		return nil, errors.Join(err, j.keeper.close(), j.names.close(), j.lock.Close())
 	}
 	return j, nil
 }
@@ -184,11 +197,7 @@ func open(ctx context.Context, c Config, create func(string) (file, error)) (*Jo
 // Configure makes the journal follow a as it is now, with the defaults for what a
 // leaves out. What is written from then on is as durable as a says.
 func (j *Journal) Configure(a api.ClusterAudit) {
-	var r Retention
-	if a.Retention != nil {
-		r = Retention{Size: int64(a.Retention.MaxSizeMegabytes) << 20, Age: a.Retention.MaxAge.Or(0)}
-	}
-	j.keeper.retain(r)
+	j.keeper.retain(RetentionOf(a))
 	j.disk.Store(a.Durability == api.DurabilityDisk)
 }
 
@@ -250,7 +259,7 @@ func (j *Journal) Run(ctx context.Context) error {
 	// What was written must be kept although we are told to stop.
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	err = errors.Join(err, j.keeper.keep(last), j.keeper.close(), j.lock.Close())
+	err = errors.Join(err, j.keeper.keep(last), j.keeper.close(), j.names.close(), j.lock.Close())
 	j.index.close()
 	return err
 }

@@ -17,6 +17,7 @@ import (
 // the writer: it syncs files, keeps the mark, and deletes old segments.
 type keeper struct {
 	dir      string
+	names    *directory // of dir
 	instance string
 	marks    Marks
 	now      func() time.Time
@@ -125,7 +126,7 @@ func (k *keeper) sync() error {
 	}
 	err = errors.Join(err, current.Sync())
 	if newName {
-		err = errors.Join(err, syncDir(k.dir))
+		err = errors.Join(err, k.names.sync())
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()

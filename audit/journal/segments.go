@@ -131,11 +131,62 @@ func (x *index) wake() {
 	}
 }
 
-// syncDir makes the names of files in dir durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// A directory makes durable the names of the files in it. It keeps a descriptor
+// for that, so that the log can be kept safe while no others are left.
+type directory struct {
+	path string
+
+	mu     sync.Mutex
+	file   *os.File
+	opened os.FileInfo // of file
+}
+
+// openDirectory opens the directory at path.
+func openDirectory(path string) (*directory, error) {
+	d := &directory{path: path}
+	if err := d.reopen(); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// reopen opens what is at the path now, in place of what was. mu must be held.
+func (d *directory) reopen() error {
+	f, err := os.Open(d.path)
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	info, err := f.Stat()
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if d.file != nil {
+		d.file.Close() // only read
+	}
+	d.file, d.opened = f, info
+	return nil
+}
+
+// sync makes durable what names there are. The directory may have been replaced
+// by another meanwhile, as when a volume was away.
+func (d *directory) sync() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	is, err := os.Stat(d.path)
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(d.opened, is) {
+		if err := d.reopen(); err != nil {
+			return err
+		}
+	}
+	return d.file.Sync()
+}
+
+// close releases the descriptor.
+func (d *directory) close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.file.Close()
 }

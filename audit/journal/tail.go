@@ -321,7 +321,7 @@ func (t *tail) rotate() error {
 		err = t.put(f, info, d)
 	}
 	if err == nil && t.disk.Load() {
-		err = syncDir(t.dir)
+		err = t.keeper.names.sync()
 	}
 	if err != nil {
 		f.Close()

@@ -135,6 +135,7 @@ spec:
   port: %d
   isPublic: true
   isAnonymous: true
+  limits: {connectionsPerSecond: 1000000}
   config: {upstream: {url: "tcp://%s"}}
 %s`, name, port, address, authorization)
 }

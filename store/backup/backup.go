@@ -5,14 +5,19 @@
 //
 // A backup is UTF-8 text, one JSON object a line:
 //
-//	{"cardea":"backup","format":1,"revision":"1.42","at":"…","domain":"…","program":"…"}
+//	{"cardea":"backup","format":2,"revision":"1.42","at":"…","domain":"…","program":"…"}
 //	{"key":{"group":"core","kind":"User","name":"alice"},"uid":"…","object":{…}}
 //	…
-//	{"objects":1,"sha256":"…"}
+//	{"objects":1,"sha256":"…","keyID":"…","mac":"…"}
 //
 // The last line has the number of Objects and the SHA-256, in hexadecimal, of all
-// bytes before it. It tells a file that was cut short or damaged from a whole one;
-// it does not tell who wrote it. Objects come in the order of their keys.
+// bytes before it, which tells a file that was cut short or damaged from a whole
+// one. Who wrote it is told by mac, which an [Authenticator] made of that SHA-256
+// with the key that keyID names: whoever has no such key cannot add an Object, for
+// all that anybody can compute the SHA-256 anew. Objects come in the order of their
+// keys.
+//
+// Format 1 had neither keyID nor mac.
 //
 // # What is in it, and what is not
 //
@@ -45,7 +50,19 @@ import (
 
 // Format is the version of the format that Write writes, and the newest that
 // Restore reads.
-const Format = 1
+const Format = 2
+
+// purpose is what an Authenticator vouches for.
+const purpose = "backup"
+
+// An Authenticator vouches for backups by a key that is not in them.
+type Authenticator interface {
+	// Authenticate returns a code of a digest that only who has the key of that id
+	// can make. It is for one purpose only.
+	Authenticate(purpose string, digest []byte) (keyID string, mac []byte)
+	// Authentic says what is wrong with a code, or why that cannot be told.
+	Authentic(purpose, keyID string, digest, mac []byte) error
+}
 
 // magic is what the first line says it is.
 const magic = "backup"
@@ -78,6 +95,8 @@ type line struct {
 
 	Objects *int   `json:"objects,omitempty"`
 	SHA256  string `json:"sha256,omitempty"`
+	KeyID   string `json:"keyID,omitempty"`
+	MAC     string `json:"mac,omitempty"`
 }
 
 // A Summary says what was written or read.
@@ -89,10 +108,12 @@ type Summary struct {
 	Restored api.Revision
 }
 
-// Options of Write; both are for people.
+// Options of Write; the first two are for people.
 type Options struct {
 	Domain  string // of the cluster
 	Program string // the version of this program
+	// Authenticator vouches for what is written; nil is nobody.
+	Authenticator Authenticator
 }
 
 // Write writes a consistent view of all Objects to w, which should be quick, as it
@@ -121,7 +142,13 @@ func Write(ctx context.Context, st store.Store, w io.Writer, opts Options) (Summ
 		return nil
 	})
 	if err == nil {
-		err = out.Encode(line{Objects: &sum.Objects, SHA256: hex.EncodeToString(digest.Sum(nil))})
+		all := digest.Sum(nil)
+		last := line{Objects: &sum.Objects, SHA256: hex.EncodeToString(all)}
+		if a := opts.Authenticator; a != nil {
+			id, mac := a.Authenticate(purpose, all)
+			last.KeyID, last.MAC = id, hex.EncodeToString(mac)
+		}
+		err = out.Encode(last)
 	}
 	if err == nil {
 		err = buffered.Flush()
@@ -136,9 +163,9 @@ func Write(ctx context.Context, st store.Store, w io.Writer, opts Options) (Summ
 // epoch: every watcher lists again. It reads r once, to its end, in little memory,
 // and commits only when all of it has proved right; an error means that nothing
 // was changed. It does not check Objects against each other: that was done when
-// they were written.
-func Restore(ctx context.Context, st store.Store, r io.Reader, actor string) (Summary, error) {
-	b := newReader(r)
+// they were written, by whom auth has to vouch for. A nil auth asks nobody.
+func Restore(ctx context.Context, st store.Store, r io.Reader, actor string, auth Authenticator) (Summary, error) {
+	b := newReader(r, auth)
 	// Before a place is taken: it is the most likely to be wrong.
 	if err := b.header(); err != nil {
 		return Summary{}, err
@@ -150,9 +177,10 @@ func Restore(ctx context.Context, st store.Store, r io.Reader, actor string) (Su
 	return Summary{Header: b.head, Objects: b.count, Restored: at}, nil
 }
 
-// Verify reads a backup to its end, and says what is in it or wrong with it.
-func Verify(ctx context.Context, r io.Reader) (Summary, error) {
-	b := newReader(r)
+// Verify reads a backup to its end, and says what is in it or wrong with it. With a
+// nil auth it tells what is damaged, and not who wrote it.
+func Verify(ctx context.Context, r io.Reader, auth Authenticator) (Summary, error) {
+	b := newReader(r, auth)
 	if err := b.header(); err != nil {
 		return Summary{}, err
 	}
@@ -170,13 +198,14 @@ type reader struct {
 	digest hash.Hash // of all lines before the one that was read last
 	last   []byte    // that one
 	lines  int
+	auth   Authenticator // nil for none
 
 	head  Header
 	count int
 }
 
-func newReader(r io.Reader) *reader {
-	return &reader{in: bufio.NewReaderSize(r, 64<<10), digest: sha256.New()}
+func newReader(r io.Reader, auth Authenticator) *reader {
+	return &reader{in: bufio.NewReaderSize(r, 64<<10), digest: sha256.New(), auth: auth}
 }
 
 // bad says what is wrong with the line that was read last.
@@ -273,23 +302,27 @@ func (b *reader) object() (store.Record, error) {
 		return store.Record{}, b.bad("%w", err)
 	}
 	switch {
-	case l.Objects == nil && l.SHA256 == "" && l.Key != nil && len(l.Object) > 0:
+	case l.Objects == nil && l.SHA256 == "" && l.KeyID == "" && l.MAC == "" && l.Key != nil && len(l.Object) > 0:
 		b.count++
 		return store.Record{Key: *l.Key, UID: l.UID, JSON: l.Object}, nil
 	case l.Objects != nil && l.Key == nil && l.UID == "" && len(l.Object) == 0:
-		return store.Record{}, b.end(*l.Objects, l.SHA256)
+		return store.Record{}, b.end(l)
 	}
 	return store.Record{}, b.bad("it is neither an Object nor the last line")
 }
 
 // end checks the last line and that it is. It returns errEnd if all is right.
-func (b *reader) end(objects int, digest string) error {
-	sum, err := hex.DecodeString(digest)
-	if err != nil || !bytes.Equal(sum, b.digest.Sum(nil)) {
+func (b *reader) end(l line) error {
+	all := b.digest.Sum(nil)
+	sum, err := hex.DecodeString(l.SHA256)
+	if err != nil || !bytes.Equal(sum, all) {
 		return b.bad("the backup was altered: its SHA-256 is not what the last line says")
 	}
-	if objects != b.count {
-		return b.bad("the last line counts %d Objects, and there are %d", objects, b.count)
+	if *l.Objects != b.count {
+		return b.bad("the last line counts %d Objects, and there are %d", *l.Objects, b.count)
+	}
+	if err := b.authentic(l, all); err != nil {
+		return err
 	}
 	switch _, err := b.next(); {
 	case errors.Is(err, io.EOF):
@@ -299,6 +332,24 @@ func (b *reader) end(objects int, digest string) error {
 	default:
 		return err
 	}
+}
+
+// authentic checks who vouches for the backup, if that is asked for.
+func (b *reader) authentic(l line, all []byte) error {
+	if b.auth == nil {
+		return nil
+	}
+	if l.KeyID == "" || l.MAC == "" {
+		return b.bad("nobody vouches for it: it was not written by a cluster of this version")
+	}
+	mac, err := hex.DecodeString(l.MAC)
+	if err != nil {
+		return b.bad("its mac is not hexadecimal")
+	}
+	if err := b.auth.Authentic(purpose, l.KeyID, all, mac); err != nil {
+		return b.bad("%w", err)
+	}
+	return nil
 }
 
 // strict decodes one JSON value that has no other fields.

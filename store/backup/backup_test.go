@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"cardea/api"
+	"cardea/secret"
 	"cardea/store"
 	"cardea/store/backup"
 	"cardea/store/memory"
@@ -102,10 +103,10 @@ func TestRoundTrip(t *testing.T) {
 				if sum.Objects != 4 || sum.Revision != at || sum.Domain != "cardea.internal" || sum.Program != "v1.2.3" {
 					t.Errorf("Write: %+v", sum)
 				}
-				if seen, err := backup.Verify(t.Context(), bytes.NewReader(file)); err != nil || seen.Objects != 4 || seen.Revision != at {
+				if seen, err := backup.Verify(t.Context(), bytes.NewReader(file), nil); err != nil || seen.Objects != 4 || seen.Revision != at {
 					t.Errorf("Verify: %+v, %v", seen, err)
 				}
-				got, err := backup.Restore(t.Context(), b, bytes.NewReader(file), "tester")
+				got, err := backup.Restore(t.Context(), b, bytes.NewReader(file), "tester", nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -216,8 +217,8 @@ func TestRefused(t *testing.T) {
 		{"empty", "line 1: it is empty", nil},
 		{"text", "line 1: this is no backup of Cardea", []byte("Dear diary\n")},
 		{"some other JSON", "line 1: this is no backup of Cardea", []byte("{\"kind\":\"User\"}\n")},
-		{"a newer format", "line 1: it has format 2, this binary knows up to 1: use cardea ≥ v1.2.3", replace(`"format":1`, `"format":2`)},
-		{"no format", "line 1: it has format 0", replace(`"format":1`, `"format":0`)},
+		{"a newer format", "line 1: it has format 3, this binary knows up to 2: use cardea ≥ v1.2.3", replace(`"format":2`, `"format":3`)},
+		{"no format", "line 1: it has format 0", replace(`"format":2`, `"format":0`)},
 		{"cut short between lines", "line 6: the backup is cut short", bytes.Join(lines[:5], nil)},
 		{"cut short after the first line", "line 2: the backup is cut short", lines[0]},
 		{"cut short in a line", "line 3: it is cut short", good[:len(lines[0])+len(lines[1])+10]},
@@ -240,9 +241,9 @@ func TestRefused(t *testing.T) {
 			want, _ := dump(t, s)
 			for name, try := range map[string]func() (backup.Summary, error){
 				"Restore": func() (backup.Summary, error) {
-					return backup.Restore(t.Context(), s, bytes.NewReader(c.file), "tester")
+					return backup.Restore(t.Context(), s, bytes.NewReader(c.file), "tester", nil)
 				},
-				"Verify": func() (backup.Summary, error) { return backup.Verify(t.Context(), bytes.NewReader(c.file)) },
+				"Verify": func() (backup.Summary, error) { return backup.Verify(t.Context(), bytes.NewReader(c.file), nil) },
 			} {
 				if _, err := try(); !errors.Is(err, backup.ErrInvalid) || !strings.Contains(err.Error(), c.want) {
 					t.Errorf("%s: %v, want %q", name, err, c.want)
@@ -250,6 +251,74 @@ func TestRefused(t *testing.T) {
 			}
 			if have, now := dump(t, s); have != want || now != at {
 				t.Errorf("the store has changed from %v to %v:\n%s", at, now, have)
+			}
+		})
+	}
+}
+
+// Who can write to the file and has no key of the cluster can change nothing in
+// it, although he can make it whole; who has one can.
+func TestAuthentic(t *testing.T) {
+	keeper := func(fill byte) *secret.Keeper {
+		k, err := secret.New(bytes.Repeat([]byte{fill}, secret.KeySize))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	ours, theirs := keeper(1), keeper(2)
+	of := func(k *secret.Keeper) []byte {
+		from, _ := filled(t)
+		var b bytes.Buffer
+		opts := backup.Options{}
+		if k != nil {
+			opts.Authenticator = k
+		}
+		if _, err := backup.Write(t.Context(), from, &b, opts); err != nil {
+			t.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	good := of(ours)
+	// resum makes a file whole that was changed.
+	resum := func(file []byte) []byte {
+		lines, last := body(file), file[len(body(file)):]
+		before := fmt.Sprintf(`"sha256":"%x"`, sha256.Sum256(body(good)))
+		after := fmt.Sprintf(`"sha256":"%x"`, sha256.Sum256(lines))
+		return append(bytes.Clone(lines), bytes.Replace(last, []byte(before), []byte(after), 1)...)
+	}
+	last := string(good[len(body(good)):])
+	mac := last[strings.Index(last, `"mac":"`):]
+	for _, c := range []struct {
+		name, want string
+		file       []byte
+	}{
+		{"as it was written", "", good},
+		{"another value", "altered, or written by somebody else", resum(bytes.Replace(good, []byte(`{"v":1.5}`), []byte(`{"v":2.5}`), 1))},
+		{"of an older format", "altered, or written by somebody else", resum(bytes.Replace(good, []byte(`"format":2`), []byte(`"format":1`), 1))},
+		{"without the code", "nobody vouches for it", bytes.Replace(good, []byte(","+mac), []byte("}\n"), 1)},
+		{"by nobody", "nobody vouches for it", of(nil)},
+		{"a code that is none", "its mac is not hexadecimal", bytes.Replace(good, []byte(mac), []byte(`"mac":"zz"}`+"\n"), 1)},
+		{"by another cluster", "the key that vouches for it is not here", of(theirs)},
+		{"by another cluster, in the name of this", "does not vouch for it", bytes.Replace(of(theirs), []byte(theirs.KeyID()), []byte(ours.KeyID()), 1)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := memory.New()
+			defer s.Close()
+			at := put(t, s, record("core", "User", "carol", 1))
+			if _, err := backup.Verify(t.Context(), bytes.NewReader(c.file), nil); err != nil {
+				t.Fatalf("it is not whole: %v", err)
+			}
+			_, verify := backup.Verify(t.Context(), bytes.NewReader(c.file), ours)
+			_, restore := backup.Restore(t.Context(), s, bytes.NewReader(c.file), "tester", ours)
+			_, now := dump(t, s)
+			for name, err := range map[string]error{"Verify": verify, "Restore": restore} {
+				if c.want == "" && err != nil || c.want != "" && (!errors.Is(err, backup.ErrInvalid) || !strings.Contains(err.Error(), c.want)) {
+					t.Errorf("%s: %v, want %q", name, err, c.want)
+				}
+			}
+			if (now != at) != (c.want == "") {
+				t.Errorf("the store went from %v to %v", at, now)
 			}
 		})
 	}
@@ -264,8 +333,8 @@ func TestTroubleIsNoBadBackup(t *testing.T) {
 	cancel()
 	broken := io.MultiReader(bytes.NewReader(good[:len(good)-100]), reader(func([]byte) (int, error) { return 0, oops }))
 	for name, try := range map[string]func() error{
-		"read":   func() error { _, err := backup.Restore(t.Context(), s, broken, ""); return err },
-		"cancel": func() error { _, err := backup.Restore(gone, s, bytes.NewReader(good), ""); return err },
+		"read":   func() error { _, err := backup.Restore(t.Context(), s, broken, "", nil); return err },
+		"cancel": func() error { _, err := backup.Restore(gone, s, bytes.NewReader(good), "", nil); return err },
 		"write": func() error {
 			_, err := backup.Write(t.Context(), s, writer(func([]byte) (int, error) { return 0, oops }), backup.Options{})
 			return err
@@ -304,8 +373,8 @@ func FuzzRestore(f *testing.F) {
 		defer s.Close()
 		at := put(t, s, record("core", "User", "carol", 1))
 		want, _ := dump(t, s)
-		sum, err := backup.Restore(t.Context(), s, bytes.NewReader(file), "")
-		seen, err2 := backup.Verify(t.Context(), bytes.NewReader(file))
+		sum, err := backup.Restore(t.Context(), s, bytes.NewReader(file), "", nil)
+		seen, err2 := backup.Verify(t.Context(), bytes.NewReader(file), nil)
 		if (err == nil) != (err2 == nil) {
 			t.Fatalf("Restore: %v; Verify: %v", err, err2)
 		}
@@ -321,7 +390,7 @@ func FuzzRestore(f *testing.F) {
 		}
 		// It has a backup that restores the same.
 		again, _ := write(t, s)
-		if _, err := backup.Restore(t.Context(), s, bytes.NewReader(again), ""); err != nil {
+		if _, err := backup.Restore(t.Context(), s, bytes.NewReader(again), "", nil); err != nil {
 			t.Fatalf("%v:\n%s", err, again)
 		}
 		if twice, _ := dump(t, s); twice != have {

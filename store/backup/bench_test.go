@@ -55,7 +55,7 @@ func BenchmarkBackup(b *testing.B) {
 				_, _ = p.passes(to[:n]) // never fails
 				return n, err
 			})
-			if _, err := backup.Restore(b.Context(), s, in, "bench"); err != nil {
+			if _, err := backup.Restore(b.Context(), s, in, "bench", nil); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -9,6 +9,8 @@ package script_test
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,6 +40,7 @@ func TestMain(m *testing.M) {
 		"cardea":        cardea,
 		"echo-upstream": echoUpstream,
 		"talk":          talk,
+		"talk-tls":      talkTLS,
 		"hold":          hold,
 		"await-file":    awaitFile,
 		"fetch":         fetch,
@@ -342,10 +345,25 @@ func echoUpstream() {
 
 // talk ADDRESS LINE…: sends each line, prints each answer, closes. It prints
 // "reset" and fails if the connection is reset.
-func talk() {
-	c := connect(os.Args[1])
+func talk() { converse(connect(os.Args[1]), os.Args[2:]) }
+
+// talk-tls ADDRESS NAME DIR LINE…: does as talk by TLS, with that server name and
+// what `login --cert-out` wrote to DIR.
+func talkTLS() {
+	dir := os.Args[3]
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
+	check(err)
+	ca, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
+	check(err)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	converse(tls.Client(connect(os.Args[1]), &tls.Config{ServerName: os.Args[2], RootCAs: roots, Certificates: []tls.Certificate{cert}}), os.Args[4:])
+}
+
+// converse sends each line and prints each answer.
+func converse(c net.Conn, lines []string) {
 	r := bufio.NewReader(c)
-	for _, line := range os.Args[2:] {
+	for _, line := range lines {
 		if _, err := fmt.Fprintln(c, line); err != nil {
 			ended(err)
 		}
