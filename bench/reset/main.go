@@ -322,9 +322,16 @@ func resetter(upstream string, in io.Reader, out io.Writer) error {
 					live[a] = b
 					mu.Unlock()
 				}
-				go func() { plainCopy(b, a); b.CloseWrite() }()
+				var both sync.WaitGroup
+				both.Go(func() { plainCopy(b, a); b.CloseWrite() })
 				plainCopy(a, b)
 				a.CloseWrite()
+				both.Wait()
+				a.Close()
+				b.Close()
+				mu.Lock()
+				delete(live, a)
+				mu.Unlock()
 			}()
 		}
 	}()
