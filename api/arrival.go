@@ -21,7 +21,10 @@ type Arrival struct {
 type Refusal struct {
 	Facts  Facts
 	Reason ReasonType
-	Words  string // detail for the log
+	// Service is the one that was asked for, SERVICE.NAMESPACE, if that is known:
+	// the port tells it.
+	Service string
+	Words   string // detail for the log
 	// Record is the record of the refusal, if more is known than the rest says. It
 	// may stand for several refusals of the same kind.
 	Record *AccessLog

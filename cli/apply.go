@@ -178,6 +178,9 @@ func (r *run) documents(paths []string) (all []manifest.Document, found manifest
 				continue
 			}
 			p := api.Problems{Document: i}
+			if k, _ := api.KindOf(d.Object.Header().Kind); !k.ByHand {
+				p.Add("/kind", "must be a kind that people write: a "+k.Name+" is made by the cluster", k.Name)
+			}
 			check(&p, d.Object)
 			found = append(found, locate(docs, p.List)...)
 		}

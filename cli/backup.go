@@ -26,6 +26,9 @@ func (r *run) backup() *cobra.Command {
 		Example: "  cardea backup cardea-2026-01-31.backup",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) (err error) {
+			if _, err := os.Stat(args[0]); err == nil {
+				return hinted(fmt.Errorf("%s is there already, and may be the only backup", args[0]), "name another file, or remove it first")
+			}
 			call, err := r.api(c.Context())
 			if err != nil {
 				return err
@@ -77,9 +80,12 @@ func (r *run) restore() *cobra.Command {
 		Example: "  cp -r saved-keys ./data/keys && cardea restore cardea-2026-01-31.backup --data-dir ./data",
 		Args:    cobra.ExactArgs(1),
 	}
-	c.Flags().StringVar(&cfg.DataDir, "data-dir", "", "directory of the cluster; as for up if left out (or CARDEA_DATA_DIR)")
+	c.Flags().StringVar(&cfg.DataDir, "data-dir", "", "directory of the cluster (or CARDEA_DATA_DIR)")
 	c.Flags().StringVar(&cfg.Store, "store", "", "postgres://… if the cluster keeps its resources there (or CARDEA_STORE)")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if cfg.DataDir == "" {
+			return usagef("restore needs --data-dir: it replaces all that is there")
+		}
 		var err error
 		if cfg.DataDir, err = r.dataDir(cfg.DataDir); err != nil {
 			return err

@@ -81,7 +81,9 @@ func (p *Program) Run(ctx context.Context, args []string) int {
 		return ExitDone
 	}
 	if !started { // cobra found that it is not understood
-		err = asUsage(err)
+		if err = asUsage(err); c == root && len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+			err = unknownVerb(root, args[0]) // and not what was wrong with its flags
+		}
 	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = errors.New("interrupted")

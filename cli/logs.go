@@ -99,6 +99,8 @@ func (r *run) logs() *cobra.Command {
 			return nil
 		case follow && err == nil:
 			return hinted(errors.New("the cluster ended the stream: it stopped, or you may not read on"), "cardea logs -f --since TIME goes on from a time")
+		case out.value == formatTable && err == nil && t.widths == nil && len(t.rows) == 0:
+			fmt.Fprintln(r.Err, "there are no such records")
 		case out.value == formatTable && (err == nil || len(t.rows) > 0):
 			err = errors.Join(t.flush(), err)
 		}

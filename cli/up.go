@@ -51,7 +51,7 @@ func (r *run) up() *cobra.Command {
 	c.Flags().StringVar(&cfg.Metrics, "metrics-listen", "", "HOST:PORT that serves /metrics, /livez and /readyz to everyone by plain HTTP (or CARDEA_METRICS_LISTEN)")
 	c.Flags().DurationVar(&cfg.Grace, "grace", 0, "how long live connections may go on after SIGTERM or Ctrl-C; a second one ends the process at once (or CARDEA_GRACE)")
 	fileFlag(c, &files)
-	c.Flags().StringVar(&ready, "ready-file", "", `file that gets {"address", "caSHA256", "token"} once it serves`)
+	c.Flags().StringVar(&ready, "ready-file", "", `file that gets {"address", "caSHA256", "token"} once it serves; ready.json in the data directory if standard output is no terminal`)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg.Log, cfg.Version = r.logger(), r.Version
 		var err error
@@ -69,6 +69,10 @@ func (r *run) up() *cobra.Command {
 				cfg.Documents = append(cfg.Documents, d.JSON)
 			}
 		}
+		if ready == "" && !isTerminal(r.Out) {
+			// What is printed may be kept in a log: the token goes to a file.
+			ready = filepath.Join(cfg.DataDir, "ready.json")
+		}
 		if ready != "" { // one of another run would be taken for ours
 			if err := os.Remove(ready); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("replace the ready file: %w", err)
@@ -85,7 +89,7 @@ func (r *run) up() *cobra.Command {
 				stop()
 				return
 			}
-			r.printReady(s, cfg.DataDir)
+			r.printReady(s, cfg.DataDir, ready)
 		})
 		if e := located(docs, err); e != err {
 			err = r.problems(e, "the cluster was not started")
@@ -108,7 +112,7 @@ func (r *run) dataDir(flag string) (string, error) {
 }
 
 // printReady says how to reach a cluster.
-func (r *run) printReady(s server.Ready, dataDir string) {
+func (r *run) printReady(s server.Ready, dataDir, ready string) {
 	fmt.Fprintf(r.Out, "Cardea serves %s.\n\n", s.Domain)
 	t := new(table)
 	t.add("  address", s.Address)
@@ -122,7 +126,7 @@ func (r *run) printReady(s server.Ready, dataDir string) {
 	}
 	t.print(r.Out)
 	if s.Token != "" {
-		r.printFirstLogin(s, dataDir)
+		r.printFirstLogin(s, ready)
 	} else {
 		fmt.Fprintf(r.Out, "\nroot has logged in before. If that Session is lost, stop this and run:\n\n  cardea recover --data-dir %s\n", dataDir)
 	}
@@ -130,9 +134,9 @@ func (r *run) printReady(s server.Ready, dataDir string) {
 
 // printFirstLogin says how root logs in, once. The token in it is for the terminal
 // of whoever starts the cluster; what is not a terminal may be a log.
-func (r *run) printFirstLogin(s server.Ready, dataDir string) {
+func (r *run) printFirstLogin(s server.Ready, ready string) {
 	if !isTerminal(r.Out) {
-		fmt.Fprintf(r.Out, "\nroot has never logged in. The token for it is in the ready file (--ready-file); or stop this and run:\n\n  cardea recover --data-dir %s\n", dataDir)
+		fmt.Fprintf(r.Out, "\nroot has never logged in. The token for it, for 15 minutes, is in %s, which only you can read.\n", ready)
 		return
 	}
 	host, err := os.Hostname()

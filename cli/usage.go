@@ -30,6 +30,15 @@ func asUsage(err error) error {
 		return err
 	}
 	words, _, _ := strings.Cut(err.Error(), "\n")
+	for _, x := range []struct{ theirs, ours string }{
+		{"accepts %d arg(s), received %d", "takes %d arguments, found %d"},
+		{"requires at least %d arg(s), only received %d", "needs at least %d arguments, found %d"},
+	} {
+		var want, got int
+		if n, err := fmt.Sscanf(words, x.theirs, &want, &got); n == 2 && err == nil {
+			words = strings.Replace(fmt.Sprintf(x.ours, want, got), " 1 arguments", " 1 argument", 1)
+		}
+	}
 	return usagef("%s", words)
 }
 

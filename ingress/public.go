@@ -208,13 +208,13 @@ func (p *Public) cannot(number int, err error) string {
 	address := net.JoinHostPort(p.Host, fmt.Sprint(number))
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Sprintf("%s is taken by another program or by Cardea itself (find it with: ss -ltnp 'sport = :%d'); end it, or choose another spec.port; it is tried again", address, number)
+		return fmt.Sprintf("%s is taken by another program or by Cardea itself (find it with: ss -ltnp 'sport = :%d'); end it, or choose another spec.port", address, number)
 	case errors.Is(err, syscall.EACCES):
-		return fmt.Sprintf("the user that Cardea runs as may not listen on %s; choose a spec.port above 1023, or give it CAP_NET_BIND_SERVICE; it is tried again", address)
+		return fmt.Sprintf("the user that Cardea runs as may not listen on %s; choose a spec.port above 1023, or give it CAP_NET_BIND_SERVICE", address)
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-		return fmt.Sprintf("%s cannot be opened: no descriptors left; raise the limit (ulimit -n); it is tried again", address)
+		return fmt.Sprintf("%s cannot be opened: no descriptors left; raise the limit (ulimit -n)", address)
 	}
-	return fmt.Sprintf("%s cannot be opened: %v; it is tried again", address, err)
+	return fmt.Sprintf("%s cannot be opened: %v", address, err)
 }
 
 // listen opens the port of a Service. mu must be held.
@@ -233,7 +233,7 @@ func (p *Public) listen(ctx context.Context, s *api.Service) error {
 	o := &port{service: s.Metadata.Name, number: s.Status.Port}
 	o.follow(s)
 	o.Listener = &Listener{
-		Listener: l, Direct: true, Refused: p.refuse, Log: p.Log,
+		Listener: l, Direct: true, Refused: func(r api.Refusal) { p.refuse(o.service, r) }, Log: p.Log,
 		Handle: func(ctx context.Context, c net.Conn) { p.take(ctx, o, c) },
 	}
 	p.open[o.number] = o
@@ -273,7 +273,7 @@ func (p *Public) take(ctx context.Context, o *port, c net.Conn) {
 	}
 	if err != nil {
 		abort(c)
-		p.refuse(refusal(a.Facts, err))
+		p.refuse(o.service, refusal(a.Facts, err))
 		return
 	}
 	if !o.tls.Load() {
@@ -283,7 +283,7 @@ func (p *Public) take(ctx context.Context, o *port, c net.Conn) {
 	p.serving.Go(func() {
 		conn, tls, err := p.TLS(ctx, c, o.service+".svc."+p.Domain)
 		if err != nil {
-			p.refuse(refusal(a.Facts, err))
+			p.refuse(o.service, refusal(a.Facts, err))
 			return
 		}
 		a.Conn, a.Facts.TLS = conn, tls
@@ -291,8 +291,9 @@ func (p *Public) take(ctx context.Context, o *port, c net.Conn) {
 	})
 }
 
-func (p *Public) refuse(r api.Refusal) {
+func (p *Public) refuse(service string, r api.Refusal) {
 	p.refused.Add(1)
+	r.Service = service
 	r.Facts.Tunnel = TunnelPublic
 	p.Refused(r)
 }

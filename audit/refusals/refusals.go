@@ -152,6 +152,11 @@ func (r *Recorder) record(f api.Refusal) *api.AccessLog {
 		Reason: &api.LogReason{Type: cmp.Or(f.Reason, api.ReasonHandshake), Words: f.Words},
 		Facts:  &f.Facts,
 	}
+	if f.Service != "" { // its own port was knocked at
+		svc := &api.Ref{APIVersion: api.Version, Kind: api.KindService, Name: f.Service}
+		rec.Metadata.TargetRef, rec.Entry.Common.ServiceRef = svc, svc
+		rec.Entry.Common.IsPublic, rec.Entry.Common.IsAnonymous = true, true
+	}
 	rec.Entry.Info.TCP = &api.TCPInfo{Type: api.LogDenied}
 	return rec
 }

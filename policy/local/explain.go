@@ -110,7 +110,7 @@ func (j *judgment) hints(steps []api.Step) []string {
 		case !slices.ContainsFunc(steps, func(s api.Step) bool { return s.Rule.Effect == api.Allow }):
 			add("no rule that applies is an ALLOW; attach a policy that allows to %s", places)
 		default:
-			add("no ALLOW rule matches; see why in the steps, or attach a policy that allows to %s", places)
+			add("no ALLOW rule matches: the rules say why; mend one, or attach a policy that allows to %s", places)
 		}
 		add("looked at: %s", strings.Join(j.lookedAt(), "; "))
 	}
