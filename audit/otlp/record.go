@@ -142,8 +142,10 @@ func nano(t time.Time) uint64 {
 	return uint64(t.UnixNano())
 }
 
+// text makes a value of text, in which each byte that is no UTF-8 is U+FFFD, as JSON
+// decoders make of it.
 func text(s string) *otlp.AnyValue {
-	return &otlp.AnyValue{Value: &otlp.AnyValue_StringValue{StringValue: strings.ToValidUTF8(s, "\ufffd")}}
+	return &otlp.AnyValue{Value: &otlp.AnyValue_StringValue{StringValue: string([]rune(s))}}
 }
 
 func list(kvs ...*otlp.KeyValue) *otlp.AnyValue {
@@ -206,7 +208,7 @@ func (d *decoder) text() string {
 	quoted := d.rest[:end+1]
 	d.rest = d.rest[end+1:]
 	if plain {
-		return strings.ToValidUTF8(quoted[1:end], "\ufffd")
+		return string([]rune(quoted[1:end]))
 	}
 	var s string
 	if err := json.Unmarshal([]byte(quoted), &s); err != nil {
