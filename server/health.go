@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -59,6 +58,11 @@ func (h *house) health(ctx context.Context) (checks []api.HealthCheck) {
 		}
 		checks = append(checks, c)
 	}
+	// What warn adds keeps nobody from being served.
+	warn := func(name string, err error, words, hint string) {
+		add(name, err, words, hint)
+		checks[len(checks)-1].Warning = err != nil
+	}
 	var rev api.Revision
 	err := h.store.View(ctx, func(r store.Reader) error {
 		rev = r.Revision()
@@ -75,36 +79,30 @@ func (h *house) health(ctx context.Context) (checks []api.HealthCheck) {
 		if s.LagTime > time.Minute {
 			late = fmt.Errorf("%d records wait since %s: %s", s.Lag, s.LagTime.Truncate(time.Second), s.LastError)
 		}
-		add("collector", late, fmt.Sprintf("%d records sent", s.Sent), "nothing is lost while the log keeps it; is the collector there?")
+		warn("collector", late, fmt.Sprintf("%d records sent", s.Sent), "nothing is lost while the log keeps it; is the collector there?")
 	}
 	used, limit := h.descriptors()
 	var few error
 	if used > limit/10*9 {
 		few = fmt.Errorf("%d of %d are open", used, limit)
 	}
-	add("descriptors", few, fmt.Sprintf("%d of %d are open", used, limit), "raise the limit (ulimit -n, LimitNOFILE)")
+	warn("descriptors", few, fmt.Sprintf("%d of %d are open", used, limit), "raise the limit (ulimit -n, LimitNOFILE)")
 	p := h.public.Stats()
 	var closed error
 	if p.Closed > 0 {
 		closed = fmt.Errorf("%d of %d cannot be opened", p.Closed, p.Open+p.Closed)
 	}
-	add("public ports", closed, fmt.Sprintf("%d open", p.Open), "cardea describe service NAME says why")
+	warn("public ports", closed, fmt.Sprintf("%d open", p.Open), "cardea describe service NAME says why")
 	free, err := freeSpace(h.cfg.DataDir)
 	if err == nil && free < leastFree {
 		err = fmt.Errorf("%d MiB are left", free>>20)
 	}
-	add("disk", err, fmt.Sprintf("%d MiB are free", free>>20), "make room, or lower ClusterConfig spec.audit.retention")
-	for i := range checks {
-		switch checks[i].Name {
-		case "collector", "public ports", "descriptors", "disk":
-			checks[i].Warning = !checks[i].OK
-		}
-	}
+	warn("disk", err, fmt.Sprintf("%d MiB are free", free>>20), "make room, or lower ClusterConfig spec.audit.retention")
 	var ending error
 	if h.draining.Load() {
 		ending = fmt.Errorf("the cluster is stopping")
 	}
-	add("serving", ending, strings.TrimSpace("since it was started"), "")
+	add("serving", ending, "since it was started", "")
 	return checks
 }
 
