@@ -32,6 +32,7 @@ const plan = `
 	relay            :
 	relay/*          : relay
 	rpc              : api
+	dialect/*        : api
 
 	store            : api
 	store/*          : api store
@@ -47,16 +48,16 @@ const plan = `
 	audit/*          : api audit
 	tunnel           : api
 	tunnel/*         : api wire/* tunnel
-	ingress          : api
-	upstream         : api
+	ingress          : api wire/* secret
+	upstream         : api wire/* secret
 
 	proxy            : api policy relay audit
 	mode/*           : api wire/* proxy
 	mode             : proxy mode/*
 
-	control          : api manifest store policy identity identity/* cert audit rpc
+	control          : api manifest dialect/* store secret policy identity identity/* cert audit ingress rpc
 	client           : api relay relay/* tunnel tunnel/* rpc
-	server           : api api/gen relay/* store store/* secret identity identity/* cert policy/* audit audit/* tunnel/* ingress upstream proxy mode control
+	server           : api api/gen dialect/* relay/* store store/* secret identity identity/* cert policy/* audit audit/* tunnel/* ingress upstream proxy mode control
 	cli              : api api/gen manifest rpc client server policy/local
 	cmd/*            : cli
 	examples/*       : api client

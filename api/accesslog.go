@@ -56,12 +56,28 @@ type AccessLogCommon struct {
 	ConfigName      string     `json:"configName,omitempty"`
 	Facts           *Facts     `json:"facts,omitempty"`    // what the decision was made on; source address and port
 	Upstream        string     `json:"upstream,omitempty"` // HOST:PORT that was dialled
+	Route           *LogRoute  `json:"route,omitempty"`
 	NamespaceRef    *Ref       `json:"namespaceRef,omitempty"`
 	RegionRef       *Ref       `json:"regionRef,omitempty"`
 	ServiceRef      *Ref       `json:"serviceRef,omitempty"`
 	SessionRef      *Ref       `json:"sessionRef,omitempty"`
 	UserRef         *Ref       `json:"userRef,omitempty"`
 	DeviceRef       *Ref       `json:"deviceRef,omitempty"`
+}
+
+// LogRoute is how a connection was routed: of public ports, and on an END whatever
+// there is to tell of the way to the upstream.
+type LogRoute struct {
+	Listener string `json:"listener,omitempty"` // ADDRESS:PORT as it is configured
+	Match    string `json:"match,omitempty"`    // what of the listener's it matched: "sni db.example.com"
+	// Version names the sequence by which members got their turns: within it each
+	// has had its share, exactly.
+	Version string `json:"version,omitempty"`
+	Retries int    `json:"retries,omitempty"` // other endpoints that were tried before this one
+	// UpstreamVerified is false if the upstream's certificate was not verified, and
+	// UpstreamWords say why; absent without TLS.
+	UpstreamVerified *bool  `json:"upstreamVerified,omitempty"`
+	UpstreamWords    string `json:"upstreamWords,omitempty"`
 }
 
 // LogReason says why.

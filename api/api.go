@@ -20,11 +20,28 @@ import (
 // Version is the apiVersion of our own kinds. Input may leave it out.
 const Version = "core/v1"
 
-// GroupCore is the group of our own kinds: the part of Version before the slash.
-const GroupCore = "core"
+// The groups of kinds.
+const (
+	GroupCore       = "core"             // ours: the part of Version before the slash
+	GroupAmbassador = "getambassador.io" // Ambassador, Emissary
+	GroupKubernetes = "kubernetes"       // what Kubernetes calls v1, without a group
+)
 
-// An Object is one resource of a kind of ours. The concrete types are pointers
-// to the structs of this package, as made by [Kind.New].
+// GroupOf returns the group that an apiVersion says, and the version within it. No
+// apiVersion is ours.
+func GroupOf(apiVersion string) (group, version string) {
+	switch group, version, ok := strings.Cut(apiVersion, "/"); {
+	case apiVersion == "":
+		return GroupCore, "v1"
+	case !ok: // v1
+		return GroupKubernetes, apiVersion
+	default:
+		return group, version
+	}
+}
+
+// An Object is one resource. The concrete types are pointers to the structs of
+// this package, as made by [Kind.New].
 //
 // An Object that has been stored or put into a snapshot is shared and must not
 // be written to: make a copy with [Clone].
@@ -49,11 +66,17 @@ type Head struct {
 func (h *Head) Header() *Head { return h }
 
 // Key returns the identity of the Object in the store.
-func (h *Head) Key() Key { return Key{Group: GroupCore, Kind: h.Kind, Name: h.Metadata.Name} }
+func (h *Head) Key() Key {
+	group, _ := GroupOf(h.APIVersion)
+	return Key{Group: group, Kind: h.Kind, Namespace: h.Metadata.Namespace, Name: h.Metadata.Name}
+}
 
 // Ref returns a reference to the Object as it stands.
 func (h *Head) Ref() Ref {
-	return Ref{APIVersion: Version, Kind: h.Kind, Name: h.Metadata.Name, UID: h.Metadata.UID, ResourceVersion: h.Metadata.ResourceVersion}
+	return Ref{
+		APIVersion: cmp.Or(h.APIVersion, Version), Kind: h.Kind, Namespace: h.Metadata.Namespace, Name: h.Metadata.Name,
+		UID: h.Metadata.UID, ResourceVersion: h.Metadata.ResourceVersion,
+	}
 }
 
 // Metadata is what is known of an Object beside what it is for.
@@ -61,8 +84,12 @@ func (h *Head) Ref() Ref {
 // name, displayName, description, picURL, labels, annotations and tags are the
 // user's; the rest is set by the server, and ignored in input.
 type Metadata struct {
-	// Name is unique among the Objects of a kind. A Service's is SERVICE.NAMESPACE.
-	Name        string            `json:"name"`
+	// Name is unique among the Objects of a kind, and of a Namespace if they have
+	// one. A Service's is SERVICE.NAMESPACE.
+	Name string `json:"name"`
+	// Namespace is that of a foreign Object, in the system that it comes from; our
+	// own kinds have none.
+	Namespace   string            `json:"namespace,omitempty"`
 	DisplayName string            `json:"displayName,omitempty"`
 	Description string            `json:"description,omitempty"`
 	PicURL      string            `json:"picURL,omitempty"`
@@ -85,6 +112,7 @@ type Metadata struct {
 type Ref struct {
 	APIVersion      string `json:"apiVersion,omitempty"`
 	Kind            string `json:"kind,omitempty"`
+	Namespace       string `json:"namespace,omitempty"` // of foreign kinds
 	Name            string `json:"name,omitempty"`
 	UID             string `json:"uid,omitempty"`
 	ResourceVersion string `json:"resourceVersion,omitempty"`
@@ -157,13 +185,18 @@ type LaterEnum interface {
 // refuse it with "not yet", whatever its value: nothing is accepted and ignored.
 type NotYet struct{}
 
+// A Loose value can be written in more than one form, as other systems have it.
+// Decoders hand it what was written, as encoding/json would into an any, with
+// numbers as json.Number; the error completes "must be …".
+type Loose interface{ SetLoose(v any) error }
+
 // Attrs is free data that administrators attach to an Object for policies to
 // read. What a device or client says of itself never gets here.
 type Attrs map[string]any
 
 // Clone returns a deep copy of o.
 func Clone[T Object](o T) T {
-	k, ok := KindOf(o.Header().Kind)
+	k, ok := KindIn(o.Header().Key().Group, o.Header().Kind)
 	if !ok {
 		panic("api: Clone of an Object of unknown kind " + o.Header().Kind)
 	}

@@ -11,8 +11,11 @@ import "net"
 //	Reset(reason string) error    abort: the peer sees a reset and never an end of file
 //	Verdict(Verdict) error        tell the peer what became of its request, once, before any byte
 type Arrival struct {
-	Conn     net.Conn
-	Service  string // SERVICE.NAMESPACE that is asked for; may not exist
+	Conn    net.Conn
+	Service string // SERVICE.NAMESPACE that is asked for; may not exist; "" with Route
+	// Route is set for a connection to a foreign Object, which the routing table
+	// sorted.
+	Route    *Routed
 	Evidence Evidence
 	Facts    Facts
 }

@@ -38,7 +38,7 @@ type ClusterConfigSpec struct {
 	Ingress        NotYet          `json:"ingress,omitzero"`
 	Authenticator  NotYet          `json:"authenticator,omitzero"`
 	Authentication NotYet          `json:"authentication,omitzero"`
-	Routing        NotYet          `json:"routing,omitzero"`
+	Routing        ClusterRouting  `json:"routing,omitzero"`
 }
 
 // ClusterSession says how long Sessions last, by the type of their User.
@@ -157,6 +157,50 @@ type ClusterUpstream struct {
 	ForbidInsecureSkipVerify bool `json:"forbidInsecureSkipVerify,omitempty"`
 }
 
+// Verification says what becomes of a connection to an upstream whose certificate
+// does not verify.
+type Verification string
+
+// The values of Verification.
+const (
+	VerificationRequire Verification = "REQUIRE" // it is refused
+	VerificationReport  Verification = "REPORT"  // it is made; status and log say so
+)
+
+// Values implements Enum.
+func (Verification) Values() []string {
+	return []string{string(VerificationRequire), string(VerificationReport)}
+}
+
+// ClusterRouting says how public ports work.
+type ClusterRouting struct {
+	// UpstreamVerification is REQUIRE to refuse every upstream that does not verify.
+	// Left out, it is REPORT for the TCPMappings that name no CA, and REQUIRE for the
+	// rest.
+	UpstreamVerification Verification `json:"upstreamVerification,omitempty"`
+	// TrustedProxies are the networks (CIDR) from which PROXY headers are taken, where
+	// a listener wants them; private networks and loopback if it is left out.
+	TrustedProxies []string `json:"trustedProxies,omitempty"`
+	// HelloTimeout is how long a client may take until its first bytes are there and,
+	// on a port that has to read its hello, until that is whole; 5 seconds. A silent
+	// client of a port that also takes any bytes waits a fifth of it and then gets
+	// those, as protocols need in which the server speaks first.
+	HelloTimeout *Duration `json:"helloTimeout,omitempty"`
+	// DrainTime is how long the connections of a TCPMapping that is deleted may go on;
+	// 10 minutes.
+	DrainTime *Duration `json:"drainTime,omitempty"`
+}
+
+func (r *ClusterRouting) validate(p *Problems, at string) {
+	for i, x := range r.TrustedProxies {
+		if _, err := netip.ParsePrefix(x); err != nil {
+			p.Add(fmt.Sprintf("%s/trustedProxies/%d", at, i), "must be a CIDR such as 10.0.0.0/8 or ::1/128", x)
+		}
+	}
+	r.HelloTimeout.validate(p, at+"/helloTimeout", 100*time.Millisecond, time.Minute)
+	r.DrainTime.validate(p, at+"/drainTime", time.Millisecond, 30*day)
+}
+
 // ClusterConfigStatus is what the cluster knows of itself.
 type ClusterConfigStatus struct {
 	Domain    string `json:"domain,omitempty"`
@@ -271,6 +315,7 @@ func (c *ClusterConfig) Validate(p *Problems) {
 	c.Spec.Device.Workload.validate(p, "/spec/device/workload")
 	c.Spec.Audit.validate(p, "/spec/audit")
 	c.Spec.Collector.validate(p, "/spec/collector")
+	c.Spec.Routing.validate(p, "/spec/routing")
 	for h, addrs := range c.Spec.DNS.Hosts {
 		at := "/spec/dns/hosts/" + Escape(h)
 		if len(addrs) == 0 {

@@ -17,13 +17,31 @@ type Context struct {
 // objects (api, later http, ssh, …) is there; reading another means that the
 // rule is about another protocol.
 type Facts struct {
-	IP        string    `json:"ip,omitempty"`        // source address, of the client proper
-	Port      int       `json:"port,omitempty"`      // source port
-	Listener  string    `json:"listener,omitempty"`  // our own address, HOST:PORT
-	ProxiedBy string    `json:"proxiedBy,omitempty"` // the proxy that told us IP and Port
-	Tunnel    string    `json:"tunnel,omitempty"`    // "cardea/1", "tls", "memory", "public"
-	TLS       *TLSFacts `json:"tls,omitempty"`
-	API       *APIFacts `json:"api,omitempty" cardea:"protocol"`
+	IP        string      `json:"ip,omitempty"`        // source address, of the client proper
+	Port      int         `json:"port,omitempty"`      // source port
+	Listener  string      `json:"listener,omitempty"`  // our own address, HOST:PORT
+	ProxiedBy string      `json:"proxiedBy,omitempty"` // address of the proxy that told us IP and Port
+	Proxy     *ProxyFacts `json:"proxy,omitempty"`     // what else it told
+	Tunnel    string      `json:"tunnel,omitempty"`    // "cardea/1", "tls", "memory", "public" (a public port)
+	TLS       *TLSFacts   `json:"tls,omitempty"`
+	API       *APIFacts   `json:"api,omitempty" cardea:"protocol"`
+}
+
+// ProxyFacts is what a PROXY header told beside the source address: what a trusted
+// proxy says, and nobody has verified. (The PROXY protocol, versions 1 & 2, HAProxy.)
+type ProxyFacts struct {
+	Version     int    `json:"version,omitempty"`     // 1 or 2
+	Destination string `json:"destination,omitempty"` // HOST:PORT that the client connected to
+	Authority   string `json:"authority,omitempty"`   // server name that the client asked for
+	ALPN        string `json:"alpn,omitempty"`
+	UniqueID    string `json:"uniqueID,omitempty"`   // hex
+	TLSVersion  string `json:"tlsVersion,omitempty"` // of the client's connection to the proxy; "" if it was not TLS
+	// ClientCertificate is set if the client showed a certificate, and CommonName is
+	// its, if the proxy verified it.
+	ClientCertificate bool   `json:"clientCertificate,omitempty"`
+	CommonName        string `json:"commonName,omitempty"`
+	// TLVs are the other fields that it sent: type (two hex digits) and value (hex).
+	TLVs map[string]string `json:"tlvs,omitempty"`
 }
 
 // TLSFacts is what the TLS handshake told.

@@ -36,6 +36,8 @@ const (
 // A Request asks whether somebody may do something with a Service, now.
 type Request struct {
 	Service string `json:"service"` // SERVICE.NAMESPACE
+	// Route is, instead of a Service, the foreign Object that is asked for.
+	Route *Key `json:"route,omitempty"`
 	// Evidence is verified by the first decision, which answers with a Session;
 	// every later one about the same unit of work names that Session's uid.
 	Evidence Evidence `json:"evidence,omitzero"`
@@ -73,6 +75,10 @@ const (
 	ReasonKilled           ReasonType = "KILLED"         // an administrator ended the connection
 	ReasonOverload         ReasonType = "OVERLOAD"       // a limit of the process itself
 	ReasonDrained          ReasonType = "DRAINED"        // the process is stopping
+	ReasonNoRoute          ReasonType = "NO_ROUTE"       // nothing is served there, or not to this caller
+	ReasonRouteRefused     ReasonType = "ROUTE_REFUSED"  // the route lacks something: its status says what
+	ReasonRouteRemoved     ReasonType = "ROUTE_REMOVED"  // the Object of a live connection is gone
+	ReasonProxyHeader      ReasonType = "PROXY_HEADER"   // none where there must be one, from who is not trusted, or malformed
 	ReasonSystem           ReasonType = "SYSTEM"         // the cluster, by itself: nobody asked
 )
 
@@ -151,11 +157,15 @@ type Subject struct {
 
 // Limits bound what is granted; zero is no bound.
 type Limits struct {
-	Connections           int           `json:"connections,omitempty"`           // of the Service, live at once
-	ConnectionsPerSession int           `json:"connectionsPerSession,omitempty"` // of the Session or, without one, the source address
-	Idle                  time.Duration `json:"idle,omitempty"`
-	HalfClose             time.Duration `json:"halfClose,omitempty"`
-	Duration              time.Duration `json:"duration,omitempty"`
+	Connections           int `json:"connections,omitempty"`           // of the Service, live at once
+	ConnectionsPerSession int `json:"connectionsPerSession,omitempty"` // of the Session or, without one, the source address
+	// Pending is how many connections may wait, each for at most PendingTimeout, until
+	// there is one less than Connections; zero is none.
+	Pending        int           `json:"pending,omitempty"`
+	PendingTimeout time.Duration `json:"pendingTimeout,omitempty"`
+	Idle           time.Duration `json:"idle,omitempty"`
+	HalfClose      time.Duration `json:"halfClose,omitempty"`
+	Duration       time.Duration `json:"duration,omitempty"`
 }
 
 // A Change says that answers which depend on one of Keys may no longer hold.

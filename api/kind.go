@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 )
@@ -8,10 +9,15 @@ import (
 // A Kind is an entry in the table of kinds: all that generic code (the API,
 // the command line, the store) needs to know of one.
 type Kind struct {
-	Name   string   // as in the field kind: "Service"
-	Plural string   // as in API paths: "services"
-	Short  []string // as a person may type it: "svc"
-	New    func() Object
+	Name   string // as in the field kind: "Service"
+	Plural string // as in API paths: "services"
+	// Group is that of the kind: "" stands for GroupCore. Kinds of other groups are
+	// foreign: Objects of another system, kept as they came.
+	Group string
+	// Versions are the versions of a foreign group that are read, the newest first.
+	Versions []string
+	Short    []string // as a person may type it: "svc"
+	New      func() Object
 	// Columns are the headings and cells of a table, after NAME.
 	Columns []Column
 	// ByHand is whether people make and change Objects of the kind with apply;
@@ -50,24 +56,60 @@ const (
 	KindIdentityProvider = "IdentityProvider"
 )
 
-// Kinds returns the table of kinds in the order in which Objects that refer to
-// each other are best written and read: what is referred to comes first.
+// Kinds returns the table of kinds, foreign ones last, in the order in which
+// Objects that refer to each other are best written and read: what is referred to
+// comes first.
 func Kinds() []Kind {
-	return []Kind{
+	return append([]Kind{
 		clusterConfigKind(), regionKind(), gatewayKind(), secretKind(), policyKind(), identityProviderKind(),
 		namespaceKind(), groupKind(), userKind(), serviceKind(), credentialKind(), deviceKind(), sessionKind(),
 		authenticatorKind(),
+	}, foreignKinds()...)
+}
+
+// foreignKinds returns the kinds of other systems.
+func foreignKinds() []Kind {
+	return []Kind{
+		kubernetesSecretKind(), moduleKind(), resolverKind(KindKubernetesServiceResolver), resolverKind(KindKubernetesEndpointResolver),
+		resolverKind(KindConsulResolver), tlsContextKind(), hostKind(), listenerKind(), tcpMappingKind(),
 	}
+}
+
+// IsForeign reports whether Objects of the kind are of another system.
+func (k Kind) IsForeign() bool { return k.Group != "" && k.Group != GroupCore }
+
+// APIGroup returns the group of the kind, which is never empty.
+func (k Kind) APIGroup() string { return cmp.Or(k.Group, GroupCore) }
+
+// Path returns where the API has the Objects of the kind, of a version of a foreign
+// group: "" is the newest.
+func (k Kind) Path(version string) string {
+	if !k.IsForeign() {
+		return "/api/" + Version + "/" + k.Plural
+	}
+	return "/api/" + k.Group + "/" + cmp.Or(version, k.Versions[0]) + "/" + k.Plural
 }
 
 // LaterKinds returns the names of the kinds that are known and not yet to be had.
 func LaterKinds() []string {
-	return []string{"Config",
-		"TCPMapping", "TLSContext", "Host", "Listener", "Module", "TCPRoute", "TLSRoute",
+	return []string{"Config", "TCPRoute", "TLSRoute",
 		"Workload", "RuleSet", "ServiceDependencyPolicy", "ExternalNetwork"}
 }
 
-// KindOf returns the kind of that exact name.
+// KindIn returns the kind of that exact name in a group.
+func KindIn(group, name string) (Kind, bool) {
+	if group == "" || group == GroupCore {
+		return KindOf(name)
+	}
+	for _, k := range foreignKinds() {
+		if k.Group == group && k.Name == name {
+			return k, true
+		}
+	}
+	return Kind{}, false
+}
+
+// KindOf returns the kind of ours of that exact name.
 func KindOf(name string) (Kind, bool) {
 	// A switch instead of a search through Kinds: this runs for each Object read.
 	switch name {
@@ -104,7 +146,7 @@ func KindOf(name string) (Kind, bool) {
 }
 
 // FindKind returns the kind that a person means: its name, plural or short
-// name, in any case.
+// name, in any case. Of two kinds of one name it is the one of ours.
 func FindKind(s string) (Kind, bool) {
 	s = strings.ToLower(s)
 	for _, k := range Kinds() {

@@ -63,6 +63,10 @@ func (m *Metadata) validateMade(p *Problems) {
 }
 
 func (m *Metadata) validateRest(p *Problems) {
+	if m.Namespace != "" {
+		p.Add("/metadata/namespace", "must be left out: only Objects of other systems have one", m.Namespace).
+			Hint = "a Service says its Namespace in its name: SERVICE.NAMESPACE"
+	}
 	if len(m.DisplayName) > 100 {
 		p.Add("/metadata/displayName", "must be at most 100 bytes", m.DisplayName)
 	}
@@ -111,6 +115,22 @@ func (m *Metadata) validateName(p *Problems, depth int) {
 			p.Add("/metadata/name", labelRule, l)
 			return
 		}
+	}
+}
+
+// foreignName is a name in Kubernetes (RFC 1123, a subdomain).
+var foreignName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`)
+
+// validateForeign checks the metadata of an Object of another system: what makes
+// its identity. The rest is kept as it came.
+func (m *Metadata) validateForeign(p *Problems) {
+	if m.Name == "" {
+		p.Add("/metadata/name", "is required", "")
+	} else if !foreignName.MatchString(m.Name) {
+		p.Add("/metadata/name", "must be 1 to 253 characters of a-z, 0-9, '-' and '.', with a letter or digit at both ends", m.Name)
+	}
+	if m.Namespace != "" && (!foreignName.MatchString(m.Namespace) || strings.Contains(m.Namespace, ".") || len(m.Namespace) > 63) {
+		p.Add("/metadata/namespace", "must be 1 to 63 characters of a-z, 0-9 and '-', with a letter or digit at both ends", m.Namespace)
 	}
 }
 

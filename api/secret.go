@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // A Secret holds a value that other Objects use by name. The value is encrypted
@@ -63,6 +64,18 @@ type SecretStatus struct {
 	// SHA256 is a keyed hash of the value, in hex: the log tells by it that a
 	// value changed, without telling the value.
 	SHA256 string `json:"sha256,omitempty"`
+	// Certificate is what can be told of the certificate that the value holds.
+	Certificate *CertificateFacts `json:"certificate,omitempty"`
+}
+
+// CertificateFacts is what everybody may know of a certificate.
+type CertificateFacts struct {
+	Subject  string    `json:"subject,omitempty"`
+	DNS      []string  `json:"dns,omitempty"`
+	NotAfter time.Time `json:"notAfter,omitzero"`
+	SHA256   string    `json:"sha256,omitempty"` // of the DER, hex
+	// HasKey is whether the private key of it is there too.
+	HasKey bool `json:"hasKey,omitempty"`
 }
 
 // Default implements Object.

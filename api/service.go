@@ -46,14 +46,17 @@ type ServiceSpec struct {
 	// out, it comes from the upstream's URL.
 	Port       int  `json:"port,omitempty"`
 	IsDisabled bool `json:"isDisabled,omitempty"` // a disabled Service refuses everyone
-	// IsPublic opens the port of the Service itself, where the cluster listens,
-	// for those who have no Session. It needs IsAnonymous.
+	// IsPublic opens the port of the Service itself. Without IsAnonymous it needs
+	// IsTLS, and who comes shows the certificate of a Session.
 	IsPublic bool `json:"isPublic,omitempty"`
 	// IsAnonymous lets in who has no Session: everybody, or with
 	// authorization.enableAnonymous whom policies allow.
 	IsAnonymous bool `json:"isAnonymous,omitempty"`
-	// IsTLS makes the public port speak TLS, with a certificate of the cluster's CA.
-	IsTLS         bool           `json:"isTLS,omitempty"`
+	// IsTLS makes the public port speak TLS, with a certificate of the cluster's CA
+	// unless public.certificate names another.
+	IsTLS bool `json:"isTLS,omitempty"`
+	// Public says where the public port is, and what of its traffic is the Service's.
+	Public        *ServicePublic `json:"public,omitempty"`
 	Region        string         `json:"region,omitempty"`
 	Authorization Authorization  `json:"authorization,omitzero"`
 	Config        *ServiceConfig `json:"config,omitempty"`
@@ -69,6 +72,10 @@ type ServiceSpec struct {
 type ServiceLimits struct {
 	Connections           int `json:"connections,omitempty"`           // live at once
 	ConnectionsPerSession int `json:"connectionsPerSession,omitempty"` // live at once, of one Session; of one source address on the public port
+	// PendingConnections is how many connections may wait until there is one less than
+	// connections, and PendingTimeout for how long: 5 seconds.
+	PendingConnections int       `json:"pendingConnections,omitempty"`
+	PendingTimeout     *Duration `json:"pendingTimeout,omitempty"`
 	// ConnectionsPerSecond is how many new connections a second one source network
 	// (an address of IPv4, a /64 of IPv6) may open at the public port; 200 if it is
 	// left out. Twice as many may come at once. More are reset before anything is
@@ -83,6 +90,38 @@ type ServiceLimits struct {
 	HalfCloseTimeout *Duration `json:"halfCloseTimeout,omitempty"`
 	// MaxDuration ends a connection that has lasted so long.
 	MaxDuration *Duration `json:"maxDuration,omitempty"`
+}
+
+// ServicePublic says where the public port of a Service is, and what of its traffic
+// is the Service's. It has no effect without isPublic.
+type ServicePublic struct {
+	// Address is the IP address of the port: that of the cluster's own listener if it
+	// is left out; 0.0.0.0 is every address of IPv4, :: every one of IPv6.
+	Address string `json:"address,omitempty"`
+	// Hosts are the server names (SNI) that are the Service's: NAME, *.DOMAIN, or *
+	// for TLS with any name or none. With them several Services share a port.
+	Hosts []string `json:"hosts,omitempty"`
+	// Passthrough leaves TLS to the upstream: the bytes stay as they are, and only the
+	// server name is read. It needs hosts, and no isTLS.
+	Passthrough bool `json:"passthrough,omitempty"`
+	// ALPN lists protocols of which the client must offer one. It needs hosts.
+	ALPN []string `json:"alpn,omitempty"`
+	// Sources lists the networks (CIDR) that clients may come from.
+	Sources []string `json:"sources,omitempty"`
+	// Certificate is what clients are shown instead of one of the cluster's CA.
+	Certificate *PublicCertificate `json:"certificate,omitempty"`
+	// StartTLS is the protocol in which clients ask for TLS before they speak it. It
+	// needs isTLS or passthrough.
+	StartTLS StartTLS `json:"startTLS,omitempty"`
+	// ProxyProtocol says that each connection begins with a PROXY header. It holds for
+	// all Services of the port.
+	ProxyProtocol bool `json:"proxyProtocol,omitempty"`
+}
+
+// PublicCertificate says where the certificate of a public port is.
+type PublicCertificate struct {
+	// FromSecret names a Secret with a certificate chain and its key, PEM.
+	FromSecret string `json:"fromSecret"`
 }
 
 // DefaultConnectionsPerSecond is what ServiceLimits.ConnectionsPerSecond is if it
@@ -139,9 +178,30 @@ type Upstream struct {
 	// ConnectTimeout bounds the time until a connection, TLS included, is there;
 	// 10 seconds if it is left out.
 	ConnectTimeout *Duration `json:"connectTimeout,omitempty"`
-	User           NotYet    `json:"user,omitzero"`
-	Container      NotYet    `json:"container,omitzero"`
+	// ProxyProtocol is the version of the header by which the upstream is told who
+	// the client is, before anything else, TLS included.
+	ProxyProtocol ProxyVersion `json:"proxyProtocol,omitempty"`
+	// StartTLS is the protocol in which TLS to the upstream is asked for before it is
+	// spoken: by us, if the config says TLS; else for a client whose TLS goes through.
+	StartTLS StartTLS `json:"startTLS,omitempty"`
+	// Families are the address families of the host's name that are used, IPv4 and
+	// IPv6, the preferred first; left out, both as RFC 8305 has it.
+	Families  []IPFamily `json:"families,omitempty"`
+	User      NotYet     `json:"user,omitzero"`
+	Container NotYet     `json:"container,omitzero"`
 }
+
+// IPFamily is a family of addresses.
+type IPFamily string
+
+// The values of IPFamily.
+const (
+	IPv4 IPFamily = "IPv4"
+	IPv6 IPFamily = "IPv6"
+)
+
+// Values implements Enum.
+func (IPFamily) Values() []string { return []string{string(IPv4), string(IPv6)} }
 
 // Loadbalance lists the endpoints of an upstream. They are tried in turn: each
 // connection begins with another one, and goes on to the next when one fails.
@@ -167,6 +227,15 @@ type UpstreamTLS struct {
 	// and writes everything. Each write and `why` warn of it.
 	InsecureSkipVerify bool                     `json:"insecureSkipVerify,omitempty"`
 	ClientCertificate  *ClientCertificateSource `json:"clientCertificate,omitempty"`
+	// ALPN lists the protocols that are offered to the upstream.
+	ALPN []string `json:"alpn,omitempty"`
+	TLSTerms
+	// What follows is of foreign Objects: where their certificates and CAs are, and
+	// what becomes of a connection whose upstream does not verify.
+	Own          *Material    `json:"own,omitempty" cardea:"internal"`
+	CA           *Material    `json:"ca,omitempty" cardea:"internal"`
+	CRL          *Material    `json:"crl,omitempty" cardea:"internal"`
+	Verification Verification `json:"verification,omitempty" cardea:"internal"`
 }
 
 // ClientCertificateSource says where the certificate is by which Cardea shows
@@ -205,8 +274,9 @@ type ServiceStatus struct {
 
 // A StatusCondition says one thing of the state of an Object.
 type StatusCondition struct {
-	Type    string    `json:"type"`   // "Listening"
-	Status  string    `json:"status"` // "True" or "False"
+	Type    string    `json:"type"`             // "Listening"
+	Status  string    `json:"status"`           // "True" or "False"
+	Reason  string    `json:"reason,omitempty"` // in one word, for programs
 	Message string    `json:"message,omitempty"`
 	Since   time.Time `json:"since,omitzero"`
 }

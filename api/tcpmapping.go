@@ -1,0 +1,139 @@
+package api
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// KindTCPMapping is the kind of TCPMappings.
+const KindTCPMapping = "TCPMapping"
+
+// A TCPMapping is Ambassador's: connections to a port, and with host to a server
+// name, go to a service. The versions of it have the same fields.
+type TCPMapping struct {
+	Head
+	Spec   TCPMappingSpec `json:"spec"`
+	Status RouteStatus    `json:"status,omitzero"`
+}
+
+// TCPMappingSpec is what an administrator sets.
+type TCPMappingSpec struct {
+	AmbassadorID AmbassadorIDs `json:"ambassador_id,omitempty"`
+	// Address is the IP address to listen on; every one, if it is left out.
+	Address string `json:"address,omitempty"`
+	Port    *int   `json:"port,omitempty"`
+	// Host makes the listener end TLS, and is the server name that the client must ask
+	// for.
+	Host string `json:"host,omitempty"`
+	// Service is where connections go: [SCHEME://]HOST[:PORT].
+	Service string `json:"service,omitempty"`
+	// TLS makes the connection to the service speak TLS: true, or the name of a
+	// TLSContext.
+	TLS NameOrBool `json:"tls,omitzero"`
+	// Weight is the share, in per cent, of the connections of the mappings with the
+	// same address, port and host.
+	Weight *int `json:"weight,omitempty"`
+	// IdleTimeoutMs ends a connection on which nothing passed for so many milliseconds.
+	IdleTimeoutMs *Digits `json:"idle_timeout_ms,omitempty"`
+	EnableIPv4    *bool   `json:"enable_ipv4,omitempty"`
+	EnableIPv6    *bool   `json:"enable_ipv6,omitempty"`
+	// CircuitBreakers bound the connections; an empty list takes away those of the
+	// Module.
+	CircuitBreakers *[]CircuitBreaker `json:"circuit_breakers,omitempty"`
+	Resolver        string            `json:"resolver,omitempty"`
+	ClusterTag      string            `json:"cluster_tag,omitempty"`
+	StatsName       string            `json:"stats_name,omitempty"`
+	// V3StatsName is stats_name in the stored form of version v2.
+	V3StatsName string `json:"v3StatsName,omitempty"`
+	// V2ExplicitTLS is what the conversion from version v2 keeps; it says nothing new.
+	V2ExplicitTLS Ported `json:"v2ExplicitTLS,omitzero"`
+	// Labels have no effect on TCP.
+	Labels Ported `json:"labels,omitzero"`
+}
+
+// A CircuitBreaker bounds the connections of one priority.
+type CircuitBreaker struct {
+	Priority           string `json:"priority,omitempty"` // default or high
+	MaxConnections     *int   `json:"max_connections,omitempty"`
+	MaxPendingRequests *int   `json:"max_pending_requests,omitempty"`
+	MaxRequests        *int   `json:"max_requests,omitempty"`
+	MaxRetries         *int   `json:"max_retries,omitempty"`
+}
+
+// RouteStatus implements Routable.
+func (m *TCPMapping) RouteStatus() *RouteStatus { return &m.Status }
+
+// Default implements Object.
+func (m *TCPMapping) Default() { m.defaultForeign(GroupAmbassador, KindTCPMapping) }
+
+// Validate implements Object. What depends on other Objects, and what the other
+// system finds only when it builds its configuration, is said by the status.
+func (m *TCPMapping) Validate(p *Problems) {
+	m.Metadata.validateForeign(p)
+	switch port := m.Spec.Port; {
+	case port == nil:
+		p.Add("/spec/port", "is required", "")
+	case *port < 1 || *port > 65535:
+		p.Add("/spec/port", "must be from 1 to 65535", strconv.Itoa(*port))
+	}
+	if m.Spec.Service == "" {
+		p.Add("/spec/service", "is required: [SCHEME://]HOST[:PORT]", "")
+	}
+	if w := m.Spec.Weight; w != nil && (*w < 0 || *w > 100) {
+		p.Add("/spec/weight", "must be from 0 to 100", strconv.Itoa(*w))
+	}
+	if m.Spec.CircuitBreakers != nil {
+		validateBreakers(p, "/spec/circuit_breakers", *m.Spec.CircuitBreakers)
+	}
+}
+
+func validateBreakers(p *Problems, at string, list []CircuitBreaker) {
+	for i, b := range list {
+		at := fmt.Sprintf("%s/%d", at, i)
+		if b.Priority != "" && b.Priority != "default" && b.Priority != "high" {
+			p.Add(at+"/priority", "must be one of the allowed values", b.Priority).Allowed = []string{"default", "high"}
+		}
+		for _, x := range []struct {
+			name string
+			n    *int
+		}{{"max_connections", b.MaxConnections}, {"max_pending_requests", b.MaxPendingRequests}, {"max_requests", b.MaxRequests}, {"max_retries", b.MaxRetries}} {
+			if x.n != nil && *x.n < 0 {
+				p.Add(at+"/"+x.name, "must not be less than 0", strconv.Itoa(*x.n))
+			}
+		}
+	}
+}
+
+func tcpMappingKind() Kind {
+	return Kind{Name: KindTCPMapping, Plural: "tcpmappings", Short: []string{"tm"}, Group: GroupAmbassador, Versions: ambassadorVersions(), ByHand: true,
+		New: func() Object { return new(TCPMapping) },
+		Columns: []Column{
+			namespaceColumn(),
+			{Heading: "LISTEN", Cell: func(o Object) string {
+				s := &o.(*TCPMapping).Spec
+				if s.Port == nil {
+					return ""
+				}
+				return Bind{s.Address, *s.Port}.String()
+			}},
+			{Heading: "HOST", Cell: func(o Object) string { return o.(*TCPMapping).Spec.Host }},
+			{Heading: "SERVICE", Cell: func(o Object) string { return o.(*TCPMapping).Spec.Service }},
+			{Heading: "TLS", Cell: func(o Object) string {
+				switch t := o.(*TCPMapping).Spec.TLS; {
+				case t.Name != "":
+					return t.Name
+				case t.Bool != nil:
+					return strings.ToLower(fmt.Sprint(*t.Bool))
+				}
+				return ""
+			}},
+			{Heading: "WEIGHT", Cell: func(o Object) string {
+				if w := o.(*TCPMapping).Spec.Weight; w != nil {
+					return strconv.Itoa(*w)
+				}
+				return ""
+			}},
+			stateColumn(),
+		}}
+}

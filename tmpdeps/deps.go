@@ -1,0 +1,4 @@
+// Package tmpdeps holds dependencies.
+package tmpdeps
+
+import _ "github.com/miekg/dns"
