@@ -108,10 +108,8 @@ func (d *direction) watch() {
 // carry moves bytes until the end of d.from, or until a leg fails, which it
 // returns.
 func (d *direction) carry() (failed *leg, err error) {
-	if len(d.from.unread) > 0 {
-		n, err := d.to.conn.Write(d.from.unread)
-		d.count(n)
-		if err != nil {
+	if ahead := (chunk{buffer: d.from.unread, n: len(d.from.unread)}); ahead.n > 0 {
+		if err := d.sink.write(&ahead); err != nil {
 			return d.to, err
 		}
 		d.from.unread = nil

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -71,7 +72,7 @@ func (s *tcpSource) try(fd uintptr) bool {
 		return true
 	}
 	b := s.engine.buffers.get(true)
-	n, err := ignoringEINTR(func() (int, error) { return unix.Read(int(fd), b) })
+	n, err := readNow(int(fd), b)
 	if n > 0 {
 		s.bulk = n == len(b)
 		s.got = chunk{buffer: b, n: n}
@@ -167,6 +168,36 @@ func (s *tcpSink) try(fd uintptr) bool {
 func splice(from, to, n int) (int, error) {
 	moved, err := unix.Splice(from, nil, to, nil, n, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
 	return int(moved), err
+}
+
+// readNow reads what is there, or fails with EAGAIN when nothing is.
+//
+// A kernel's EAGAIN is not believed at an urgent byte: a read that begins there
+// gives up, whatever lies behind the byte, if a signal is just then pending for its
+// thread (tcp_recvmsg_locked in Linux), and the Go runtime interrupts its threads
+// with signals. The poller would not tell of those bytes again.
+func readNow(fd int, b []byte) (int, error) {
+	for {
+		n, err := ignoringEINTR(func() (int, error) { return unix.Read(fd, b) })
+		if err != unix.EAGAIN || !atMark(fd) || !readable(fd) {
+			return n, err
+		}
+	}
+}
+
+// atMark tells whether the next byte of a TCP connection is an urgent one. It is
+// asked each time that a connection runs dry, and so goes without the scheduler.
+func atMark(fd int) bool {
+	mark := int32(0)
+	_, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCATMARK, uintptr(unsafe.Pointer(&mark)))
+	return errno == 0 && mark != 0
+}
+
+// readable tells whether something lies behind an urgent byte, be it the end.
+func readable(fd int) bool {
+	set := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := ignoringEINTR(func() (int, error) { return unix.Poll(set, 0) })
+	return n > 0 && err == nil
 }
 
 // ignoringEINTR repeats a call that a signal interrupted before it did anything.

@@ -7,11 +7,16 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
+	"strconv"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"cardea/relay"
+	"cardea/relay/relaytest"
 )
 
 // tcpPair returns the two ends of a TCP connection.
@@ -76,11 +81,14 @@ func (e *Engine) freePipes() int {
 func TestOnlyBulkIsSpliced(t *testing.T) {
 	tests := []struct {
 		name         string
+		peeked       bool
 		size, rounds int
 		want         bool
 	}{
-		{"small messages", 64, 1000, false},
-		{"bulk", 4 << 20, 1, true},
+		{"small messages", false, 64, 1000, false},
+		{"bulk", false, 4 << 20, 1, true},
+		{"small messages after a look", true, 64, 1000, false},
+		{"bulk after a look", true, 4 << 20, 1, true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -88,7 +96,19 @@ func TestOnlyBulkIsSpliced(t *testing.T) {
 			defer e.Wait()
 			other, _, _ := between(t, e, relay.Limits{}) // keeps the engine from clearing up
 			defer relay.Reset(other, relay.ClientReset)
-			client, upstream, done := between(t, e, relay.Limits{})
+			client, given := tcpPair(t)
+			upstream, upstreamGiven := tcpPair(t)
+			pair := relay.Pair{Client: given, Upstream: upstreamGiven}
+			if tt.peeked {
+				pair.Client = &peeked{given}
+			}
+			done := make(chan struct{})
+			e.Start(pair, func(relay.Result) { close(done) })
+			if tt.peeked {
+				if _, err := io.ReadFull(upstream, make([]byte, 5)); err != nil {
+					t.Fatal(err)
+				}
+			}
 			for range tt.rounds {
 				delivers(t, client, upstream, tt.size)
 			}
@@ -100,6 +120,12 @@ func TestOnlyBulkIsSpliced(t *testing.T) {
 		})
 	}
 }
+
+// peeked is a relay.Transparent.
+type peeked struct{ net.Conn }
+
+func (p *peeked) NetConn() net.Conn { return p.Conn }
+func (p *peeked) Unread() []byte    { return []byte("hello") }
 
 func TestIdleRelaysHoldNoPipe(t *testing.T) {
 	const relays = 50
@@ -206,6 +232,68 @@ func TestEndOfFileIsNoReset(t *testing.T) {
 		}
 		if g.wasReset() {
 			t.Errorf("with our end first %v: an end of file is taken for a reset", weFirst)
+		}
+	}
+}
+
+func TestUrgent(t *testing.T) {
+	relaytest.RunUrgent(t, func(*testing.T) relay.Engine { return New() })
+}
+
+// TestUrgentAmidSignals relays messages behind urgent bytes while every thread is
+// interrupted all the time.
+func TestUrgentAmidSignals(t *testing.T) {
+	if runtime.GOMAXPROCS(0) < 2 {
+		t.Skip("the interrupter would keep the only processor for itself")
+	}
+	stop := make(chan struct{})
+	var interrupting sync.WaitGroup
+	defer interrupting.Wait()
+	defer close(stop)
+	interrupting.Go(func() { interrupt(t, stop) })
+	e := New()
+	defer e.Wait()
+	client, upstream, _ := between(t, e, relay.Limits{})
+	defer relay.Reset(client, relay.ClientReset)
+	upstream.SetReadDeadline(time.Now().Add(time.Minute))
+	got := make([]byte, len("beforeafter"))
+	for i := range 1000 {
+		client.Write([]byte("before"))
+		raw, err := client.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Write(func(fd uintptr) bool {
+			err = unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil)
+			return err != unix.EAGAIN
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		client.Write([]byte("after"))
+		if n, err := io.ReadFull(upstream, got); err != nil || string(got) != "beforeafter" {
+			t.Fatalf("round %d: read %q, %v", i, got[:n], err)
+		}
+	}
+}
+
+// interrupt signals this process's threads, as the Go runtime does, until stop is
+// closed.
+func interrupt(t *testing.T, stop chan struct{}) {
+	for {
+		threads, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		for _, thread := range threads {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			id, _ := strconv.Atoi(thread.Name())
+			unix.Tgkill(os.Getpid(), id, unix.SIGURG)
 		}
 	}
 }

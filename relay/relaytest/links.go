@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"io"
 	"math/big"
 	"net"
 	"testing"
@@ -37,6 +38,8 @@ var (
 		return peer, &overTLS{given.(*tls.Conn)}
 	}}
 	pipe = link{"pipe", func(*testing.T) (net.Conn, net.Conn) { return both(Pipe()) }}
+	// peeked is one whose first bytes have been read already.
+	peeked = link{"peeked", dialPeeked}
 	// plain can neither be half-closed nor reset.
 	plain = link{"plain", func(*testing.T) (net.Conn, net.Conn) { return net.Pipe() }}
 )
@@ -45,7 +48,7 @@ var (
 type joint struct{ client, upstream link }
 
 // joints are the pairs of streams that every promise is tried on.
-var joints = []joint{{tcp4, tcp4}, {tcp6, tcp6}, {tcp4, secured}, {tls13, tcp4}, {tcp6, pipe}, {pipe, tcp4}, {pipe, secured}}
+var joints = []joint{{tcp4, tcp4}, {tcp6, tcp6}, {peeked, tcp4}, {tcp4, secured}, {tls13, tcp4}, {tcp6, pipe}, {pipe, tcp4}, {pipe, secured}}
 
 func (j joint) String() string { return j.client.name + "-" + j.upstream.name }
 
@@ -123,7 +126,24 @@ func (c *overTLS) Reset(reason string) error {
 	return err
 }
 
-// ahead is a relay.Transparent: its first bytes have been read already.
+// prefix is what the peer of a peeked link has sent before the relay starts; part of
+// it was read ahead, by two who looked one after the other.
+const prefix = "hello, "
+
+func dialPeeked(t *testing.T) (peer, given net.Conn) {
+	t.Helper()
+	peer, given = tcp4.open(t)
+	if _, err := io.WriteString(peer, prefix); err != nil {
+		t.Fatal(err)
+	}
+	unread := make([]byte, len(prefix)-2)
+	if _, err := io.ReadFull(given, unread); err != nil {
+		t.Fatal(err)
+	}
+	return peer, &ahead{&ahead{given, unread[3:]}, unread[:3]}
+}
+
+// ahead is a relay.Transparent.
 type ahead struct {
 	net.Conn
 	unread []byte
