@@ -16,6 +16,7 @@
 package secret
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"sync"
@@ -58,9 +59,10 @@ func (k *Keeper) String() string { return "secret.Keeper(" + k.KeyID() + ")" }
 // GoString does as String.
 func (k *Keeper) GoString() string { return k.String() }
 
-// Seal moves the value of s from Data to Status, sealed: it sets Sealed, KeyID
-// and SHA256, overwrites Data.ValueBytes and sets Data to nil. s needs its uid.
-// One whose value is sealed already, and that brings no new one, stays as it is.
+// Seal moves the value of s from Data to Status, sealed: it sets Sealed, KeyID,
+// SHA256 and Certificate, overwrites Data.ValueBytes and sets Data to nil. s needs
+// its uid. One whose value is sealed already, and that brings no new one, stays as
+// it is.
 //
 // Status.SHA256 is the HMAC-SHA-256 of the value under a key of this Secret:
 // equal for equal values of one Secret, and without meaning across Secrets.
@@ -84,31 +86,122 @@ func (k *Keeper) Seal(s *api.Secret) error {
 
 // seal makes value that of s.
 func (k *Keeper) seal(s *api.Secret, value []byte) error {
-	uid := s.Metadata.UID
-	if uid == "" {
-		return fmt.Errorf("secret: Secret %q has no uid to be sealed to", s.Metadata.Name)
+	if err := k.put(vaultOf(s), value); err != nil {
+		return err
 	}
-	s.Status, s.Data = k.ring.Load().current.seal(uid, value), nil
+	s.Status.Certificate, s.Data = DescribeValue(value), nil
+	return nil
+}
+
+// SealKubernetes does for a Secret of Kubernetes what Seal does for one of ours:
+// its value is the JSON of all its values, and it need not have any. It does what
+// [Describe] does, and clears Data and StringData.
+func (k *Keeper) SealKubernetes(s *api.KubernetesSecret) error {
+	if !s.HasData() && len(s.Status.Sealed) > 0 {
+		return nil
+	}
+	values := s.Values()
+	defer clearAll(values)
+	value, err := json.Marshal(values)
+	if err != nil {
+		return err // never: it is a map of bytes
+	}
+	defer clear(value)
+	if err := k.put(vaultOfKubernetes(s), value); err != nil {
+		return err
+	}
+	Describe(s)
+	s.Data, s.StringData = nil, nil
+	return nil
+}
+
+// clearAll overwrites values that were opened.
+func clearAll(values map[string][]byte) {
+	for _, v := range values {
+		clear(v)
+	}
+}
+
+// A vault is where an Object keeps a sealed value.
+type vault struct {
+	title  string // for words
+	kind   string // sealed values are bound to it, and to the uid
+	uid    string
+	sealed *[]byte
+	keyID  *string
+	hash   *string
+}
+
+func vaultOf(s *api.Secret) vault {
+	return vault{
+		title: fmt.Sprintf("Secret %q", s.Metadata.Name), kind: api.KindSecret, uid: s.Metadata.UID,
+		sealed: &s.Status.Sealed, keyID: &s.Status.KeyID, hash: &s.Status.SHA256,
+	}
+}
+
+func vaultOfKubernetes(s *api.KubernetesSecret) vault {
+	return vault{
+		title: titleOf(s.Key()), kind: api.GroupKubernetes + "/" + api.KindSecret, uid: s.Metadata.UID,
+		sealed: &s.Status.Sealed, keyID: &s.Status.KeyID, hash: &s.Status.SHA256,
+	}
+}
+
+// titleOf returns what errors call a Secret.
+func titleOf(k api.Key) string {
+	if k.Group != api.GroupKubernetes {
+		return fmt.Sprintf("Secret %q", k.Name)
+	}
+	if k.Namespace != "" {
+		return fmt.Sprintf("the Kubernetes Secret %q", k.Namespace+"/"+k.Name)
+	}
+	return fmt.Sprintf("the Kubernetes Secret %q", k.Name)
+}
+
+// put seals a value into a vault.
+func (k *Keeper) put(v vault, value []byte) error {
+	if v.uid == "" {
+		return fmt.Errorf("secret: %s has no uid to be sealed to", v.title)
+	}
+	current := k.ring.Load().current
+	*v.sealed, *v.hash = current.seal(v.kind, v.uid, value)
+	*v.keyID = current.id
 	return nil
 }
 
 // open returns the value of s. The caller clears it.
-func (k *Keeper) open(s *api.Secret) ([]byte, error) {
-	sealed, uid, name := s.Status.Sealed, s.Metadata.UID, s.Metadata.Name
+func (k *Keeper) open(s *api.Secret) ([]byte, error) { return k.take(vaultOf(s)) }
+
+// openKubernetes returns the values of s. The caller clears them.
+func (k *Keeper) openKubernetes(s *api.KubernetesSecret) (map[string][]byte, error) {
+	value, err := k.take(vaultOfKubernetes(s))
+	if err != nil {
+		return nil, err
+	}
+	defer clear(value)
+	var values map[string][]byte
+	if json.Unmarshal(value, &values) != nil { // never: it was authenticated
+		return nil, fmt.Errorf("secret: %s holds something else than values", titleOf(s.Key()))
+	}
+	return values, nil
+}
+
+// take returns what is sealed in a vault.
+func (k *Keeper) take(v vault) ([]byte, error) {
+	sealed := *v.sealed
 	if len(sealed) == 0 {
-		return nil, fmt.Errorf("secret: Secret %q has no sealed value", name)
+		return nil, fmt.Errorf("secret: %s has no sealed value", v.title)
 	}
 	r := k.ring.Load()
-	key := r.byID[s.Status.KeyID]
+	key := r.byID[*v.keyID]
 	switch {
 	case key == nil:
-		return nil, fmt.Errorf("secret: Secret %q is sealed under the key %.16q and this is %s: start with the key file that belongs to this store", name, s.Status.KeyID, r.current.id)
+		return nil, fmt.Errorf("secret: %s is sealed under the key %.16q and this is %s: start with the key file that belongs to this store", v.title, *v.keyID, r.current.id)
 	case sealed[0] != version:
-		return nil, fmt.Errorf("secret: Secret %q is sealed in a format (%d) that this version does not know", name, sealed[0])
+		return nil, fmt.Errorf("secret: %s is sealed in a format (%d) that this version does not know", v.title, sealed[0])
 	}
-	value, err := key.aead(uid).Open(nil, nil, sealed[1:], binding(uid))
+	value, err := key.aead(v.uid).Open(nil, nil, sealed[1:], binding(v.kind, v.uid))
 	if err != nil {
-		return nil, fmt.Errorf("secret: Secret %q does not open: it was altered in the store, or copied from another Secret", name)
+		return nil, fmt.Errorf("secret: %s does not open: it was altered in the store, or copied from another Secret", v.title)
 	}
 	return value, nil
 }

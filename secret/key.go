@@ -8,8 +8,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-
-	"cardea/api"
 )
 
 // KeySize is the size in bytes of a keeper's key.
@@ -61,15 +59,12 @@ func (k *sealKey) aead(uid string) cipher.AEAD {
 
 // binding is the additional data: what a sealed value belongs to. The uid comes
 // last, so that no two of them read the same.
-func binding(uid string) []byte { return []byte(api.KindSecret + "\x00data\x00" + uid) }
+func binding(kind, uid string) []byte { return []byte(kind + "\x00data\x00" + uid) }
 
-// seal returns value, sealed for the Secret of that uid.
-func (k *sealKey) seal(uid string, value []byte) api.SecretStatus {
+// seal returns value, sealed for the Object of that kind and uid, and a keyed hash
+// of it in hex.
+func (k *sealKey) seal(kind, uid string, value []byte) (sealed []byte, hash string) {
 	mac := hmac.New(sha256.New, k.derive("hash", uid, 32))
 	mac.Write(value)
-	return api.SecretStatus{
-		Sealed: k.aead(uid).Seal([]byte{version}, nil, value, binding(uid)),
-		KeyID:  k.id,
-		SHA256: hex.EncodeToString(mac.Sum(nil)),
-	}
+	return k.aead(uid).Seal([]byte{version}, nil, value, binding(kind, uid)), hex.EncodeToString(mac.Sum(nil))
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,8 +23,8 @@ const (
 // actor is who seals anew, for the history of the store.
 const actor = "system"
 
-// Rotate makes a new key, seals every Secret of st under it, and removes the key
-// before. A crash at any point leaves all values readable, and Reseal finishes
+// Rotate makes a new key, seals every Secret of st under it, those of Kubernetes
+// too, and removes the key before. A crash at any point leaves all values readable, and Reseal finishes
 // what was begun. The answer names the new key.
 //
 // Backups of the store that were made before need the key file of that time.
@@ -93,29 +94,63 @@ func (k *Keeper) reseal(ctx context.Context, st store.Store) error {
 	return errors.Join(broken, k.forget(ctx, st))
 }
 
+// A stored is an Object of a store that has a sealed value.
+type stored struct {
+	object api.Object
+	vault  vault
+}
+
+// all yields every Object of a store that has a sealed value. After an error it
+// ends.
+func all(r store.Reader) iter.Seq2[stored, error] {
+	return func(yield func(stored, error) bool) {
+		for s, err := range store.All[*api.Secret](r, api.KindSecret) {
+			if err != nil {
+				yield(stored{}, err)
+				return
+			}
+			if !yield(stored{s, vaultOf(s)}, nil) {
+				return
+			}
+		}
+		for s, err := range store.AllIn[*api.KubernetesSecret](r, api.GroupKubernetes, api.KindSecret) {
+			if err != nil {
+				yield(stored{}, err)
+				return
+			}
+			if !yield(stored{s, vaultOfKubernetes(s)}, nil) {
+				return
+			}
+		}
+	}
+}
+
 // resealSome seals some Secrets anew. It reports whether there may be more, and
 // those that do not open.
 func (k *Keeper) resealSome(tx store.Tx) (more bool, broken, err error) {
 	current := k.KeyID()
 	count, size := 0, 0
-	for s, err := range store.All[*api.Secret](tx, api.KindSecret) {
+	for s, err := range all(tx) {
 		if err != nil {
 			return false, nil, err
 		}
-		if s.Status.KeyID == current {
+		if *s.vault.keyID == current {
 			continue
 		}
-		value, err := k.open(s)
+		value, err := k.take(s.vault)
 		if err != nil {
 			broken = errors.Join(broken, err)
 			continue
 		}
-		err = k.seal(s, value)
+		err = k.put(s.vault, value)
+		if ours, ok := s.object.(*api.Secret); ok { // older versions did not tell
+			ours.Status.Certificate = DescribeValue(value)
+		}
 		clear(value)
 		if err != nil {
 			return false, nil, err
 		}
-		rec, err := store.Encode(s)
+		rec, err := store.Encode(s.object)
 		if err != nil {
 			return false, nil, err
 		}
@@ -137,11 +172,11 @@ func (k *Keeper) forget(ctx context.Context, st store.Store) error {
 	r := k.ring.Load()
 	left := map[string]*sealKey{r.current.id: r.current}
 	err := st.View(ctx, func(v store.Reader) error {
-		for s, err := range store.All[*api.Secret](v, api.KindSecret) {
+		for s, err := range all(v) {
 			if err != nil {
 				return err
 			}
-			if key := r.byID[s.Status.KeyID]; key != nil {
+			if key := r.byID[*s.vault.keyID]; key != nil {
 				left[key.id] = key
 			}
 		}

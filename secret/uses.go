@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -17,12 +16,8 @@ import (
 	"cardea/store"
 )
 
-const (
-	// maxCertificates is the number of client certificates that are kept ready.
-	maxCertificates = 256
-	// maxText is the size in bytes of the largest text value.
-	maxText = 16 << 10
-)
+// maxText is the size in bytes of the largest text value.
+const maxText = 16 << 10
 
 // Uses hands out what the Secrets of a store are for. Each use is checked against
 // the Secret as it is stored now: that it is there, and that its binding allows
@@ -32,12 +27,9 @@ type Uses struct {
 	Store  store.Store
 	Now    func() time.Time
 
-	mu           sync.Mutex
-	certificates map[cacheKey]*tls.Certificate
+	certificates cache[*tls.Certificate] // by uid and resourceVersion
+	materials    cache[*Material]
 }
-
-// A cacheKey names one content of one Secret.
-type cacheKey struct{ uid, resourceVersion string }
 
 // Certificate returns the client certificate that the Secret of that name holds,
 // to be shown on behalf of a Service (its full name) to a host. Its key stays
@@ -47,13 +39,9 @@ type cacheKey struct{ uid, resourceVersion string }
 // An error says which Secret, and what is wrong with it.
 func (u *Uses) Certificate(ctx context.Context, name, service, host string) (c *tls.Certificate, err error) {
 	err = u.get(ctx, name, service, host, func(r store.Reader, s *api.Secret) (err error) {
-		k := cacheKey{s.Metadata.UID, s.Metadata.ResourceVersion}
-		if c = u.kept(k); c != nil {
-			return nil
-		}
-		if c, err = u.certificate(r, name); err == nil {
-			u.keep(k, c)
-		}
+		c, err = u.certificates.get(s.Metadata.UID, s.Metadata.ResourceVersion, func() (*tls.Certificate, error) {
+			return u.certificate(r, name)
+		})
 		return err
 	})
 	if err != nil {
@@ -96,7 +84,8 @@ func parseText(value []byte) (string, error) {
 	return string(line), nil
 }
 
-// get calls f with the Secret of that name, if it may be used.
+// get calls f with the Secret of that name, if it may be used. Without Service and
+// host, bindings are not looked at.
 func (u *Uses) get(ctx context.Context, name, service, host string, f func(store.Reader, *api.Secret) error) error {
 	return u.Store.View(ctx, func(r store.Reader) error {
 		s, err := store.Get[*api.Secret](r, api.Key{Group: api.GroupCore, Kind: api.KindSecret, Name: name})
@@ -107,7 +96,7 @@ func (u *Uses) get(ctx context.Context, name, service, host string, f func(store
 			return err
 		case s.Metadata.IsSystem:
 			return fmt.Errorf("secret: Secret %q is the cluster's own, and for nobody else", name)
-		case !s.Spec.Bind.Allows(service, host):
+		case (service != "" || host != "") && !s.Spec.Bind.Allows(service, host):
 			return fmt.Errorf("secret: Secret %q is bound (spec.bind) and not to be used for %s", name, purpose(service, host))
 		}
 		return f(r, s)
@@ -131,14 +120,18 @@ func (u *Uses) certificate(r store.Reader, name string) (c *tls.Certificate, err
 		if len(chain) == 0 {
 			return errors.New("has no certificate (PEM) beside its private key")
 		}
-		c = clientCertificate(key, chain)
+		c = certificateOf(key, chain)
 		return nil
 	})
 	return c, err
 }
 
-func clientCertificate(key crypto.Signer, chain []*x509.Certificate) *tls.Certificate {
+// certificateOf returns a certificate whose key cannot be reached.
+func certificateOf(key crypto.Signer, chain []*x509.Certificate) *tls.Certificate {
 	c := &tls.Certificate{PrivateKey: signer{key.Public(), key.Sign}, Leaf: chain[0]}
+	if d, ok := key.(crypto.Decrypter); ok { // the RSA key exchange of old suites needs it
+		c.PrivateKey = decrypter{signer{key.Public(), key.Sign}, d.Decrypt}
+	}
 	for _, x := range chain {
 		c.Certificate = append(c.Certificate, x.Raw)
 	}
@@ -159,24 +152,13 @@ func (s signer) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]b
 	return s.sign(rand, digest, opts)
 }
 
-func (u *Uses) kept(k cacheKey) *tls.Certificate {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.certificates[k]
+// A decrypter is a signer whose key decrypts too.
+type decrypter struct {
+	signer
+	decrypt func(rand io.Reader, msg []byte, opts crypto.DecrypterOpts) ([]byte, error)
 }
 
-// keep keeps c ready, in place of any other if there are too many.
-func (u *Uses) keep(k cacheKey, c *tls.Certificate) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.certificates == nil {
-		u.certificates = map[cacheKey]*tls.Certificate{}
-	}
-	for old := range u.certificates {
-		if len(u.certificates) < maxCertificates && old.uid != k.uid {
-			continue
-		}
-		delete(u.certificates, old)
-	}
-	u.certificates[k] = c
+// Decrypt implements crypto.Decrypter.
+func (d decrypter) Decrypt(rand io.Reader, msg []byte, opts crypto.DecrypterOpts) ([]byte, error) {
+	return d.decrypt(rand, msg, opts)
 }

@@ -338,13 +338,13 @@ func TestCertificateIsKept(t *testing.T) {
 	if _, err := get(); err == nil {
 		t.Error("a Secret that was deleted is used")
 	}
-	if n := len(u.certificates); n != 1 {
+	if n := len(u.certificates.rows); n != 1 {
 		t.Errorf("%d contents of one Secret are kept", n)
 	}
-	for i := range maxCertificates + 10 {
-		u.keep(cacheKey{fmt.Sprint(i), "1"}, first)
+	for i := range maxCached + 10 {
+		u.certificates.keep(fmt.Sprint(i), "1", first)
 	}
-	if n := len(u.certificates); n > maxCertificates {
+	if n := len(u.certificates.rows); n > maxCached {
 		t.Errorf("%d certificates are kept", n)
 	}
 }
