@@ -5,10 +5,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"cardea/api"
 )
 
 const (
@@ -20,8 +21,8 @@ const (
 )
 
 // dial connects to a host by whichever of its addresses answers.
-func (d *Dialer) dial(ctx context.Context, host string, port uint16) (net.Conn, error) {
-	addrs, err := d.resolve(ctx, host)
+func (d *Dialer) dial(ctx context.Context, host string, port uint16, families []api.IPFamily) (net.Conn, error) {
+	addrs, err := d.resolve(ctx, host, families)
 	if err != nil {
 		return nil, err
 	}
@@ -38,56 +39,6 @@ func (d *Dialer) dial(ctx context.Context, host string, port uint16) (net.Conn, 
 	return race(ctx, alternate(addrs), func(ctx context.Context, a netip.Addr) (net.Conn, error) {
 		return connect(ctx, netip.AddrPortFrom(a, port))
 	})
-}
-
-// resolve returns the addresses of host, one at least.
-func (d *Dialer) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
-	if a, err := netip.ParseAddr(host); err == nil {
-		return []netip.Addr{a}, nil
-	}
-	var addrs []netip.Addr
-	for _, s := range d.host(host) {
-		if a, err := netip.ParseAddr(s); err == nil {
-			addrs = append(addrs, a.Unmap())
-		}
-	}
-	if len(addrs) > 0 {
-		return addrs, nil
-	}
-	if isMetadataName(host) {
-		r := &refusal{"by this name clouds tell their machines their secrets (metadata)",
-			"if it is meant, list the name with its address in spec.dns.hosts of the ClusterConfig, and the address in spec.upstream.allow"}
-		d.refuse(host, r)
-		return nil, r
-	}
-	lookup := d.lookup
-	if lookup == nil {
-		lookup = func(ctx context.Context, host string) ([]netip.Addr, error) {
-			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-		}
-	}
-	addrs, err := lookup(ctx, host)
-	if err == nil && len(addrs) == 0 {
-		err = &net.DNSError{Err: "no address", Name: host, IsNotFound: true}
-	}
-	for i := range addrs {
-		addrs[i] = addrs[i].Unmap()
-	}
-	return addrs, err
-}
-
-// host returns what Hosts has for a name, whatever its case and final dot.
-func (d *Dialer) host(name string) []string {
-	hosts := d.Hosts()
-	if addrs, ok := hosts[name]; ok {
-		return addrs
-	}
-	for h, addrs := range hosts {
-		if strings.EqualFold(strings.TrimSuffix(h, "."), strings.TrimSuffix(name, ".")) {
-			return addrs
-		}
-	}
-	return nil
 }
 
 // connectTCP connects to one address, if that is allowed.

@@ -59,7 +59,7 @@ func TestEndpointsTakeTurns(t *testing.T) {
 	d.connect = e.connect
 	dial := func(service string, cfg *api.ServiceConfig) {
 		t.Helper()
-		if _, err := d.Dial(t.Context(), service, cfg); err != nil {
+		if _, err := dialTo(d, t.Context(), service, cfg); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -97,7 +97,7 @@ func TestNextEndpoint(t *testing.T) {
 	d := newDialer()
 	d.connect = e.connect
 	for _, want := range [][]int{{1, 2, 3}, {2, 3}, {3}, {1, 2, 3}} {
-		if _, err := d.Dial(t.Context(), "db.default", several(3)); err != nil {
+		if _, err := dialTo(d, t.Context(), "db.default", several(3)); err != nil {
 			t.Fatal(err)
 		}
 		if got := e.took(); !slices.Equal(got, want) {
@@ -105,7 +105,7 @@ func TestNextEndpoint(t *testing.T) {
 		}
 	}
 	e.answer = func(int, context.Context) error { return syscall.ECONNREFUSED }
-	_, err := d.Dial(t.Context(), "db.default", several(100))
+	_, err := dialTo(d, t.Context(), "db.default", several(100))
 	x, ok := errors.AsType[*Error](err)
 	if !ok || x.Reason != DialFailed || !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Fatalf("error is %v", err)
@@ -162,7 +162,7 @@ func TestDeadEndpoint(t *testing.T) {
 				cfg := several(c.n)
 				cfg.Upstream.ConnectTimeout = c.timeout
 				start := time.Now()
-				_, err := d.Dial(t.Context(), "db.default", cfg)
+				_, err := dialTo(d, t.Context(), "db.default", cfg)
 				if took := time.Since(start); took != c.after {
 					t.Errorf("took %v, want %v", took, c.after)
 				}
@@ -202,7 +202,7 @@ func TestEndpointWithoutTLS(t *testing.T) {
 	}
 	d := newDialer()
 	converses(t, dial(t, d, config(bad, dead, good)))
-	_, err := d.Dial(t.Context(), "web.default", config(bad, dead))
+	_, err := dialTo(d, t.Context(), "web.default", config(bad, dead))
 	x, ok := errors.AsType[*Error](err)
 	if !ok || x.Reason != UpstreamTLS || !strings.Contains(x.Words, "127.0.0.1:"+bad) || !strings.Contains(x.Words, "127.0.0.1:"+dead) {
 		t.Errorf("error is %v", err)
@@ -259,7 +259,7 @@ func TestMetadataName(t *testing.T) {
 	d.connect = e.connect
 	refused(t, d, "tcp://metadata.google.internal:80", DialFailed, "spec.dns.hosts")
 	d.Hosts = named("metadata.google.internal", "192.0.2.1")
-	if _, err := d.Dial(t.Context(), "db.default", config("tcp://metadata.google.internal:80")); err != nil {
+	if _, err := dialTo(d, t.Context(), "db.default", config("tcp://metadata.google.internal:80")); err != nil {
 		t.Error(err)
 	}
 }

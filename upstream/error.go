@@ -79,6 +79,11 @@ func (a attempts) Error() string {
 
 func (a attempts) Unwrap() []error { return a }
 
+// givenUp is the Error of a dial whose caller has gone.
+func givenUp(caller context.Context, name string) *Error {
+	return &Error{Reason: DialFailed, Words: name + ": given up, because the connection that asked for it has ended", Err: caller.Err()}
+}
+
 // explain makes an Error of what went wrong with a dial. caller is the context of
 // whoever asked, without the dial's own time limit; name is HOST:PORT.
 func explain(caller context.Context, name string, timeout time.Duration, err error) *Error {
@@ -89,7 +94,7 @@ func explain(caller context.Context, name string, timeout time.Duration, err err
 	refused, isRefused := errors.AsType[*refusal](err)
 	switch {
 	case errors.Is(caller.Err(), context.Canceled):
-		return &Error{Reason: DialFailed, Words: name + ": given up, because the connection that asked for it has ended", Err: caller.Err()}
+		return givenUp(caller, name)
 	case isDNS && (dns.IsTimeout || errors.Is(err, context.DeadlineExceeded)):
 		return fail(DialTimeout, "the resolver does not answer; see that it can be reached, or list the name in spec.dns.hosts of the ClusterConfig")
 	case isDNS:

@@ -42,6 +42,7 @@ func newIssuer(t *testing.T, name string) *issuer {
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage:  x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -154,7 +155,7 @@ func named(name string, addrs ...string) func() map[string][]string {
 
 func dial(t *testing.T, d *Dialer, cfg *api.ServiceConfig) net.Conn {
 	t.Helper()
-	c, err := d.Dial(t.Context(), "db.default", cfg)
+	c, err := dialTo(d, t.Context(), "db.default", cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -266,7 +267,7 @@ func TestTLSFails(t *testing.T) {
 				ms := 200
 				cfg.Upstream.ConnectTimeout = &api.Duration{Milliseconds: &ms}
 			}
-			conn, err := d.Dial(t.Context(), "db.default", cfg)
+			conn, err := dialTo(d, t.Context(), "db.default", cfg)
 			if err == nil {
 				conn.Close()
 				t.Fatal("connected")
@@ -315,7 +316,7 @@ func TestClientCertificate(t *testing.T) {
 					}
 					return c.cert, nil
 				}
-				conn, err := d.Dial(t.Context(), "db.default", cfg)
+				conn, err := dialTo(d, t.Context(), "db.default", cfg)
 				if err == nil {
 					defer conn.Close()
 					if c.words == nil {
@@ -354,7 +355,7 @@ func TestNoClientCertificate(t *testing.T) {
 	cfg := &api.ServiceConfig{Upstream: api.Upstream{URL: "tcp://192.0.2.1:5432"}, ClientCertificate: &api.ClientCertificateSource{FromSecret: "mine"}}
 	fails := func(words string) {
 		t.Helper()
-		_, err := d.Dial(t.Context(), "db.default", cfg)
+		_, err := dialTo(d, t.Context(), "db.default", cfg)
 		if e, ok := errors.AsType[*Error](err); !ok || e.Reason != UpstreamTLS || !strings.Contains(e.Words, words) {
 			t.Errorf("error is %v, want %q", err, words)
 		}
@@ -376,7 +377,7 @@ func TestInsecure(t *testing.T) {
 	d.Log = slog.New(slog.NewTextHandler(&log, nil))
 	refuses := func() {
 		t.Helper()
-		_, err := d.Dial(t.Context(), "db.default", cfg)
+		_, err := dialTo(d, t.Context(), "db.default", cfg)
 		if e, ok := errors.AsType[*Error](err); !ok || e.Reason != UpstreamTLS || !strings.Contains(e.Words, "forbidInsecureSkipVerify") {
 			t.Errorf("error is %v", err)
 		}
@@ -408,7 +409,7 @@ func TestResumption(t *testing.T) {
 	}
 	resumed := func(service string, cfg *api.ServiceConfig) bool {
 		t.Helper()
-		c, err := d.Dial(t.Context(), service, cfg)
+		c, err := dialTo(d, t.Context(), service, cfg)
 		if err != nil {
 			t.Fatal(err)
 		}

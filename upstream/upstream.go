@@ -9,7 +9,9 @@
 // address between a check and its use gains nothing.
 //
 // Where a config says so, TLS is spoken, and an upstream that does not prove who
-// it is gets nothing.
+// it is gets nothing; unless the config says that this is to be reported only.
+//
+// Names are resolved here too: see resolver.
 package upstream
 
 import (
@@ -25,6 +27,7 @@ import (
 	"time"
 
 	"cardea/api"
+	"cardea/secret"
 )
 
 const (
@@ -63,8 +66,15 @@ type Dialer struct {
 	// Service (its full name) to show to a host, if it may be used for that. It is
 	// asked before each connection. Its error is for the log.
 	Certificate func(ctx context.Context, secret, service, host string) (*tls.Certificate, error)
+	// Material returns what a Secret or files hold that a foreign Object names, for it
+	// (KIND/NAMESPACE/NAME) to use with a host. It is asked before each connection. Its
+	// error is for the log.
+	Material func(ctx context.Context, m *api.Material, service, host string) (*secret.Material, error)
 	// ForbidInsecure returns ClusterConfig.spec.upstream.forbidInsecureSkipVerify.
 	ForbidInsecure func() bool
+	// RequireVerification tells whether ClusterConfig.spec.routing.upstreamVerification
+	// is REQUIRE, so that no upstream's certificate is merely reported; nil is no.
+	RequireVerification func() bool
 	// Timeout bounds a dial whose config says nothing, resolution and TLS
 	// included; 0 is DefaultTimeout.
 	Timeout time.Duration
@@ -73,6 +83,9 @@ type Dialer struct {
 	Log *slog.Logger
 
 	warnings warnings
+	names    resolver
+	figures  figures
+	verified verifications
 
 	mu     sync.Mutex
 	places map[placeKey]*place
@@ -91,7 +104,8 @@ type place struct {
 	mu    sync.Mutex
 	turns int // of its endpoints
 	tls   *tls.Config
-	made  [32]byte // what tls was made of
+	from  ingredients // what tls was made of
+	made  [32]byte    // the same, in a hash
 }
 
 // place returns what is remembered of a config. Where there are too many, any of
@@ -118,53 +132,82 @@ func (d *Dialer) place(service, config string) *place {
 	return p
 }
 
-// turn returns with which of n endpoints to begin: each time with the next.
-func (p *place) turn(n int) int {
+// turn returns endpoints in the order in which they are tried: each time they begin
+// with the next.
+func (p *place) turn(ends []api.Endpoint) []endpoint {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	at := p.turns % n
+	at := p.turns % len(ends)
 	p.turns = at + 1
-	return at
+	p.mu.Unlock()
+	list := make([]endpoint, len(ends))
+	for i := range ends {
+		e := ends[(at+i)%len(ends)]
+		list[i] = endpoint{Endpoint: e, name: e.Host}
+	}
+	return list
 }
 
-// Dial connects to the upstream of a Service (its full name) as cfg says, which
-// has what it takes from its parents. Endpoints take turns, and the next one is
-// tried when one fails. A failure is an [*Error].
+// Dial connects to a destination as its Config says, which has what it takes from
+// its parents. Endpoints take turns, and the next one is tried when one fails. An
+// endpoint whose host begins with "_" is a name of SRV records (RFC 2782), which
+// stand for as many endpoints in its place. A failure is an [*Error].
 //
 // The connection is a *net.TCPConn with keep-alive or, with TLS, a stream that can
 // be half-closed and reset as that can: see package relay.
-func (d *Dialer) Dial(ctx context.Context, service string, cfg *api.ServiceConfig) (net.Conn, error) {
-	ends, err := cfg.Upstream.Endpoints()
+func (d *Dialer) Dial(ctx context.Context, to api.Destination) (net.Conn, api.DialReport, error) {
+	var report api.DialReport
+	ends, err := to.Config.Upstream.Endpoints()
 	if err != nil {
-		return nil, &Error{Reason: DialFailed, Words: "spec.config.upstream.url " + err.Error(), Err: err}
+		return nil, report, &Error{Reason: DialFailed, Words: "spec.config.upstream.url " + err.Error(), Err: err}
 	}
-	timeout := cfg.Upstream.ConnectTimeout.Or(cmp.Or(d.Timeout, DefaultTimeout))
+	timeout := to.Config.Upstream.ConnectTimeout.Or(cmp.Or(d.Timeout, DefaultTimeout))
 	dialling, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	t := target{service: service, cfg: cfg, place: d.place(service, cfg.Name), caller: ctx}
-	first := t.place.turn(len(ends))
+	t := target{Destination: to, place: d.place(to.Service, to.Config.Name), caller: ctx}
 	var failed []*Error
-	for i := range ends {
-		t.end = ends[(first+i)%len(ends)]
-		conn, err := d.try(dialling, t, timeout, len(ends)-i)
-		if err == nil {
-			return conn, nil
+	queue := t.place.turn(ends)
+	for all := len(queue); ; {
+		t.end, queue = queue[0], queue[1:]
+		part, within, done := share(dialling, timeout, len(queue)+1)
+		var conn net.Conn
+		var failure *Error
+		if t.end.isSRV() {
+			var targets []endpoint
+			if targets, failure = d.targets(part, t, within); failure == nil {
+				queue, all = append(targets, queue...), all-1+len(targets)
+			}
+		} else {
+			conn, failure = d.try(part, t, within, &report)
+			if failure == nil || ctx.Err() == nil { // that the client has gone says nothing of an endpoint
+				d.figures.count(to.Object, t.end.Address(), len(failed) > 0, failure)
+			}
 		}
-		if failed = append(failed, err); dialling.Err() != nil || left(dialling) < time.Millisecond {
-			break
+		done()
+		switch {
+		case conn != nil:
+			report.Retries = len(failed)
+			return conn, report, nil
+		case failure == nil:
+			continue
+		}
+		if failed = append(failed, failure); len(queue) == 0 || dialling.Err() != nil || left(dialling) < time.Millisecond {
+			report.Retries = len(failed) - 1
+			return nil, report, together(failed, all)
 		}
 	}
-	return nil, together(failed, len(ends))
 }
 
 // A target is an endpoint and all that says how to reach it.
 type target struct {
-	end     api.Endpoint
-	service string
-	cfg     *api.ServiceConfig
-	place   *place
-	caller  context.Context // of whoever asked, without the dial's own time limit
+	api.Destination
+	end    endpoint
+	place  *place
+	caller context.Context // of whoever asked, without the dial's own time limit
 }
+
+// isForeign tells whether the target is one of a foreign Object: words name other
+// fields then.
+func (t *target) isForeign() bool { return t.Object.Group == api.GroupAmbassador }
 
 // left returns the time until the deadline of ctx.
 func left(ctx context.Context) time.Duration {
@@ -172,33 +215,47 @@ func left(ctx context.Context) time.Duration {
 	return time.Until(deadline)
 }
 
-// try connects to the first of so many endpoints that are left. ctx ends after
-// timeout, counted from when the first of all was tried.
-func (d *Dialer) try(ctx context.Context, t target, timeout time.Duration, endpoints int) (net.Conn, *Error) {
-	if rest := left(ctx); endpoints > 1 {
-		timeout = min(rest, max(rest/time.Duration(endpoints), min(fairPart, timeout/4))).Round(time.Millisecond)
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, timeout)
-		defer cancel()
+// share returns the part of ctx's time that the first of so many endpoints has, and
+// how much that is. ctx ends after timeout, counted from when the first of all was
+// tried.
+func share(ctx context.Context, timeout time.Duration, endpoints int) (context.Context, time.Duration, context.CancelFunc) {
+	if endpoints == 1 {
+		return ctx, timeout, func() {}
 	}
+	rest := left(ctx)
+	part := min(rest, max(rest/time.Duration(endpoints), min(fairPart, timeout/4))).Round(time.Millisecond)
+	ctx, cancel := context.WithTimeout(ctx, part)
+	return ctx, part, cancel
+}
+
+// try connects to an endpoint. ctx ends after timeout.
+func (d *Dialer) try(ctx context.Context, t target, timeout time.Duration, report *api.DialReport) (net.Conn, *Error) {
 	var s *session
-	if t.end.TLS || t.cfg.TLS != nil || t.cfg.ClientCertificate != nil {
+	if t.end.TLS || t.Config.TLS != nil || t.Config.ClientCertificate != nil {
 		var err error
 		if s, err = d.session(ctx, t); err != nil {
 			return nil, &Error{Reason: UpstreamTLS, Words: t.end.Address() + ": " + err.Error(), Err: err}
 		}
 	}
-	conn, err := d.dial(ctx, t.end.Host, uint16(t.end.Port))
+	conn, err := d.dial(ctx, t.end.Host, uint16(t.end.Port), t.Config.Upstream.Families)
 	if err != nil {
 		return nil, explain(t.caller, t.end.Address(), timeout, err)
+	}
+	if err := preface(ctx, conn, t); err != nil {
+		conn.Close()
+		return nil, explainPreface(t.caller, t.end.Address(), timeout, err)
 	}
 	if s == nil {
 		return conn, nil
 	}
 	secure, err := s.handshake(ctx, conn)
+	if s.verdict != nil {
+		d.verified.set(t.Object, s.verdict.verified, s.words(), time.Now())
+	}
 	if err != nil {
 		return nil, s.explain(t.caller, timeout, err)
 	}
+	report.Verified, report.Words = &s.verdict.verified, s.words()
 	return secure, nil
 }
 
@@ -217,7 +274,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	timeout := cmp.Or(d.Timeout, DefaultTimeout)
 	dialling, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	conn, err := d.dial(dialling, host, uint16(port))
+	conn, err := d.dial(dialling, host, uint16(port), nil)
 	if err != nil {
 		return nil, explain(ctx, address, timeout, err)
 	}

@@ -59,6 +59,17 @@ func config(url string) *api.ServiceConfig {
 	return &api.ServiceConfig{Upstream: api.Upstream{URL: url}}
 }
 
+// dialTo dials for a Service.
+func dialTo(d *Dialer, ctx context.Context, service string, cfg *api.ServiceConfig) (net.Conn, error) {
+	c, _, err := d.Dial(ctx, destination(service, cfg))
+	return c, err
+}
+
+// destination is a Service.
+func destination(service string, cfg *api.ServiceConfig) api.Destination {
+	return api.Destination{Service: service, Object: api.Key{Group: api.GroupCore, Kind: api.KindService, Name: service}, Config: cfg}
+}
+
 // listen returns a listener that greets every connection, and its port.
 func listen(t *testing.T, address string) (net.Listener, string) {
 	t.Helper()
@@ -86,7 +97,7 @@ func listen(t *testing.T, address string) (net.Listener, string) {
 // greets fails unless the upstream at url is reached.
 func greets(t *testing.T, d *Dialer, url string) {
 	t.Helper()
-	c, err := d.Dial(t.Context(), "db.default", config(url))
+	c, err := dialTo(d, t.Context(), "db.default", config(url))
 	if err != nil {
 		t.Errorf("%s: %v", url, err)
 		return
@@ -103,7 +114,7 @@ func greets(t *testing.T, d *Dialer, url string) {
 // refused fails unless the dial fails with that reason and words.
 func refused(t *testing.T, d *Dialer, url, reason, words string) {
 	t.Helper()
-	c, err := d.Dial(t.Context(), "db.default", config(url))
+	c, err := dialTo(d, t.Context(), "db.default", config(url))
 	if err == nil {
 		c.Close()
 		t.Errorf("%s: connected to %s", url, c.RemoteAddr())
@@ -146,7 +157,7 @@ func TestDial(t *testing.T) {
 func TestThisMachine(t *testing.T) {
 	_, port := listen(t, "127.0.0.1:0")
 	d := newDialer()
-	d.lookup = nil
+	d.lookup = nil // in /etc/hosts, or by RFC 6761
 	greets(t, d, "tcp://localhost:"+port)
 
 	d.Own = own("0.0.0.0:" + port)
@@ -186,13 +197,13 @@ func TestDialFails(t *testing.T) {
 	d.Hosts = func() map[string][]string { return map[string][]string{"db.corp": {"127.0.0.1", "127.0.0.2"}} }
 	refused(t, d, "tcp://db.corp:"+port, DialFailed, "127.0.0.2:"+port)
 
-	_, err := d.Dial(t.Context(), "db.default", config("tcp://db.corp:"+port))
+	_, err := dialTo(d, t.Context(), "db.default", config("tcp://db.corp:"+port))
 	if !errors.Is(err, syscall.ECONNREFUSED) || strings.Contains(err.Error(), "\n") {
 		t.Errorf("the error is %q, and does not wrap its cause on one line", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := d.Dial(ctx, "db.default", config("tcp://127.0.0.1:"+port)); !errors.Is(err, context.Canceled) {
+	if _, err := dialTo(d, ctx, "db.default", config("tcp://127.0.0.1:"+port)); !errors.Is(err, context.Canceled) {
 		t.Errorf("after the caller gave up: %v", err)
 	}
 }
@@ -414,7 +425,7 @@ func TestCallerGivesUp(t *testing.T) {
 		d.connect = blackhole
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
-		_, err := d.Dial(ctx, "db.default", config("tcp://192.0.2.1:80"))
+		_, err := dialTo(d, ctx, "db.default", config("tcp://192.0.2.1:80"))
 		if e, ok := errors.AsType[*Error](err); !ok || e.Reason != DialFailed || !errors.Is(err, context.Canceled) {
 			t.Errorf("error is %v", err)
 		}
@@ -480,7 +491,7 @@ func TestRace(t *testing.T) {
 					return pipeTo{to: at, closed: &closed}, nil
 				}
 				start := time.Now()
-				conn, err := d.Dial(t.Context(), "db.default", config("tcp://db.corp:80"))
+				conn, err := dialTo(d, t.Context(), "db.default", config("tcp://db.corp:80"))
 				if took := time.Since(start); took != c.after {
 					t.Errorf("took %v, want %v", took, c.after)
 				}
@@ -514,7 +525,7 @@ func TestRaceClosesTheLoser(t *testing.T) {
 			}
 			return pipeTo{to: at, closed: &closed}, nil
 		}
-		conn, err := d.Dial(t.Context(), "db.default", config("tcp://db.corp:80"))
+		conn, err := dialTo(d, t.Context(), "db.default", config("tcp://db.corp:80"))
 		if err != nil || conn.(pipeTo).to.Addr().String() != "192.0.2.2" {
 			t.Fatalf("connected to %v, %v", conn, err)
 		}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"cardea/secret"
 )
 
 // maxNames is the number of a certificate's names that are told.
@@ -25,17 +27,17 @@ func (s *session) explain(caller context.Context, timeout time.Duration, err err
 	alert, refused := isAlert(err)
 	switch {
 	case errors.Is(caller.Err(), context.Canceled):
-		return &Error{Reason: DialFailed, Words: s.address + ": given up, because the connection that asked for it has ended", Err: caller.Err()}
+		return givenUp(caller, s.address)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fail(DialTimeout, fmt.Sprintf("connected, and no answer to the TLS handshake within %v; see whether the upstream speaks TLS at this port, from the first byte", timeout))
 	case unverified:
 		return fail(UpstreamTLS, s.distrust(verification.Err))
 	case notTLS:
-		return fail(UpstreamTLS, fmt.Sprintf("the upstream does not answer in TLS (%s); correct the url, or leave spec.config.tls out", header.Msg))
+		return fail(UpstreamTLS, fmt.Sprintf("the upstream does not answer in TLS (%s); correct its address, or leave %s out", header.Msg, s.field("spec.config.tls", "tls")))
 	case refused:
 		return fail(UpstreamTLS, s.refused(alert))
 	case strings.Contains(err.Error(), "unsupported protocol version"):
-		return fail(UpstreamTLS, "the upstream speaks no TLS 1.2 or later; enable it there")
+		return fail(UpstreamTLS, s.tooOld())
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		words := "the upstream ended the connection during the TLS handshake; see its own log, and whether it speaks TLS at this port"
 		if s.asked.Load() {
@@ -71,9 +73,9 @@ func (s *session) refused(alert string) string {
 	case s.asked.Load():
 		return fmt.Sprintf("the upstream asked for a client certificate and refused (%s): %s", alert, s.mine())
 	case strings.Contains(alert, "protocol version"):
-		return "the upstream speaks no TLS 1.2 or later; enable it there"
+		return s.tooOld()
 	case strings.Contains(alert, "unrecognized name"):
-		return fmt.Sprintf("the upstream does not know the name %q; set spec.config.tls.serverName to one that it knows", s.name)
+		return fmt.Sprintf("the upstream does not know the name %q; set %s to one that it knows", s.name, s.serverName())
 	}
 	return fmt.Sprintf("the upstream refused TLS (%s); its own log may say why", alert)
 }
@@ -81,9 +83,36 @@ func (s *session) refused(alert string) string {
 // mine says what we had for an upstream that asked for a certificate.
 func (s *session) mine() string {
 	if s.secret == "" {
-		return "there is none; name its Secret in spec.config.tls.clientCertificate.fromSecret"
+		return "there is none; name its Secret in " + s.field("spec.config.tls.clientCertificate.fromSecret", "secret of a TLSContext")
 	}
-	return fmt.Sprintf("it does not take that of Secret %q; see that the upstream trusts its CA", s.secret)
+	return fmt.Sprintf("it does not take that of %s; see that the upstream trusts its CA", s.secret)
+}
+
+// tooOld says that there is no version of TLS that both ends speak.
+func (s *session) tooOld() string {
+	least, most := tls.VersionName(s.config.MinVersion), tls.VersionName(s.config.MaxVersion)
+	if s.config.MaxVersion == tls.VersionTLS13 {
+		return fmt.Sprintf("the upstream speaks no %s or later; enable it there", least)
+	}
+	return fmt.Sprintf("the upstream speaks no TLS from %s to %s; see which versions it has", least, most)
+}
+
+// field returns the field that leads out: of a Service, or of a foreign Object.
+func (s *session) field(service, foreign string) string {
+	if s.foreign {
+		return foreign
+	}
+	return service
+}
+
+// serverName returns the field that says which name the upstream must prove.
+func (s *session) serverName() string {
+	return s.field("spec.config.tls.serverName", "sni of a TLSContext")
+}
+
+// trusted returns the field that says by which CAs it is verified.
+func (s *session) trusted() string {
+	return s.field("spec.config.tls.trustedCAs", "a Secret that ca_secret of a TLSContext names")
 }
 
 // distrust says why a certificate was not accepted. What the certificate says of
@@ -94,14 +123,18 @@ func (s *session) distrust(err error) string {
 	invalid, isInvalid := errors.AsType[x509.CertificateInvalidError](err)
 	_, noRoots := errors.AsType[x509.SystemRootsError](err)
 	switch {
+	case err == errInsecure:
+		return "the upstream is not verified: tls.insecureSkipVerify says so"
+	case errors.Is(err, secret.ErrRevoked):
+		return fmt.Sprintf("the upstream's certificate cannot be trusted: %v; issue another one there", err)
 	case isHost:
-		return fmt.Sprintf("the upstream's certificate is for %s, not for %q; correct the url, or set spec.config.tls.serverName", names(host.Certificate), s.name)
+		return fmt.Sprintf("the upstream's certificate is for %s, not for %q; correct the url, or set %s", names(host.Certificate), s.name, s.serverName())
 	case isAuthority:
 		issuer := "an unknown authority"
 		if c := authority.Cert; c != nil {
 			issuer = fmt.Sprintf("an unknown authority (%.100q)", c.Issuer.String())
 		}
-		return "the upstream's certificate is signed by " + issuer + "; list the CA in spec.config.tls.trustedCAs"
+		return "the upstream's certificate is signed by " + issuer + "; list the CA in " + s.trusted()
 	case isInvalid && invalid.Reason == x509.Expired && time.Now().Before(invalid.Cert.NotBefore):
 		return fmt.Sprintf("the upstream's certificate%s is not valid before %s; compare the clocks", of(invalid.Cert), day(invalid.Cert.NotBefore))
 	case isInvalid && invalid.Reason == x509.Expired:
@@ -109,7 +142,7 @@ func (s *session) distrust(err error) string {
 	case isInvalid && invalid.Reason == x509.IncompatibleUsage:
 		return "the upstream's certificate is not one for servers (extended key usage); issue one that is"
 	case noRoots:
-		return "this machine has no CAs of its own; list the upstream's in spec.config.tls.trustedCAs"
+		return "this machine has no CAs of its own; list the upstream's in " + s.trusted()
 	}
 	return fmt.Sprintf("the upstream's certificate cannot be trusted: %.300q", err.Error())
 }

@@ -1,0 +1,106 @@
+package upstream
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"cardea/api"
+)
+
+// resolve returns the addresses of host, one at least: those of the families that
+// are wanted, the preferred first. An address is itself, of whatever family. A name
+// is looked up in Hosts, then with the machine's resolver.
+func (d *Dialer) resolve(ctx context.Context, host string, families []api.IPFamily) ([]netip.Addr, error) {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{a}, nil
+	}
+	var addrs []netip.Addr
+	for _, s := range d.host(host) {
+		if a, err := netip.ParseAddr(s); err == nil {
+			addrs = append(addrs, a.Unmap())
+		}
+	}
+	if len(addrs) > 0 {
+		return ofFamilies(host, addrs, families)
+	}
+	if err := d.checkName(host); err != nil {
+		return nil, err
+	}
+	if d.lookup != nil {
+		var err error
+		if addrs, err = d.lookup(ctx, host); err != nil {
+			return nil, err
+		}
+		for i := range addrs {
+			addrs[i] = addrs[i].Unmap()
+		}
+		return ofFamilies(host, addrs, families)
+	}
+	addrs, err := d.names.addresses(ctx, host, families)
+	if err != nil {
+		return nil, err
+	}
+	return ofFamilies(host, addrs, families)
+}
+
+// checkName refuses names of cloud metadata.
+func (d *Dialer) checkName(host string) error {
+	if !isMetadataName(host) {
+		return nil
+	}
+	r := metadataRefusal()
+	d.refuse(host, r)
+	return r
+}
+
+func metadataRefusal() *refusal {
+	return &refusal{"by this name clouds tell their machines their secrets (metadata)",
+		"if it is meant, list the name with its address in spec.dns.hosts of the ClusterConfig, and the address in spec.upstream.allow"}
+}
+
+// host returns what Hosts has for a name, whatever its case and final dot.
+func (d *Dialer) host(name string) []string {
+	hosts := d.Hosts()
+	if addrs, ok := hosts[name]; ok {
+		return addrs
+	}
+	for h, addrs := range hosts {
+		if strings.EqualFold(strings.TrimSuffix(h, "."), strings.TrimSuffix(name, ".")) {
+			return addrs
+		}
+	}
+	return nil
+}
+
+// ofFamilies returns those of the addresses of a host that are of the families which
+// are wanted, the preferred first, else as they were. No families are both, none
+// preferred.
+func ofFamilies(host string, addrs []netip.Addr, families []api.IPFamily) ([]netip.Addr, error) {
+	out := addrs
+	if len(families) > 0 {
+		out = nil
+		for _, f := range families {
+			for _, a := range addrs {
+				if a.Is4() == (f == api.IPv4) {
+					out = append(out, a)
+				}
+			}
+		}
+	}
+	switch {
+	case len(out) > 0:
+		return out, nil
+	case len(addrs) > 0:
+		return nil, &net.DNSError{Err: fmt.Sprintf("no address of %s, and no other is wanted", families[0]), Name: host, IsNotFound: true}
+	}
+	return nil, &net.DNSError{Err: "no address", Name: host, IsNotFound: true}
+}
+
+// wants tells whether addresses of a family are wanted.
+func wants(families []api.IPFamily, f api.IPFamily) bool {
+	return len(families) == 0 || slices.Contains(families, f)
+}
