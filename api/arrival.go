@@ -12,9 +12,11 @@ import "net"
 //	Verdict(Verdict) error        tell the peer what became of its request, once, before any byte
 type Arrival struct {
 	Conn    net.Conn
-	Service string // SERVICE.NAMESPACE that is asked for; may not exist; "" with Route
-	// Route is set for a connection to a foreign Object, which the routing table
-	// sorted.
+	Service string // SERVICE.NAMESPACE that is asked for; may not exist; "" for a foreign Object
+	// Route is where the routing table sent the connection; nil if it came another way
+	// than through a public port. With a Service it has no Config and no Limits, which
+	// the decision brings; without one its Object is the foreign one that is asked for.
+	// It is shared and must not be written to.
 	Route    *Routed
 	Evidence Evidence
 	Facts    Facts

@@ -14,13 +14,14 @@ import (
 //	POST   /api/self/device                             DeviceRequest → DeviceResponse; makes a Device of the caller's machine
 //	POST   /api/logout                                  → Empty; ends the caller's Session
 //	POST   /api/apply?allowLockout=true                 ApplyRequest → ApplyResponse
-//	GET    /api/core/v1/{plural}?limit=N&after=NAME&namespace=N&user=U&label=K%3DV   → List
-//	GET    /api/core/v1/{plural}?watch=true&revision=E.N → WatchEvent, one JSON value a line
-//	GET    /api/core/v1/{plural}/{name}                 → the Object
-//	POST   /api/core/v1/{plural}                        the Object → WriteResponse; CONFLICT if it exists
-//	PUT    /api/core/v1/{plural}/{name}                 the Object → WriteResponse; CONFLICT if resourceVersion is stale
-//	PATCH  /api/core/v1/{plural}/{name}                 a merge patch (RFC 7386) → WriteResponse
-//	DELETE /api/core/v1/{plural}/{name}                 → WriteResponse
+//	GET    /api/{group}/{version}/{plural}?limit=N&after=NAME&namespace=N&user=U&label=K%3DV   → List
+//	GET    /api/{group}/{version}/{plural}?watch=true&revision=E.N → WatchEvent, one JSON value a line
+//	GET    /api/{group}/{version}/{plural}/{name}       → the Object
+//	POST   /api/{group}/{version}/{plural}              the Object → WriteResponse; CONFLICT if it exists
+//	PUT    /api/{group}/{version}/{plural}/{name}       the Object → WriteResponse; CONFLICT if resourceVersion is stale
+//	PATCH  /api/{group}/{version}/{plural}/{name}       a merge patch (RFC 7386) → WriteResponse
+//	DELETE /api/{group}/{version}/{plural}/{name}       → WriteResponse
+//	GET    /api/route?port=N&address=IP&sni=NAME&notls=true&alpn=P,P&from=IP   → RouteAnswer
 //	POST   /api/core/v1/credentials/{name}/token        → TokenResponse; makes a new token, the old one is void
 //	POST   /api/why                                     WhyRequest → Explanation
 //	GET    /api/conns                                   → Connections
@@ -35,7 +36,11 @@ import (
 //	GET    /livez, /readyz                              → "ok" (no certificate needed), or 503 and why not
 //	GET    /metrics                                     → metrics in the Prometheus text format
 //
-// What changes Objects takes dryRun=true, and then changes nothing.
+// What changes Objects takes dryRun=true, and then changes nothing. Group and
+// version of our kinds are core/v1. Those of other systems' kinds are
+// getambassador.io/v3alpha1, v2 or v1, or kubernetes/v1, all versions of a group
+// for the same Objects, of which each is returned as it was written; namespace=N
+// names the namespace of one of them, and it has none without.
 //
 // A failure is an Error with the HTTP status of its code: INVALID 400,
 // UNAUTHENTICATED 401, PERMISSION_DENIED 403, NOT_FOUND 404, CONFLICT 409,
@@ -152,9 +157,11 @@ const (
 
 // A Result is what became of one document.
 type Result struct {
-	Kind   string `json:"kind"`
-	Name   string `json:"name"`
-	Action Action `json:"action"`
+	Group     string `json:"group,omitempty"` // of foreign kinds
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace,omitempty"` // of foreign Objects
+	Name      string `json:"name"`
+	Action    Action `json:"action"`
 	// Before and After are the Objects, redacted, if they were asked for.
 	Before json.RawMessage `json:"before,omitempty"`
 	After  json.RawMessage `json:"after,omitempty"`
@@ -176,11 +183,13 @@ type WriteResponse struct {
 	Revision Revision        `json:"revision"`
 }
 
-// A List is the Objects of a kind, ordered by name.
+// A List is the Objects of a kind, ordered by namespace, if they have one, and
+// name.
 type List struct {
 	Items    []json.RawMessage `json:"items"`
 	Revision Revision          `json:"revision"`
-	// Next is the name to go on after, if there are more than were asked for.
+	// Next is the name to go on after, if there are more than were asked for. Of
+	// foreign Objects it is NAMESPACE/NAME.
 	Next string `json:"next,omitempty"`
 }
 

@@ -64,16 +64,17 @@ type ClientCertificate struct {
 
 // APIFacts is what ctx.request.api says of a call to Cardea's own API.
 type APIFacts struct {
-	// Verb is get, list, watch, create, update, delete, renew, why, conns, kill,
-	// logs, metrics, backup or rotate; apply asks for create or update of each
+	// Verb is get, list, watch, create, update, delete, renew, why, route, conns,
+	// kill, logs, metrics, backup or rotate; apply asks for create or update of each
 	// document. A write may ask for more: use for a Secret that it names, publish
-	// for a Service that needs no Session, approve for the state of a Session or
+	// for a Service or TCPMapping that opens a port, or needs no Session, approve for the state of a Session or
 	// Device and the terms of Sessions, impersonate for a User as whom it lets
 	// somebody log in, attach for a Policy that it gives and the writer does not
 	// have, join for a Group of which it makes somebody a member, escalate for an
 	// Object into which it writes what rules say or read.
-	Verb      string `json:"verb"`
-	Kind      string `json:"kind,omitempty"`
-	Name      string `json:"name,omitempty"`
+	Verb string `json:"verb"`
+	Kind string `json:"kind,omitempty"`
+	Name string `json:"name,omitempty"`
+	// Namespace is that of a Service, or of an Object of another system.
 	Namespace string `json:"namespace,omitempty"`
 }

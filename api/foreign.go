@@ -5,24 +5,59 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 )
 
 // What the kinds of other systems have in common: the shapes that their fields
 // can have there and nowhere in ours.
 
-// AmbassadorIDs lists the installations that an Object is for. It may be written
-// as one text.
+// Installations say for which installations of Ambassador an Object is.
+type Installations struct {
+	AmbassadorID      AmbassadorIDs `json:"ambassador_id,omitempty"`
+	AmbassadorIDCamel AmbassadorIDs `json:"ambassadorId,omitempty"`
+}
+
+// DefaultAmbassadorID is the installation that an Object is for if it names none.
+const DefaultAmbassadorID = "default"
+
+// IDs returns the installations that are named, without the prefix by which the
+// conversion of versions marks them; ["default"] if none is.
+func (i *Installations) IDs() []string {
+	var ids []string
+	for _, id := range slices.Concat(i.AmbassadorID, i.AmbassadorIDCamel) {
+		ids = append(ids, strings.TrimPrefix(id, "--apiVersion-v3alpha1-only--"))
+	}
+	if len(ids) == 0 {
+		return []string{DefaultAmbassadorID}
+	}
+	return ids
+}
+
+// Include reports whether the Object is for an installation. "_automatic_" stands for
+// every one.
+func (i *Installations) Include(id string) bool {
+	if len(i.AmbassadorID) == 0 && len(i.AmbassadorIDCamel) == 0 {
+		return id == DefaultAmbassadorID
+	}
+	ids := i.IDs()
+	return slices.Contains(ids, id) || slices.Contains(ids, "_automatic_")
+}
+
+// AmbassadorIDs is a list of names that may be written as one text.
 type AmbassadorIDs []string
 
 // SetLoose implements Loose.
 func (a *AmbassadorIDs) SetLoose(v any) error {
 	err := errors.New("text or a list of texts")
 	switch v := v.(type) {
+	case nil:
+		*a = nil
 	case string:
 		*a = AmbassadorIDs{v}
 	case []any:
-		*a = AmbassadorIDs{} // an empty list is not the same as none
+		*a = nil
 		for _, x := range v {
 			s, ok := x.(string)
 			if !ok {
@@ -45,9 +80,11 @@ type NameOrBool struct {
 	Bool *bool
 }
 
-// IsZero reports whether nothing was written, or what means the same: false or an
-// empty text.
-func (n NameOrBool) IsZero() bool { return n.Name == "" && (n.Bool == nil || !*n.Bool) }
+// IsZero reports whether nothing was written.
+func (n NameOrBool) IsZero() bool { return n.Name == "" && n.Bool == nil }
+
+// IsSet reports whether there is a name, or true.
+func (n NameOrBool) IsSet() bool { return n.Name != "" || n.Bool != nil && *n.Bool }
 
 // SetLoose implements Loose.
 func (n *NameOrBool) SetLoose(v any) error {

@@ -1,5 +1,7 @@
 package api
 
+import "cmp"
+
 // KindHost is the kind of Hosts.
 const KindHost = "Host"
 
@@ -13,8 +15,8 @@ type Host struct {
 
 // HostSpec is what an administrator sets.
 type HostSpec struct {
-	AmbassadorID AmbassadorIDs `json:"ambassador_id,omitempty"`
-	Hostname     string        `json:"hostname,omitempty"` // * if it is left out
+	Installations
+	Hostname string `json:"hostname,omitempty"` // * if it is left out
 	// TLSSecret names the Secret with certificate and key.
 	TLSSecret *HostSecret `json:"tlsSecret,omitempty"`
 	// TLSContext names a TLSContext.
@@ -51,6 +53,28 @@ type HostTLS struct {
 	CipherSuitesCamel          []string             `json:"cipherSuites,omitempty"`
 	ECDHCurvesCamel            []string             `json:"ecdhCurves,omitempty"`
 	RedirectCleartextFromCamel *int                 `json:"redirectCleartextFrom,omitempty"`
+}
+
+// Settings returns what is written, in the one spelling or the other.
+func (t *HostTLS) Settings() TLSSettings {
+	s := t.TLSSettings
+	s.CertChainFile = cmp.Or(s.CertChainFile, t.CertChainFileCamel)
+	s.PrivateKeyFile = cmp.Or(s.PrivateKeyFile, t.PrivateKeyFileCamel)
+	s.CASecret = cmp.Or(s.CASecret, t.CASecretCamel)
+	s.CACertChainFile = cmp.Or(s.CACertChainFile, t.CACertChainFileCamel)
+	s.CRLSecret = cmp.Or(s.CRLSecret, t.CRLSecretCamel)
+	s.CertRequired = cmp.Or(s.CertRequired, t.CertRequiredCamel)
+	s.ALPNProtocols = cmp.Or(s.ALPNProtocols, t.ALPNProtocolsCamel)
+	s.MinTLSVersion = cmp.Or(s.MinTLSVersion, t.MinTLSVersionCamel)
+	s.MaxTLSVersion = cmp.Or(s.MaxTLSVersion, t.MaxTLSVersionCamel)
+	if s.CipherSuites == nil {
+		s.CipherSuites = t.CipherSuitesCamel
+	}
+	if s.ECDHCurves == nil {
+		s.ECDHCurves = t.ECDHCurvesCamel
+	}
+	s.RedirectCleartextFrom = cmp.Or(s.RedirectCleartextFrom, t.RedirectCleartextFromCamel)
+	return s
 }
 
 // RouteStatus implements Routable.

@@ -148,11 +148,26 @@ func KindOf(name string) (Kind, bool) {
 // FindKind returns the kind that a person means: its name, plural or short
 // name, in any case. Of two kinds of one name it is the one of ours.
 func FindKind(s string) (Kind, bool) {
-	s = strings.ToLower(s)
 	for _, k := range Kinds() {
-		if s == strings.ToLower(k.Name) || s == k.Plural || slices.Contains(k.Short, s) {
+		if k.isCalled(s) {
 			return k, true
 		}
 	}
 	return Kind{}, false
+}
+
+// FindKindIn does so among the kinds of a group.
+func FindKindIn(group, s string) (Kind, bool) {
+	for _, k := range Kinds() {
+		if k.APIGroup() == group && k.isCalled(s) {
+			return k, true
+		}
+	}
+	return Kind{}, false
+}
+
+// isCalled reports whether a person may mean the kind by s.
+func (k Kind) isCalled(s string) bool {
+	s = strings.ToLower(s)
+	return s == strings.ToLower(k.Name) || s == k.Plural || slices.Contains(k.Short, s)
 }

@@ -15,8 +15,8 @@ type Listener struct {
 
 // ListenerSpec is what an administrator sets.
 type ListenerSpec struct {
-	AmbassadorID AmbassadorIDs `json:"ambassador_id,omitempty"`
-	Port         *int          `json:"port,omitempty"`
+	Installations
+	Port *int `json:"port,omitempty"`
 	// Protocol is the short form of protocolStack: HTTP, HTTPS, HTTPPROXY, HTTPSPROXY,
 	// TCP or TLS.
 	Protocol      string   `json:"protocol,omitempty"`

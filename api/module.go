@@ -13,7 +13,7 @@ type Module struct {
 
 // ModuleSpec is what an administrator sets.
 type ModuleSpec struct {
-	AmbassadorID AmbassadorIDs `json:"ambassador_id,omitempty"`
+	Installations
 	// Config has the defaults. Those that TCP knows are read; the rest is HTTP's, and
 	// kept.
 	Config Attrs `json:"config,omitempty"`

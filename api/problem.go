@@ -145,7 +145,13 @@ func Errorf(c Code, format string, args ...any) *Error {
 }
 
 // NotFound reports that there is no Object of that key.
-func NotFound(k Key) *Error { return Errorf(CodeNotFound, "%s %q not found", k.Kind, k.Name) }
+func NotFound(k Key) *Error {
+	name := k.Name
+	if k.Namespace != "" {
+		name = k.Namespace + "/" + name
+	}
+	return Errorf(CodeNotFound, "%s %q not found", k.Kind, name)
+}
 
 // HasCode reports whether err is, or wraps, an Error of that code.
 func HasCode(err error, c Code) bool {

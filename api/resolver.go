@@ -19,7 +19,7 @@ type Resolver struct {
 
 // ResolverSpec is what an administrator sets.
 type ResolverSpec struct {
-	AmbassadorID AmbassadorIDs `json:"ambassador_id,omitempty"`
+	Installations
 	// Address and Datacenter are those of Consul.
 	Address    string `json:"address,omitempty"`
 	Datacenter string `json:"datacenter,omitempty"`

@@ -12,10 +12,12 @@ import (
 // matches, goes to one of its members. Services and the Objects of other systems
 // become Routes; package ingress makes the table of them.
 type Route struct {
-	// Owner is the Object that the row is of: that of its first member.
-	Owner Key
-	Bind  Bind
-	Match Match
+	// Owner is the Object that the row is of: that of its first member. Of two rows
+	// that want the same, the one whose Owner was Created first keeps it.
+	Owner   Key
+	Created time.Time
+	Bind    Bind
+	Match   Match
 	// Terminate says how the TLS of clients is ended; nil leaves the bytes as they are.
 	Terminate *Termination
 	// StartTLS is the protocol in which TLS begins after a request for it.

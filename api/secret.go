@@ -27,17 +27,17 @@ type SecretSpec struct {
 
 // A SecretBinding lists where a Secret may be used; an empty list is anywhere.
 type SecretBinding struct {
-	Services []string `json:"services,omitempty"` // SERVICE or SERVICE.NAMESPACE
+	Services []string `json:"services,omitempty"` // SERVICE, SERVICE.NAMESPACE or TCPMapping/NAMESPACE/NAME
 	Hosts    []string `json:"hosts,omitempty"`    // of upstreams, as in their URLs
 }
 
-// Allows reports whether the Secret may be used for that Service (its full name)
-// towards that host.
+// Allows reports whether the Secret may be used for that Service (its full name, or
+// KIND/NAMESPACE/NAME of a foreign Object) towards that host.
 func (b *SecretBinding) Allows(service, host string) bool {
 	if b == nil {
 		return true
 	}
-	return (len(b.Services) == 0 || slices.ContainsFunc(b.Services, func(s string) bool { return ServiceName(s) == service })) &&
+	return (len(b.Services) == 0 || slices.ContainsFunc(b.Services, func(s string) bool { return s == service || ServiceName(s) == service })) &&
 		(len(b.Hosts) == 0 || slices.ContainsFunc(b.Hosts, func(h string) bool { return strings.EqualFold(h, host) }))
 }
 

@@ -92,38 +92,6 @@ type ServiceLimits struct {
 	MaxDuration *Duration `json:"maxDuration,omitempty"`
 }
 
-// ServicePublic says where the public port of a Service is, and what of its traffic
-// is the Service's. It has no effect without isPublic.
-type ServicePublic struct {
-	// Address is the IP address of the port: that of the cluster's own listener if it
-	// is left out; 0.0.0.0 is every address of IPv4, :: every one of IPv6.
-	Address string `json:"address,omitempty"`
-	// Hosts are the server names (SNI) that are the Service's: NAME, *.DOMAIN, or *
-	// for TLS with any name or none. With them several Services share a port.
-	Hosts []string `json:"hosts,omitempty"`
-	// Passthrough leaves TLS to the upstream: the bytes stay as they are, and only the
-	// server name is read. It needs hosts, and no isTLS.
-	Passthrough bool `json:"passthrough,omitempty"`
-	// ALPN lists protocols of which the client must offer one. It needs hosts.
-	ALPN []string `json:"alpn,omitempty"`
-	// Sources lists the networks (CIDR) that clients may come from.
-	Sources []string `json:"sources,omitempty"`
-	// Certificate is what clients are shown instead of one of the cluster's CA.
-	Certificate *PublicCertificate `json:"certificate,omitempty"`
-	// StartTLS is the protocol in which clients ask for TLS before they speak it. It
-	// needs isTLS or passthrough.
-	StartTLS StartTLS `json:"startTLS,omitempty"`
-	// ProxyProtocol says that each connection begins with a PROXY header. It holds for
-	// all Services of the port.
-	ProxyProtocol bool `json:"proxyProtocol,omitempty"`
-}
-
-// PublicCertificate says where the certificate of a public port is.
-type PublicCertificate struct {
-	// FromSecret names a Secret with a certificate chain and its key, PEM.
-	FromSecret string `json:"fromSecret"`
-}
-
 // DefaultConnectionsPerSecond is what ServiceLimits.ConnectionsPerSecond is if it
 // is left out.
 const DefaultConnectionsPerSecond = 200
@@ -172,7 +140,9 @@ type ServiceConfig struct {
 // endpoints.
 type Upstream struct {
 	// URL is tcp://HOST:PORT, tls://HOST:PORT, or one whose scheme is that of a
-	// protocol over TCP, as postgres://HOST, and then says the port.
+	// protocol over TCP, as postgres://HOST, and then says the port. A HOST that begins
+	// with "_", as _pg._tcp.db.example.com, is a name of SRV records (RFC 2782), which
+	// say hosts and ports; a port in the URL does not count then.
 	URL         string       `json:"url,omitempty"`
 	Loadbalance *Loadbalance `json:"loadbalance,omitempty"`
 	// ConnectTimeout bounds the time until a connection, TLS included, is there;
@@ -359,6 +329,11 @@ func (c *ServiceConfig) inherit(p *ServiceConfig) {
 	if u.ConnectTimeout == nil {
 		u.ConnectTimeout = pu.ConnectTimeout
 	}
+	u.ProxyProtocol = cmp.Or(u.ProxyProtocol, pu.ProxyProtocol)
+	u.StartTLS = cmp.Or(u.StartTLS, pu.StartTLS)
+	if u.Families == nil {
+		u.Families = pu.Families
+	}
 	if c.ClientCertificate == nil {
 		c.ClientCertificate = p.ClientCertificate
 	}
@@ -373,6 +348,10 @@ func (c *ServiceConfig) inherit(p *ServiceConfig) {
 	t.TrustedCAs = slices.Concat(p.TLS.TrustedCAs, t.TrustedCAs)
 	t.AppendToSystemPool = t.AppendToSystemPool || p.TLS.AppendToSystemPool
 	t.ServerName = cmp.Or(t.ServerName, p.TLS.ServerName)
+	if t.ALPN == nil {
+		t.ALPN = p.TLS.ALPN
+	}
+	t.inherit(p.TLS.TLSTerms)
 	t.InsecureSkipVerify = t.InsecureSkipVerify || p.TLS.InsecureSkipVerify
 	if t.ClientCertificate == nil {
 		t.ClientCertificate = p.TLS.ClientCertificate
@@ -404,13 +383,18 @@ func (c *ServiceConfig) Secrets() iter.Seq2[string, string] {
 
 // An Endpoint is one place where an upstream can be reached.
 type Endpoint struct {
-	Host string // a DNS name or an IP address
-	Port int
-	TLS  bool // the URL says that TLS is spoken
+	Host string // a DNS name or an IP address; one that begins with "_" is a name of SRV records
+	Port int    // 0 if SRV records say it
+	TLS  bool   // the URL says that TLS is spoken
 }
 
-// Address returns HOST:PORT.
-func (e Endpoint) Address() string { return net.JoinHostPort(e.Host, strconv.Itoa(e.Port)) }
+// Address returns HOST:PORT, or HOST alone if SRV records say the port.
+func (e Endpoint) Address() string {
+	if e.Port == 0 {
+		return e.Host
+	}
+	return net.JoinHostPort(e.Host, strconv.Itoa(e.Port))
+}
 
 // Endpoints returns the places of the upstream, at least one. The error says what
 // is wrong with the first that is, without repeating its URL.
@@ -492,6 +476,8 @@ func parseEndpoint(text string) (Endpoint, error) {
 	switch {
 	case p.User != nil || p.RawQuery != "" || p.Fragment != "" || (p.Path != "" && p.Path != "/"):
 		return none, errors.New(want + ": no user, path, query or fragment")
+	case strings.HasPrefix(e.Host, "_"): // SRV records say the port
+		e.Port = 0
 	case p.Port() == "" && e.Port == 0:
 		return none, errors.New(want + ": the port is missing")
 	case p.Port() != "":
@@ -569,24 +555,6 @@ func (s *Service) Validate(p *Problems) {
 	}
 }
 
-func (s *Service) validatePublic(p *Problems) {
-	spec := &s.Spec
-	switch {
-	case spec.IsPublic && !spec.IsAnonymous:
-		p.Add("/spec/isPublic", "needs isAnonymous: true; a public Service that asks who comes is not yet available in mode TCP", "true").
-			Hint = "who has a Session reaches every Service, through cardea connect or with its certificate"
-	case spec.IsAnonymous && !spec.IsPublic:
-		p.Add("/spec/isAnonymous", "needs isPublic: true", "true")
-	case spec.IsTLS && !spec.IsPublic:
-		p.Add("/spec/isTLS", "needs isPublic: true; TLS within the private network is not yet available", "true")
-	case spec.IsPublic && s.Status.Port == 0:
-		p.Add("/spec/port", "is required for a public Service", "")
-	}
-	if spec.Authorization.EnableAnonymous && !spec.IsAnonymous {
-		p.Add("/spec/authorization/enableAnonymous", "needs isAnonymous: true", "true")
-	}
-}
-
 func (l *ServiceLimits) validate(p *Problems, at string) {
 	if l == nil {
 		return
@@ -594,7 +562,7 @@ func (l *ServiceLimits) validate(p *Problems, at string) {
 	for _, x := range []struct {
 		name string
 		n    int
-	}{{"connections", l.Connections}, {"connectionsPerSession", l.ConnectionsPerSession}} {
+	}{{"connections", l.Connections}, {"connectionsPerSession", l.ConnectionsPerSession}, {"pendingConnections", l.PendingConnections}} {
 		if x.n < 0 || x.n > 1_000_000 {
 			p.Add(at+"/"+x.name, "must be from 0 (no limit) to 1000000", strconv.Itoa(x.n))
 		}
@@ -602,6 +570,13 @@ func (l *ServiceLimits) validate(p *Problems, at string) {
 	if n := l.ConnectionsPerSecond; n < 0 || n > 1_000_000 {
 		p.Add(at+"/connectionsPerSecond", "must be from 1 to 1000000, or left out: 200", strconv.Itoa(n))
 	}
+	if l.PendingConnections > 0 && l.Connections == 0 {
+		p.Add(at+"/pendingConnections", "needs connections: without it none has to wait", strconv.Itoa(l.PendingConnections))
+	}
+	if l.PendingTimeout != nil && l.PendingConnections == 0 {
+		p.Add(at+"/pendingTimeout", "needs pendingConnections", l.PendingTimeout.String())
+	}
+	l.PendingTimeout.validate(p, at+"/pendingTimeout", 10*time.Millisecond, time.Hour)
 	l.IdleTimeout.validate(p, at+"/idleTimeout", 100*time.Millisecond, maxDuration)
 	l.HalfCloseTimeout.validate(p, at+"/halfCloseTimeout", 100*time.Millisecond, maxDuration)
 	l.MaxDuration.validate(p, at+"/maxDuration", 100*time.Millisecond, maxDuration)
@@ -616,11 +591,19 @@ func (s *Service) validateConfig(p *Problems, at string, c *ServiceConfig) {
 	case u.Loadbalance != nil:
 		s.validateEndpoints(p, at+"/upstream/loadbalance/endpoints", u.Loadbalance.Endpoints)
 	case u.URL != "" || c.Parent == "":
-		if _, err := parseEndpoint(u.URL); err != nil {
+		if e, err := parseEndpoint(u.URL); err != nil {
 			p.Add(at+"/upstream/url", err.Error(), u.URL)
+		} else if e.Port == 0 && s.Spec.Port == 0 {
+			p.Add("/spec/port", "is required: the upstream's port comes from SRV records", "")
 		}
 	}
 	u.ConnectTimeout.validate(p, at+"/upstream/connectTimeout", 10*time.Millisecond, time.Hour)
+	if f := u.Families; len(f) > 2 || len(f) == 2 && f[0] == f[1] {
+		p.Add(at+"/upstream/families", "must be IPv4, IPv6 or both, each once", strconv.Itoa(len(f))).Allowed = IPFamily("").Values()
+	}
+	if u.StartTLS != "" && !s.speaksTLS(c) {
+		p.Add(at+"/upstream/startTLS", "needs tls, or public.passthrough: nobody would speak TLS to the upstream", string(u.StartTLS))
+	}
 	if t := c.TLS; t != nil {
 		validateCAs(p, at+"/tls/trustedCAs", t.TrustedCAs)
 		if t.ServerName != "" && !validHost(t.ServerName) {
@@ -630,6 +613,8 @@ func (s *Service) validateConfig(p *Problems, at string, c *ServiceConfig) {
 			p.Warn(at+"/tls/insecureSkipVerify", "the upstream is not verified: whoever stands in between reads and writes everything", "true").
 				Hint = "list its CA in trustedCAs instead"
 		}
+		t.TLSTerms.validate(p, at+"/tls")
+		validateALPN(p, at+"/tls/alpn", t.ALPN)
 		t.ClientCertificate.validate(p, at+"/tls/clientCertificate")
 		if t.ClientCertificate != nil && len(t.ClientCertificate.TrustedCAs) > 0 {
 			p.Add(at+"/tls/clientCertificate/trustedCAs", "must be left out here", "").Hint = "use tls.trustedCAs"
@@ -639,6 +624,17 @@ func (s *Service) validateConfig(p *Problems, at string, c *ServiceConfig) {
 	if c.ClientCertificate != nil && c.TLS != nil && c.TLS.ClientCertificate != nil {
 		p.Add(at+"/clientCertificate", "must be left out where tls.clientCertificate is there", "")
 	}
+}
+
+// speaksTLS reports whether TLS goes to the upstream of a config, ours or the
+// client's.
+func (s *Service) speaksTLS(c *ServiceConfig) bool {
+	e := s.EffectiveConfig(c.Name)
+	if e == nil { // the name is wrong, which is reported there
+		e = c
+	}
+	list, err := e.Upstream.Endpoints()
+	return err != nil || list[0].TLS || e.TLS != nil || e.Certificate() != nil || s.Spec.Public != nil && s.Spec.Public.Passthrough
 }
 
 func (s *Service) validateEndpoints(p *Problems, at string, list []UpstreamEndpoint) {
@@ -652,6 +648,8 @@ func (s *Service) validateEndpoints(p *Problems, at string, list []UpstreamEndpo
 		switch {
 		case err != nil:
 			p.Add(at, err.Error(), x.URL)
+		case e.Port == 0 && s.Spec.Port == 0:
+			p.Add("/spec/port", "is required: the port of an endpoint comes from SRV records", "")
 		case first == Endpoint{}:
 			first = e
 		case e.TLS != first.TLS:

@@ -19,7 +19,7 @@ type TCPMapping struct {
 
 // TCPMappingSpec is what an administrator sets.
 type TCPMappingSpec struct {
-	AmbassadorID AmbassadorIDs `json:"ambassador_id,omitempty"`
+	Installations
 	// Address is the IP address to listen on; every one, if it is left out.
 	Address string `json:"address,omitempty"`
 	Port    *int   `json:"port,omitempty"`
@@ -61,6 +61,32 @@ type CircuitBreaker struct {
 	MaxRetries         *int   `json:"max_retries,omitempty"`
 }
 
+// AnnotationPrefix begins the annotations of a TCPMapping that say what its spec has no
+// field for.
+const AnnotationPrefix = "cardea/"
+
+// The annotations of a TCPMapping, without AnnotationPrefix.
+const (
+	AnnotationTLS                  = "tls"                    // passthrough: TLS is left to the service
+	AnnotationALPN                 = "alpn"                   // protocols of which the client must offer one
+	AnnotationSources              = "sources"                // networks that clients may come from
+	AnnotationProxyProtocol        = "proxy-protocol"         // v1, v2: of the header that the service is sent
+	AnnotationStartTLS             = "starttls"               // postgres
+	AnnotationUpstreamVerification = "upstream-verification"  // REQUIRE, REPORT
+	AnnotationConnectTimeout       = "connect-timeout"        // a duration of Go's, as are the next three
+	AnnotationPendingTimeout       = "pending-timeout"        // of a connection that waits for another to end
+	AnnotationMaxDuration          = "max-duration"           // of a connection
+	AnnotationHalfCloseTimeout     = "half-close-timeout"     // of a connection of which one side has finished
+	AnnotationOnRemoval            = "on-removal"             // cut, drain: live connections when the TCPMapping is deleted
+	AnnotationConnectionsPerSecond = "connections-per-second" // new ones, of one source network
+)
+
+// OnRemovalCut reports whether the live connections of a TCPMapping end when it is
+// deleted, instead of being drained.
+func OnRemovalCut(m *TCPMapping) bool {
+	return strings.EqualFold(strings.TrimSpace(m.Metadata.Annotations[AnnotationPrefix+AnnotationOnRemoval]), "cut")
+}
+
 // RouteStatus implements Routable.
 func (m *TCPMapping) RouteStatus() *RouteStatus { return &m.Status }
 
@@ -79,9 +105,6 @@ func (m *TCPMapping) Validate(p *Problems) {
 	}
 	if m.Spec.Service == "" {
 		p.Add("/spec/service", "is required: [SCHEME://]HOST[:PORT]", "")
-	}
-	if w := m.Spec.Weight; w != nil && (*w < 0 || *w > 100) {
-		p.Add("/spec/weight", "must be from 0 to 100", strconv.Itoa(*w))
 	}
 	if m.Spec.CircuitBreakers != nil {
 		validateBreakers(p, "/spec/circuit_breakers", *m.Spec.CircuitBreakers)

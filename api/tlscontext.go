@@ -1,6 +1,9 @@
 package api
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // KindTLSContext is the kind of TLSContexts.
 const KindTLSContext = "TLSContext"
@@ -15,7 +18,7 @@ type TLSContext struct {
 
 // TLSContextSpec is what an administrator sets.
 type TLSContextSpec struct {
-	AmbassadorID AmbassadorIDs `json:"ambassador_id,omitempty"`
+	Installations
 	// Hosts are the server names for which clients are shown the certificate.
 	Hosts []string `json:"hosts,omitempty"`
 	// Secret names a Secret with certificate and key: NAME, or NAME.NAMESPACE unless
@@ -23,8 +26,6 @@ type TLSContextSpec struct {
 	Secret string `json:"secret,omitempty"`
 	TLSSettings
 	SecretNamespacing *bool `json:"secret_namespacing,omitempty"`
-	// V3CRLSecret is crl_secret in the stored form of version v2.
-	V3CRLSecret string `json:"v3CRLSecret,omitempty"`
 }
 
 // TLSSettings are what a TLSContext and the tls of a Host have in common.
@@ -34,8 +35,10 @@ type TLSSettings struct {
 	CASecret        string `json:"ca_secret,omitempty"`
 	CACertChainFile string `json:"cacert_chain_file,omitempty"`
 	CRLSecret       string `json:"crl_secret,omitempty"`
-	CRLFile         string `json:"crl_file,omitempty"`
-	CertRequired    *bool  `json:"cert_required,omitempty"`
+	// V3CRLSecret is crl_secret in the stored form of version v2.
+	V3CRLSecret  string `json:"v3CRLSecret,omitempty"`
+	CRLFile      string `json:"crl_file,omitempty"`
+	CertRequired *bool  `json:"cert_required,omitempty"`
 	// ALPNProtocols are in one text, with commas between them.
 	ALPNProtocols string               `json:"alpn_protocols,omitempty"`
 	MinTLSVersion AmbassadorTLSVersion `json:"min_tls_version,omitempty"`
@@ -46,6 +49,47 @@ type TLSSettings struct {
 	RedirectCleartextFrom *int `json:"redirect_cleartext_from,omitempty"`
 	// SNI is the server name that the service is asked for.
 	SNI string `json:"sni,omitempty"`
+}
+
+// Terms returns what of TLS is negotiated, and what is wrong with it. Suites of TLS
+// 1.3, which cannot be chosen, are left out; if there were no others, 1.3 is the
+// lowest version.
+func (s *TLSSettings) Terms() (TLSTerms, []Problem) {
+	t := TLSTerms{MinVersion: TLSVersion(s.MinTLSVersion), MaxVersion: TLSVersion(s.MaxTLSVersion), Curves: s.ECDHCurves}
+	for _, suite := range s.CipherSuites {
+		if !isTLS13Suite(suite) {
+			t.CipherSuites = append(t.CipherSuites, suite)
+		}
+	}
+	if len(s.CipherSuites) > 0 && len(t.CipherSuites) == 0 {
+		t.MinVersion = "v1.3"
+	}
+	var p Problems
+	t.validate(&p, "")
+	for i := range p.List {
+		x := &p.List[i]
+		x.Pointer, x.Rule = ambassadorField(x.Pointer), strings.Replace(x.Rule, "maxVersion", "max_tls_version", 1)
+		if x.Hint == "" {
+			x.Hint = nearestHint(x.Found, x.Allowed)
+		}
+		if strings.HasPrefix(x.Rule, "must be one of") {
+			x.Allowed = nil // the rule lists them
+		}
+	}
+	return t, p.List
+}
+
+// isTLS13Suite reports whether a text is the name of a suite of TLS 1.3 (RFC 8446,
+// appendix B.4), of which OpenSSL has no other.
+func isTLS13Suite(name string) bool {
+	return slices.ContainsFunc([]string{"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_128_CCM_SHA256", "TLS_AES_128_CCM_8_SHA256"},
+		func(s string) bool { return strings.EqualFold(s, name) })
+}
+
+// ambassadorField returns the pointer of a field of TLSTerms as Ambassador calls it.
+func ambassadorField(pointer string) string {
+	return strings.NewReplacer("/cipherSuites", "/cipher_suites", "/curves", "/ecdh_curves", "/minVersion", "/min_tls_version", "/maxVersion", "/max_tls_version").
+		Replace(pointer)
 }
 
 // AmbassadorTLSVersion is a version of TLS as Ambassador writes it.

@@ -30,11 +30,19 @@ func Get[T api.Object](r Reader, k api.Key) (T, error) {
 	return decode[T](rec)
 }
 
+// Decode returns the Object of a record, one of its own.
+func Decode(r Record) (api.Object, error) { return decode[api.Object](r) }
+
 // All calls for each Object of a kind of ours in the order of names, each a T
 // of its own. After an error it ends.
 func All[T api.Object](r Reader, kind string) iter.Seq2[T, error] {
+	return AllIn[T](r, api.GroupCore, kind)
+}
+
+// AllIn does so for a kind of any group, in the order of Namespaces, then names.
+func AllIn[T api.Object](r Reader, group, kind string) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
-		for rec, err := range r.List(api.GroupCore, kind) {
+		for rec, err := range r.List(group, kind) {
 			var o T
 			if err == nil {
 				o, err = decode[T](rec)
@@ -48,7 +56,7 @@ func All[T api.Object](r Reader, kind string) iter.Seq2[T, error] {
 
 func decode[T api.Object](r Record) (T, error) {
 	var none T
-	k, ok := api.KindOf(r.Key.Kind)
+	k, ok := api.KindIn(r.Key.Group, r.Key.Kind)
 	if !ok {
 		return none, fmt.Errorf("store: decode %s: unknown kind", r.Key)
 	}

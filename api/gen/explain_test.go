@@ -17,10 +17,10 @@ func TestExplain(t *testing.T) {
 		}
 		return list
 	}
-	if got := names(d); !slices.Equal(got, []string{"url", "loadbalance", "connectTimeout", "user", "container"}) {
+	if got := names(d); !slices.Equal(got, []string{"url", "loadbalance", "connectTimeout", "proxyProtocol", "startTLS", "families", "user", "container"}) {
 		t.Errorf("the fields of an upstream are %q", got)
 	}
-	if u := d.Fields[3]; !u.NotYet {
+	if u := d.Fields[6]; !u.NotYet {
 		t.Errorf("upstream.user is there: %+v", u)
 	}
 	if d, err = Explain("Service", "spec.mode"); err != nil || !slices.Equal(d.Values, []string{"TCP"}) || !slices.Contains(d.Later, "HTTP") || !d.Required {
@@ -37,6 +37,12 @@ func TestExplain(t *testing.T) {
 	}
 	if _, err = Explain("User", "spec.gruops"); err == nil || !strings.Contains(err.Error(), "groups") {
 		t.Errorf("a field that is not there: %v", err)
+	}
+	if d, err = Explain("TCPMapping", "spec"); err != nil || !slices.Contains(names(d), "idle_timeout_ms") {
+		t.Errorf("TCPMapping: %+v, %v", d, err)
+	}
+	if d, err = Explain("Service", "spec.config.tls"); err != nil || slices.Contains(names(d), "verification") {
+		t.Errorf("what only programs set is explained: %+v, %v", d, err)
 	}
 	if _, err = Explain("Usr", ""); err == nil {
 		t.Error("a kind that is not there was explained")

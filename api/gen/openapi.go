@@ -17,10 +17,11 @@ const OpenAPI = `{
       "type": "string"
      },
      "namespace": {
+      "description": "Namespace is that of a Service, or of an Object of another system.",
       "type": "string"
      },
      "verb": {
-      "description": "Verb is get, list, watch, create, update, delete, renew, why, conns, kill, logs, metrics, backup or rotate; apply asks for create or update of each document. A write may ask for more: use for a Secret that it names, publish for a Service that needs no Session, approve for the state of a Session or Device and the terms of Sessions, impersonate for a User as whom it lets somebody log in, attach for a Policy that it gives and the writer does not have, join for a Group of which it makes somebody a member, escalate for an Object into which it writes what rules say or read.",
+      "description": "Verb is get, list, watch, create, update, delete, renew, why, route, conns, kill, logs, metrics, backup or rotate; apply asks for create or update of each document. A write may ask for more: use for a Secret that it names, publish for a Service or TCPMapping that opens a port, or needs no Session, approve for the state of a Session or Device and the terms of Sessions, impersonate for a User as whom it lets somebody log in, attach for a Policy that it gives and the writer does not have, join for a Group of which it makes somebody a member, escalate for an Object into which it writes what rules say or read.",
       "type": "string"
      }
     },
@@ -241,6 +242,71 @@ const OpenAPI = `{
      "enableAnonymous"
     ]
    },
+   "CertificateFacts": {
+    "additionalProperties": false,
+    "description": "CertificateFacts is what everybody may know of a certificate.",
+    "properties": {
+     "dns": {
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "hasKey": {
+      "description": "HasKey is whether the private key of it is there too.",
+      "type": "boolean"
+     },
+     "notAfter": {
+      "format": "date-time",
+      "type": "string"
+     },
+     "sha256": {
+      "description": "of the DER, hex",
+      "type": "string"
+     },
+     "subject": {
+      "type": "string"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "subject",
+     "dns",
+     "notAfter",
+     "sha256",
+     "hasKey"
+    ]
+   },
+   "CircuitBreaker": {
+    "additionalProperties": false,
+    "description": "A CircuitBreaker bounds the connections of one priority.",
+    "properties": {
+     "max_connections": {
+      "type": "integer"
+     },
+     "max_pending_requests": {
+      "type": "integer"
+     },
+     "max_requests": {
+      "type": "integer"
+     },
+     "max_retries": {
+      "type": "integer"
+     },
+     "priority": {
+      "description": "default or high",
+      "type": "string"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "priority",
+     "max_connections",
+     "max_pending_requests",
+     "max_requests",
+     "max_retries"
+    ]
+   },
    "ClientCertificate": {
     "additionalProperties": false,
     "description": "ClientCertificate is the verified certificate of the peer.",
@@ -411,8 +477,7 @@ const OpenAPI = `{
       "x-not-yet": true
      },
      "routing": {
-      "not": {},
-      "x-not-yet": true
+      "$ref": "#/components/schemas/ClusterRouting"
      },
      "session": {
       "$ref": "#/components/schemas/ClusterSession"
@@ -520,6 +585,50 @@ const OpenAPI = `{
     "type": "object",
     "x-order": [
      "wireguardKeyRotationDuration"
+    ]
+   },
+   "ClusterRouting": {
+    "additionalProperties": false,
+    "description": "ClusterRouting says how public ports work.",
+    "properties": {
+     "drainTime": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/Duration"
+       }
+      ],
+      "description": "DrainTime is how long the connections of a TCPMapping that is deleted may go on; 10 minutes."
+     },
+     "helloTimeout": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/Duration"
+       }
+      ],
+      "description": "HelloTimeout is how long a client may take until its first bytes are there and, on a port that has to read its hello, until that is whole; 5 seconds. A silent client of a port that also takes any bytes waits a fifth of it and then gets those, as protocols need in which the server speaks first."
+     },
+     "trustedProxies": {
+      "description": "TrustedProxies are the networks (CIDR) from which PROXY headers are taken, where a listener wants them; private networks and loopback if it is left out.",
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "upstreamVerification": {
+      "description": "UpstreamVerification is REQUIRE to refuse every upstream that does not verify. Left out, it is REPORT for the TCPMappings that name no CA, and REQUIRE for the rest.",
+      "enum": [
+       "REQUIRE",
+       "REPORT"
+      ],
+      "type": "string"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "upstreamVerification",
+     "trustedProxies",
+     "helloTimeout",
+     "drainTime"
     ]
    },
    "ClusterSession": {
@@ -1513,14 +1622,22 @@ const OpenAPI = `{
       "type": "integer"
      },
      "proxiedBy": {
-      "description": "the proxy that told us IP and Port",
+      "description": "address of the proxy that told us IP and Port",
       "type": "string"
+     },
+     "proxy": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/ProxyFacts"
+       }
+      ],
+      "description": "what else it told"
      },
      "tls": {
       "$ref": "#/components/schemas/TLSFacts"
      },
      "tunnel": {
-      "description": "\"cardea/1\", \"tls\", \"memory\", \"public\"",
+      "description": "\"cardea/1\", \"tls\", \"memory\", \"public\" (a public port)",
       "type": "string"
      }
     },
@@ -1530,6 +1647,7 @@ const OpenAPI = `{
      "port",
      "listener",
      "proxiedBy",
+     "proxy",
      "tunnel",
      "tls",
      "api"
@@ -1737,6 +1855,283 @@ const OpenAPI = `{
      "hint"
     ]
    },
+   "Host": {
+    "additionalProperties": false,
+    "description": "A Host is Ambassador's: a host name and its certificate. Of what it says, TCP takes those two.",
+    "properties": {
+     "apiVersion": {
+      "type": "string"
+     },
+     "kind": {
+      "type": "string"
+     },
+     "metadata": {
+      "$ref": "#/components/schemas/Metadata"
+     },
+     "spec": {
+      "$ref": "#/components/schemas/HostSpec"
+     },
+     "status": {
+      "$ref": "#/components/schemas/RouteStatus"
+     }
+    },
+    "required": [
+     "kind",
+     "metadata",
+     "spec"
+    ],
+    "type": "object",
+    "x-order": [
+     "apiVersion",
+     "kind",
+     "metadata",
+     "spec",
+     "status"
+    ]
+   },
+   "HostSecret": {
+    "additionalProperties": false,
+    "description": "A HostSecret names an Object.",
+    "properties": {
+     "name": {
+      "type": "string"
+     },
+     "namespace": {
+      "type": "string"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "name",
+     "namespace"
+    ]
+   },
+   "HostSpec": {
+    "additionalProperties": false,
+    "description": "HostSpec is what an administrator sets.",
+    "properties": {
+     "acmeProvider": {
+      "description": "A Ported is data that is kept as it came and has no effect here."
+     },
+     "ambassadorId": {
+      "description": "AmbassadorIDs is a list of names that may be written as one text."
+     },
+     "ambassador_id": {
+      "description": "AmbassadorIDs is a list of names that may be written as one text."
+     },
+     "hostname": {
+      "description": "* if it is left out",
+      "type": "string"
+     },
+     "mappingSelector": {
+      "description": "A Ported is data that is kept as it came and has no effect here."
+     },
+     "previewUrl": {
+      "description": "A Ported is data that is kept as it came and has no effect here."
+     },
+     "requestPolicy": {
+      "description": "What follows has no effect on TCP."
+     },
+     "selector": {
+      "description": "A Ported is data that is kept as it came and has no effect here."
+     },
+     "tls": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/HostTLS"
+       }
+      ],
+      "description": "TLS says what else there is to say of TLS. It may be written with lowerCamelCase names, too."
+     },
+     "tlsContext": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/HostSecret"
+       }
+      ],
+      "description": "TLSContext names a TLSContext."
+     },
+     "tlsSecret": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/HostSecret"
+       }
+      ],
+      "description": "TLSSecret names the Secret with certificate and key."
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "ambassador_id",
+     "ambassadorId",
+     "hostname",
+     "tlsSecret",
+     "tlsContext",
+     "tls",
+     "requestPolicy",
+     "mappingSelector",
+     "selector",
+     "acmeProvider",
+     "previewUrl"
+    ]
+   },
+   "HostTLS": {
+    "additionalProperties": false,
+    "description": "HostTLS is the tls of a Host.",
+    "properties": {
+     "alpnProtocols": {
+      "type": "string"
+     },
+     "alpn_protocols": {
+      "description": "ALPNProtocols are in one text, with commas between them.",
+      "type": "string"
+     },
+     "caCertChainFile": {
+      "type": "string"
+     },
+     "caSecret": {
+      "type": "string"
+     },
+     "ca_secret": {
+      "type": "string"
+     },
+     "cacert_chain_file": {
+      "type": "string"
+     },
+     "certChainFile": {
+      "type": "string"
+     },
+     "certRequired": {
+      "type": "boolean"
+     },
+     "cert_chain_file": {
+      "type": "string"
+     },
+     "cert_required": {
+      "type": "boolean"
+     },
+     "cipherSuites": {
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "cipher_suites": {
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "crlSecret": {
+      "type": "string"
+     },
+     "crl_file": {
+      "type": "string"
+     },
+     "crl_secret": {
+      "type": "string"
+     },
+     "ecdhCurves": {
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "ecdh_curves": {
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "maxTLSVersion": {
+      "enum": [
+       "v1.0",
+       "v1.1",
+       "v1.2",
+       "v1.3"
+      ],
+      "type": "string"
+     },
+     "max_tls_version": {
+      "enum": [
+       "v1.0",
+       "v1.1",
+       "v1.2",
+       "v1.3"
+      ],
+      "type": "string"
+     },
+     "minTLSVersion": {
+      "enum": [
+       "v1.0",
+       "v1.1",
+       "v1.2",
+       "v1.3"
+      ],
+      "type": "string"
+     },
+     "min_tls_version": {
+      "enum": [
+       "v1.0",
+       "v1.1",
+       "v1.2",
+       "v1.3"
+      ],
+      "type": "string"
+     },
+     "privateKeyFile": {
+      "type": "string"
+     },
+     "private_key_file": {
+      "type": "string"
+     },
+     "redirectCleartextFrom": {
+      "type": "integer"
+     },
+     "redirect_cleartext_from": {
+      "description": "RedirectCleartextFrom has no effect on TCP.",
+      "type": "integer"
+     },
+     "sni": {
+      "description": "SNI is the server name that the service is asked for.",
+      "type": "string"
+     },
+     "v3CRLSecret": {
+      "description": "V3CRLSecret is crl_secret in the stored form of version v2.",
+      "type": "string"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "cert_chain_file",
+     "private_key_file",
+     "ca_secret",
+     "cacert_chain_file",
+     "crl_secret",
+     "v3CRLSecret",
+     "crl_file",
+     "cert_required",
+     "alpn_protocols",
+     "min_tls_version",
+     "max_tls_version",
+     "cipher_suites",
+     "ecdh_curves",
+     "redirect_cleartext_from",
+     "sni",
+     "certChainFile",
+     "privateKeyFile",
+     "caSecret",
+     "caCertChainFile",
+     "crlSecret",
+     "certRequired",
+     "alpnProtocols",
+     "minTLSVersion",
+     "maxTLSVersion",
+     "cipherSuites",
+     "ecdhCurves",
+     "redirectCleartextFrom"
+    ]
+   },
    "IdentityProvider": {
     "additionalProperties": false,
     "description": "An IdentityProvider vouches for Users. None can be made yet.",
@@ -1878,6 +2273,101 @@ const OpenAPI = `{
      "name"
     ]
    },
+   "KubernetesSecret": {
+    "additionalProperties": false,
+    "description": "A KubernetesSecret is a Secret of Kubernetes, which TLSContexts and Hosts name. Its values are encrypted at rest and no API returns them.",
+    "properties": {
+     "apiVersion": {
+      "type": "string"
+     },
+     "data": {
+      "additionalProperties": {
+       "contentEncoding": "base64",
+       "type": "string"
+      },
+      "description": "Data and StringData are there in input only; they are sealed before they are stored.",
+      "type": "object"
+     },
+     "immutable": {
+      "type": "boolean"
+     },
+     "kind": {
+      "type": "string"
+     },
+     "metadata": {
+      "$ref": "#/components/schemas/Metadata"
+     },
+     "status": {
+      "$ref": "#/components/schemas/KubernetesSecretStatus"
+     },
+     "stringData": {
+      "additionalProperties": {
+       "type": "string"
+      },
+      "type": "object"
+     },
+     "type": {
+      "description": "kubernetes.io/tls, Opaque, …",
+      "type": "string"
+     }
+    },
+    "required": [
+     "kind",
+     "metadata"
+    ],
+    "type": "object",
+    "x-order": [
+     "apiVersion",
+     "kind",
+     "metadata",
+     "type",
+     "immutable",
+     "data",
+     "stringData",
+     "status"
+    ]
+   },
+   "KubernetesSecretStatus": {
+    "additionalProperties": false,
+    "description": "KubernetesSecretStatus is how the values are kept.",
+    "properties": {
+     "certificate": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/CertificateFacts"
+       }
+      ],
+      "description": "Certificate is what can be told of the certificate in tls.crt."
+     },
+     "keyID": {
+      "type": "string"
+     },
+     "keys": {
+      "description": "Keys are the names of the values, in order: tls.crt, tls.key, …",
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "sealed": {
+      "contentEncoding": "base64",
+      "description": "Sealed is the encrypted values (the JSON of data), and KeyID names the key. The API never returns Sealed.",
+      "type": "string"
+     },
+     "sha256": {
+      "description": "SHA256 is a keyed hash of the values, in hex.",
+      "type": "string"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "sealed",
+     "keyID",
+     "sha256",
+     "keys",
+     "certificate"
+    ]
+   },
    "Limits": {
     "additionalProperties": false,
     "description": "Limits bound what is granted; zero is no bound.",
@@ -1901,12 +2391,22 @@ const OpenAPI = `{
      "idle": {
       "description": "nanoseconds",
       "type": "integer"
+     },
+     "pending": {
+      "description": "Pending is how many connections may wait, each for at most PendingTimeout, until there is one less than Connections; zero is none.",
+      "type": "integer"
+     },
+     "pendingTimeout": {
+      "description": "nanoseconds",
+      "type": "integer"
      }
     },
     "type": "object",
     "x-order": [
      "connections",
      "connectionsPerSession",
+     "pending",
+     "pendingTimeout",
      "idle",
      "halfClose",
      "duration"
@@ -1914,7 +2414,7 @@ const OpenAPI = `{
    },
    "List": {
     "additionalProperties": false,
-    "description": "A List is the Objects of a kind, ordered by name.",
+    "description": "A List is the Objects of a kind, ordered by namespace, if they have one, and name.",
     "properties": {
      "items": {
       "items": {
@@ -1923,7 +2423,7 @@ const OpenAPI = `{
       "type": "array"
      },
      "next": {
-      "description": "Next is the name to go on after, if there are more than were asked for.",
+      "description": "Next is the name to go on after, if there are more than were asked for. Of foreign Objects it is NAMESPACE/NAME.",
       "type": "string"
      },
      "revision": {
@@ -1941,6 +2441,90 @@ const OpenAPI = `{
      "items",
      "revision",
      "next"
+    ]
+   },
+   "Listener": {
+    "additionalProperties": false,
+    "description": "A Listener is Ambassador's: a port and the protocols that are stacked at it. Of what it says, TCP takes whether connections begin with a PROXY header.",
+    "properties": {
+     "apiVersion": {
+      "type": "string"
+     },
+     "kind": {
+      "type": "string"
+     },
+     "metadata": {
+      "$ref": "#/components/schemas/Metadata"
+     },
+     "spec": {
+      "$ref": "#/components/schemas/ListenerSpec"
+     },
+     "status": {
+      "$ref": "#/components/schemas/RouteStatus"
+     }
+    },
+    "required": [
+     "kind",
+     "metadata",
+     "spec"
+    ],
+    "type": "object",
+    "x-order": [
+     "apiVersion",
+     "kind",
+     "metadata",
+     "spec",
+     "status"
+    ]
+   },
+   "ListenerSpec": {
+    "additionalProperties": false,
+    "description": "ListenerSpec is what an administrator sets.",
+    "properties": {
+     "ambassadorId": {
+      "description": "AmbassadorIDs is a list of names that may be written as one text."
+     },
+     "ambassador_id": {
+      "description": "AmbassadorIDs is a list of names that may be written as one text."
+     },
+     "hostBinding": {
+      "description": "A Ported is data that is kept as it came and has no effect here."
+     },
+     "l7Depth": {
+      "type": "integer"
+     },
+     "port": {
+      "type": "integer"
+     },
+     "protocol": {
+      "description": "Protocol is the short form of protocolStack: HTTP, HTTPS, HTTPPROXY, HTTPSPROXY, TCP or TLS.",
+      "type": "string"
+     },
+     "protocolStack": {
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "securityModel": {
+      "description": "What follows has no effect on TCP.",
+      "type": "string"
+     },
+     "statsPrefix": {
+      "type": "string"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "ambassador_id",
+     "ambassadorId",
+     "port",
+     "protocol",
+     "protocolStack",
+     "statsPrefix",
+     "securityModel",
+     "l7Depth",
+     "hostBinding"
     ]
    },
    "Loadbalance": {
@@ -2103,7 +2687,11 @@ const OpenAPI = `{
       "type": "object"
      },
      "name": {
-      "description": "Name is unique among the Objects of a kind. A Service's is SERVICE.NAMESPACE.",
+      "description": "Name is unique among the Objects of a kind, and of a Namespace if they have one. A Service's is SERVICE.NAMESPACE.",
+      "type": "string"
+     },
+     "namespace": {
+      "description": "Namespace is that of a foreign Object, in the system that it comes from; our own kinds have none.",
       "type": "string"
      },
      "picURL": {
@@ -2134,6 +2722,7 @@ const OpenAPI = `{
     "type": "object",
     "x-order": [
      "name",
+     "namespace",
      "displayName",
      "description",
      "picURL",
@@ -2147,6 +2736,62 @@ const OpenAPI = `{
      "actorRef",
      "isSystem",
      "applySet"
+    ]
+   },
+   "Module": {
+    "additionalProperties": false,
+    "description": "A Module is Ambassador's: the one named ambassador has defaults for all mappings.",
+    "properties": {
+     "apiVersion": {
+      "type": "string"
+     },
+     "kind": {
+      "type": "string"
+     },
+     "metadata": {
+      "$ref": "#/components/schemas/Metadata"
+     },
+     "spec": {
+      "$ref": "#/components/schemas/ModuleSpec"
+     },
+     "status": {
+      "$ref": "#/components/schemas/RouteStatus"
+     }
+    },
+    "required": [
+     "kind",
+     "metadata",
+     "spec"
+    ],
+    "type": "object",
+    "x-order": [
+     "apiVersion",
+     "kind",
+     "metadata",
+     "spec",
+     "status"
+    ]
+   },
+   "ModuleSpec": {
+    "additionalProperties": false,
+    "description": "ModuleSpec is what an administrator sets.",
+    "properties": {
+     "ambassadorId": {
+      "description": "AmbassadorIDs is a list of names that may be written as one text."
+     },
+     "ambassador_id": {
+      "description": "AmbassadorIDs is a list of names that may be written as one text."
+     },
+     "config": {
+      "description": "Config has the defaults. Those that TCP knows are read; the rest is HTTP's, and kept.",
+      "type": "object"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "ambassador_id",
+     "ambassadorId",
+     "config"
     ]
    },
    "Namespace": {
@@ -2339,6 +2984,78 @@ const OpenAPI = `{
      "warning"
     ]
    },
+   "ProxyFacts": {
+    "additionalProperties": false,
+    "description": "ProxyFacts is what a PROXY header told beside the source address: what a trusted proxy says, and nobody has verified. (The PROXY protocol, versions 1 \u0026 2, HAProxy.)",
+    "properties": {
+     "alpn": {
+      "type": "string"
+     },
+     "authority": {
+      "description": "server name that the client asked for",
+      "type": "string"
+     },
+     "clientCertificate": {
+      "description": "ClientCertificate is set if the client showed a certificate, and CommonName is its, if the proxy verified it.",
+      "type": "boolean"
+     },
+     "commonName": {
+      "type": "string"
+     },
+     "destination": {
+      "description": "HOST:PORT that the client connected to",
+      "type": "string"
+     },
+     "tlsVersion": {
+      "description": "of the client's connection to the proxy; \"\" if it was not TLS",
+      "type": "string"
+     },
+     "tlvs": {
+      "additionalProperties": {
+       "type": "string"
+      },
+      "description": "TLVs are the other fields that it sent: type (two hex digits) and value (hex).",
+      "type": "object"
+     },
+     "uniqueID": {
+      "description": "hex",
+      "type": "string"
+     },
+     "version": {
+      "description": "1 or 2",
+      "type": "integer"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "version",
+     "destination",
+     "authority",
+     "alpn",
+     "uniqueID",
+     "tlsVersion",
+     "clientCertificate",
+     "commonName",
+     "tlvs"
+    ]
+   },
+   "PublicCertificate": {
+    "additionalProperties": false,
+    "description": "PublicCertificate says where the certificate of a public port is.",
+    "properties": {
+     "fromSecret": {
+      "description": "FromSecret names a Secret with a certificate chain and its key, PEM.",
+      "type": "string"
+     }
+    },
+    "required": [
+     "fromSecret"
+    ],
+    "type": "object",
+    "x-order": [
+     "fromSecret"
+    ]
+   },
    "Reachable": {
     "additionalProperties": false,
     "description": "Reachable is the Services that a Session may connect to now, ordered by name.",
@@ -2432,6 +3149,10 @@ const OpenAPI = `{
      "name": {
       "type": "string"
      },
+     "namespace": {
+      "description": "of foreign kinds",
+      "type": "string"
+     },
      "resourceVersion": {
       "type": "string"
      },
@@ -2443,6 +3164,7 @@ const OpenAPI = `{
     "x-order": [
      "apiVersion",
      "kind",
+     "namespace",
      "name",
      "uid",
      "resourceVersion"
@@ -2514,6 +3236,66 @@ const OpenAPI = `{
      "csr"
     ]
    },
+   "Resolver": {
+    "additionalProperties": false,
+    "description": "A Resolver is Ambassador's: how the services of mappings that name it are found. Its kind says how.",
+    "properties": {
+     "apiVersion": {
+      "type": "string"
+     },
+     "kind": {
+      "type": "string"
+     },
+     "metadata": {
+      "$ref": "#/components/schemas/Metadata"
+     },
+     "spec": {
+      "$ref": "#/components/schemas/ResolverSpec"
+     },
+     "status": {
+      "$ref": "#/components/schemas/RouteStatus"
+     }
+    },
+    "required": [
+     "kind",
+     "metadata",
+     "spec"
+    ],
+    "type": "object",
+    "x-order": [
+     "apiVersion",
+     "kind",
+     "metadata",
+     "spec",
+     "status"
+    ]
+   },
+   "ResolverSpec": {
+    "additionalProperties": false,
+    "description": "ResolverSpec is what an administrator sets.",
+    "properties": {
+     "address": {
+      "description": "Address and Datacenter are those of Consul.",
+      "type": "string"
+     },
+     "ambassadorId": {
+      "description": "AmbassadorIDs is a list of names that may be written as one text."
+     },
+     "ambassador_id": {
+      "description": "AmbassadorIDs is a list of names that may be written as one text."
+     },
+     "datacenter": {
+      "type": "string"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "ambassador_id",
+     "ambassadorId",
+     "address",
+     "datacenter"
+    ]
+   },
    "Result": {
     "additionalProperties": false,
     "description": "A Result is what became of one document.",
@@ -2528,10 +3310,18 @@ const OpenAPI = `{
       "description": "Before and After are the Objects, redacted, if they were asked for.",
       "type": "object"
      },
+     "group": {
+      "description": "of foreign kinds",
+      "type": "string"
+     },
      "kind": {
       "type": "string"
      },
      "name": {
+      "type": "string"
+     },
+     "namespace": {
+      "description": "of foreign Objects",
       "type": "string"
      }
     },
@@ -2542,7 +3332,9 @@ const OpenAPI = `{
     ],
     "type": "object",
     "x-order": [
+     "group",
      "kind",
+     "namespace",
      "name",
      "action",
      "before",
@@ -2594,6 +3386,138 @@ const OpenAPI = `{
      "keyID",
      "caSHA256",
      "overlap"
+    ]
+   },
+   "RouteAnswer": {
+    "additionalProperties": false,
+    "description": "A RouteAnswer says where a connection would go, and why.",
+    "properties": {
+     "listener": {
+      "description": "\"\" if nothing listens there",
+      "type": "string"
+     },
+     "match": {
+      "type": "string"
+     },
+     "members": {
+      "description": "Members are where it may go, each with its share.",
+      "items": {
+       "$ref": "#/components/schemas/RouteShare"
+      },
+      "type": "array"
+     },
+     "open": {
+      "description": "the port is open in this process",
+      "type": "boolean"
+     },
+     "owner": {
+      "$ref": "#/components/schemas/Key"
+     },
+     "refused": {
+      "description": "why the connection would be refused",
+      "type": "string"
+     },
+     "steps": {
+      "description": "what was looked at, in order",
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "tls": {
+      "description": "what becomes of the client's TLS",
+      "type": "string"
+     },
+     "version": {
+      "type": "string"
+     }
+    },
+    "required": [
+     "open",
+     "steps"
+    ],
+    "type": "object",
+    "x-order": [
+     "listener",
+     "open",
+     "steps",
+     "refused",
+     "match",
+     "owner",
+     "version",
+     "tls",
+     "members"
+    ]
+   },
+   "RouteShare": {
+    "additionalProperties": false,
+    "description": "A RouteShare is one of several places where a connection may go.",
+    "properties": {
+     "endpoints": {
+      "description": "HOST:PORT",
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "notes": {
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "object": {
+      "$ref": "#/components/schemas/Key"
+     },
+     "of": {
+      "description": "the sum of all weights",
+      "type": "integer"
+     },
+     "tls": {
+      "type": "string"
+     },
+     "weight": {
+      "type": "integer"
+     }
+    },
+    "required": [
+     "object",
+     "weight",
+     "of",
+     "endpoints"
+    ],
+    "type": "object",
+    "x-order": [
+     "object",
+     "weight",
+     "of",
+     "endpoints",
+     "tls",
+     "notes"
+    ]
+   },
+   "RouteStatus": {
+    "additionalProperties": false,
+    "description": "A RouteStatus is how it stands with an Object of which Routes are made.",
+    "properties": {
+     "conditions": {
+      "items": {
+       "$ref": "#/components/schemas/StatusCondition"
+      },
+      "type": "array"
+     },
+     "notes": {
+      "description": "Notes say what of the spec has no effect, or another one than the system that it comes from gives it.",
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "conditions",
+     "notes"
     ]
    },
    "Rule": {
@@ -2744,7 +3668,7 @@ const OpenAPI = `{
       "type": "array"
      },
      "services": {
-      "description": "SERVICE or SERVICE.NAMESPACE",
+      "description": "SERVICE, SERVICE.NAMESPACE or TCPMapping/NAMESPACE/NAME",
       "items": {
        "type": "string"
       },
@@ -2801,6 +3725,14 @@ const OpenAPI = `{
     "additionalProperties": false,
     "description": "SecretStatus is how the value is kept.",
     "properties": {
+     "certificate": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/CertificateFacts"
+       }
+      ],
+      "description": "Certificate is what can be told of the certificate that the value holds."
+     },
      "keyID": {
       "type": "string"
      },
@@ -2818,7 +3750,8 @@ const OpenAPI = `{
     "x-order": [
      "sealed",
      "keyID",
-     "sha256"
+     "sha256",
+     "certificate"
     ]
    },
    "Self": {
@@ -3016,16 +3949,90 @@ const OpenAPI = `{
        }
       ],
       "description": "MaxDuration ends a connection that has lasted so long."
+     },
+     "pendingConnections": {
+      "description": "PendingConnections is how many connections may wait until there is one less than connections, and PendingTimeout for how long: 5 seconds.",
+      "type": "integer"
+     },
+     "pendingTimeout": {
+      "$ref": "#/components/schemas/Duration"
      }
     },
     "type": "object",
     "x-order": [
      "connections",
      "connectionsPerSession",
+     "pendingConnections",
+     "pendingTimeout",
      "connectionsPerSecond",
      "idleTimeout",
      "halfCloseTimeout",
      "maxDuration"
+    ]
+   },
+   "ServicePublic": {
+    "additionalProperties": false,
+    "description": "ServicePublic says where the public port of a Service is, and what of its traffic is the Service's. It has no effect without isPublic.",
+    "properties": {
+     "address": {
+      "description": "Address is the IP address of the port: that of the cluster's own listener if it is left out; * is every address of IPv4 and IPv6, 0.0.0.0 every one of IPv4, :: every one of IPv6.",
+      "type": "string"
+     },
+     "alpn": {
+      "description": "ALPN lists protocols of which the client must offer one. It needs hosts.",
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "certificate": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/PublicCertificate"
+       }
+      ],
+      "description": "Certificate is what clients are shown instead of one of the cluster's CA."
+     },
+     "hosts": {
+      "description": "Hosts are the server names (SNI) that are the Service's: NAME, *.DOMAIN, or * for TLS with any name or none. With them several Services share a port.",
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "passthrough": {
+      "description": "Passthrough leaves TLS to the upstream: the bytes stay as they are, and only the server name is read. It needs hosts, and no isTLS.",
+      "type": "boolean"
+     },
+     "proxyProtocol": {
+      "description": "ProxyProtocol says that each connection begins with a PROXY header. It holds for all Services of the port.",
+      "type": "boolean"
+     },
+     "sources": {
+      "description": "Sources lists the networks (CIDR) that clients may come from.",
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "startTLS": {
+      "description": "StartTLS is the protocol in which clients ask for TLS before they speak it. It needs isTLS or passthrough.",
+      "enum": [
+       "POSTGRES"
+      ],
+      "type": "string"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "address",
+     "hosts",
+     "passthrough",
+     "alpn",
+     "sources",
+     "certificate",
+     "startTLS",
+     "proxyProtocol"
     ]
    },
    "ServiceSpec": {
@@ -3061,11 +4068,11 @@ const OpenAPI = `{
       "type": "boolean"
      },
      "isPublic": {
-      "description": "IsPublic opens the port of the Service itself, where the cluster listens, for those who have no Session. It needs IsAnonymous.",
+      "description": "IsPublic opens the port of the Service itself. Without IsAnonymous it needs IsTLS, and who comes shows the certificate of a Session.",
       "type": "boolean"
      },
      "isTLS": {
-      "description": "IsTLS makes the public port speak TLS, with a certificate of the cluster's CA.",
+      "description": "IsTLS makes the public port speak TLS, with a certificate of the cluster's CA unless public.certificate names another.",
       "type": "boolean"
      },
      "limits": {
@@ -3096,6 +4103,14 @@ const OpenAPI = `{
       "description": "Port is the Service's own: any number of Services may have the same. Left out, it comes from the upstream's URL.",
       "type": "integer"
      },
+     "public": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/ServicePublic"
+       }
+      ],
+      "description": "Public says where the public port is, and what of its traffic is the Service's."
+     },
      "region": {
       "type": "string"
      }
@@ -3111,6 +4126,7 @@ const OpenAPI = `{
      "isPublic",
      "isAnonymous",
      "isTLS",
+     "public",
      "region",
      "authorization",
      "config",
@@ -3327,6 +4343,10 @@ const OpenAPI = `{
      "message": {
       "type": "string"
      },
+     "reason": {
+      "description": "in one word, for programs",
+      "type": "string"
+     },
      "since": {
       "format": "date-time",
       "type": "string"
@@ -3348,6 +4368,7 @@ const OpenAPI = `{
     "x-order": [
      "type",
      "status",
+     "reason",
      "message",
      "since"
     ]
@@ -3443,6 +4464,280 @@ const OpenAPI = `{
      "isAnonymous"
     ]
    },
+   "TCPMapping": {
+    "additionalProperties": false,
+    "description": "A TCPMapping is Ambassador's: connections to a port, and with host to a server name, go to a service. The versions of it have the same fields.",
+    "properties": {
+     "apiVersion": {
+      "type": "string"
+     },
+     "kind": {
+      "type": "string"
+     },
+     "metadata": {
+      "$ref": "#/components/schemas/Metadata"
+     },
+     "spec": {
+      "$ref": "#/components/schemas/TCPMappingSpec"
+     },
+     "status": {
+      "$ref": "#/components/schemas/RouteStatus"
+     }
+    },
+    "required": [
+     "kind",
+     "metadata",
+     "spec"
+    ],
+    "type": "object",
+    "x-order": [
+     "apiVersion",
+     "kind",
+     "metadata",
+     "spec",
+     "status"
+    ]
+   },
+   "TCPMappingSpec": {
+    "additionalProperties": false,
+    "description": "TCPMappingSpec is what an administrator sets.",
+    "properties": {
+     "address": {
+      "description": "Address is the IP address to listen on; every one, if it is left out.",
+      "type": "string"
+     },
+     "ambassadorId": {
+      "description": "AmbassadorIDs is a list of names that may be written as one text."
+     },
+     "ambassador_id": {
+      "description": "AmbassadorIDs is a list of names that may be written as one text."
+     },
+     "circuit_breakers": {
+      "description": "CircuitBreakers bound the connections; an empty list takes away those of the Module.",
+      "items": {
+       "$ref": "#/components/schemas/CircuitBreaker"
+      },
+      "type": "array"
+     },
+     "cluster_tag": {
+      "type": "string"
+     },
+     "enable_ipv4": {
+      "type": "boolean"
+     },
+     "enable_ipv6": {
+      "type": "boolean"
+     },
+     "host": {
+      "description": "Host makes the listener end TLS, and is the server name that the client must ask for.",
+      "type": "string"
+     },
+     "idle_timeout_ms": {
+      "description": "IdleTimeoutMs ends a connection on which nothing passed for so many milliseconds."
+     },
+     "labels": {
+      "description": "Labels have no effect on TCP."
+     },
+     "port": {
+      "type": "integer"
+     },
+     "resolver": {
+      "type": "string"
+     },
+     "service": {
+      "description": "Service is where connections go: [SCHEME://]HOST[:PORT].",
+      "type": "string"
+     },
+     "stats_name": {
+      "type": "string"
+     },
+     "tls": {
+      "description": "TLS makes the connection to the service speak TLS: true, or the name of a TLSContext."
+     },
+     "v2ExplicitTLS": {
+      "description": "V2ExplicitTLS is what the conversion from version v2 keeps; it says nothing new."
+     },
+     "v3StatsName": {
+      "description": "V3StatsName is stats_name in the stored form of version v2.",
+      "type": "string"
+     },
+     "weight": {
+      "description": "Weight is the share, in per cent, of the connections of the mappings with the same address, port and host.",
+      "type": "integer"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "ambassador_id",
+     "ambassadorId",
+     "address",
+     "port",
+     "host",
+     "service",
+     "tls",
+     "weight",
+     "idle_timeout_ms",
+     "enable_ipv4",
+     "enable_ipv6",
+     "circuit_breakers",
+     "resolver",
+     "cluster_tag",
+     "stats_name",
+     "v3StatsName",
+     "v2ExplicitTLS",
+     "labels"
+    ]
+   },
+   "TLSContext": {
+    "additionalProperties": false,
+    "description": "A TLSContext is Ambassador's: how the TLS of some hosts is ended, or how TLS to a service is spoken.",
+    "properties": {
+     "apiVersion": {
+      "type": "string"
+     },
+     "kind": {
+      "type": "string"
+     },
+     "metadata": {
+      "$ref": "#/components/schemas/Metadata"
+     },
+     "spec": {
+      "$ref": "#/components/schemas/TLSContextSpec"
+     },
+     "status": {
+      "$ref": "#/components/schemas/RouteStatus"
+     }
+    },
+    "required": [
+     "kind",
+     "metadata",
+     "spec"
+    ],
+    "type": "object",
+    "x-order": [
+     "apiVersion",
+     "kind",
+     "metadata",
+     "spec",
+     "status"
+    ]
+   },
+   "TLSContextSpec": {
+    "additionalProperties": false,
+    "description": "TLSContextSpec is what an administrator sets.",
+    "properties": {
+     "alpn_protocols": {
+      "description": "ALPNProtocols are in one text, with commas between them.",
+      "type": "string"
+     },
+     "ambassadorId": {
+      "description": "AmbassadorIDs is a list of names that may be written as one text."
+     },
+     "ambassador_id": {
+      "description": "AmbassadorIDs is a list of names that may be written as one text."
+     },
+     "ca_secret": {
+      "type": "string"
+     },
+     "cacert_chain_file": {
+      "type": "string"
+     },
+     "cert_chain_file": {
+      "type": "string"
+     },
+     "cert_required": {
+      "type": "boolean"
+     },
+     "cipher_suites": {
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "crl_file": {
+      "type": "string"
+     },
+     "crl_secret": {
+      "type": "string"
+     },
+     "ecdh_curves": {
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "hosts": {
+      "description": "Hosts are the server names for which clients are shown the certificate.",
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "max_tls_version": {
+      "enum": [
+       "v1.0",
+       "v1.1",
+       "v1.2",
+       "v1.3"
+      ],
+      "type": "string"
+     },
+     "min_tls_version": {
+      "enum": [
+       "v1.0",
+       "v1.1",
+       "v1.2",
+       "v1.3"
+      ],
+      "type": "string"
+     },
+     "private_key_file": {
+      "type": "string"
+     },
+     "redirect_cleartext_from": {
+      "description": "RedirectCleartextFrom has no effect on TCP.",
+      "type": "integer"
+     },
+     "secret": {
+      "description": "Secret names a Secret with certificate and key: NAME, or NAME.NAMESPACE unless secret_namespacing is false.",
+      "type": "string"
+     },
+     "secret_namespacing": {
+      "type": "boolean"
+     },
+     "sni": {
+      "description": "SNI is the server name that the service is asked for.",
+      "type": "string"
+     },
+     "v3CRLSecret": {
+      "description": "V3CRLSecret is crl_secret in the stored form of version v2.",
+      "type": "string"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "ambassador_id",
+     "ambassadorId",
+     "hosts",
+     "secret",
+     "cert_chain_file",
+     "private_key_file",
+     "ca_secret",
+     "cacert_chain_file",
+     "crl_secret",
+     "v3CRLSecret",
+     "crl_file",
+     "cert_required",
+     "alpn_protocols",
+     "min_tls_version",
+     "max_tls_version",
+     "cipher_suites",
+     "ecdh_curves",
+     "redirect_cleartext_from",
+     "sni",
+     "secret_namespacing"
+    ]
+   },
    "TLSFacts": {
     "additionalProperties": false,
     "description": "TLSFacts is what the TLS handshake told.",
@@ -3506,11 +4801,37 @@ const OpenAPI = `{
       "not": {},
       "x-not-yet": true
      },
+     "families": {
+      "description": "Families are the address families of the host's name that are used, IPv4 and IPv6, the preferred first; left out, both as RFC 8305 has it.",
+      "items": {
+       "enum": [
+        "IPv4",
+        "IPv6"
+       ],
+       "type": "string"
+      },
+      "type": "array"
+     },
      "loadbalance": {
       "$ref": "#/components/schemas/Loadbalance"
      },
+     "proxyProtocol": {
+      "description": "ProxyProtocol is the version of the header by which the upstream is told who the client is, before anything else, TLS included.",
+      "enum": [
+       "V1",
+       "V2"
+      ],
+      "type": "string"
+     },
+     "startTLS": {
+      "description": "StartTLS is the protocol in which TLS to the upstream is asked for before it is spoken: by us, if the config says TLS; else for a client whose TLS goes through.",
+      "enum": [
+       "POSTGRES"
+      ],
+      "type": "string"
+     },
      "url": {
-      "description": "URL is tcp://HOST:PORT, tls://HOST:PORT, or one whose scheme is that of a protocol over TCP, as postgres://HOST, and then says the port.",
+      "description": "URL is tcp://HOST:PORT, tls://HOST:PORT, or one whose scheme is that of a protocol over TCP, as postgres://HOST, and then says the port. A HOST that begins with \"_\", as _pg._tcp.db.example.com, is a name of SRV records (RFC 2782), which say hosts and ports; a port in the URL does not count then.",
       "type": "string"
      },
      "user": {
@@ -3523,6 +4844,9 @@ const OpenAPI = `{
      "url",
      "loadbalance",
      "connectTimeout",
+     "proxyProtocol",
+     "startTLS",
+     "families",
      "user",
      "container"
     ]
@@ -3552,16 +4876,55 @@ const OpenAPI = `{
     "additionalProperties": false,
     "description": "UpstreamTLS says how TLS to an upstream is spoken. Its certificate is verified against TrustedCAs if there are any, else against those of the system.",
     "properties": {
+     "alpn": {
+      "description": "ALPN lists the protocols that are offered to the upstream.",
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
      "appendToSystemPool": {
       "description": "trust TrustedCAs beside those of the system",
       "type": "boolean"
      },
+     "cipherSuites": {
+      "description": "of TLS 1.2 and older, by their IANA or OpenSSL names",
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
      "clientCertificate": {
       "$ref": "#/components/schemas/ClientCertificateSource"
+     },
+     "curves": {
+      "description": "\"X25519\", \"P-256\", …",
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
      },
      "insecureSkipVerify": {
       "description": "InsecureSkipVerify accepts any certificate: whoever stands in between reads and writes everything. Each write and 'why' warn of it.",
       "type": "boolean"
+     },
+     "maxVersion": {
+      "enum": [
+       "v1.0",
+       "v1.1",
+       "v1.2",
+       "v1.3"
+      ],
+      "type": "string"
+     },
+     "minVersion": {
+      "enum": [
+       "v1.0",
+       "v1.1",
+       "v1.2",
+       "v1.3"
+      ],
+      "type": "string"
      },
      "serverName": {
       "description": "ServerName is the name that is asked for and verified; the host of the URL if it is left out.",
@@ -3581,7 +4944,12 @@ const OpenAPI = `{
      "appendToSystemPool",
      "serverName",
      "insecureSkipVerify",
-     "clientCertificate"
+     "clientCertificate",
+     "alpn",
+     "minVersion",
+     "maxVersion",
+     "cipherSuites",
+     "curves"
     ]
    },
    "User": {
@@ -8388,6 +9756,3126 @@ const OpenAPI = `{
     "summary": "the Object → WriteResponse; CONFLICT if resourceVersion is stale"
    }
   },
+  "/api/getambassador.io/v3alpha1/consulresolvers": {
+   "get": {
+    "operationId": "getGetambassadorIoV3alpha1Consulresolvers",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "limit",
+      "schema": {
+       "type": "integer"
+      }
+     },
+     {
+      "in": "query",
+      "name": "after",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "user",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "label",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "watch",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "revision",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "allOf": [
+          {
+           "$ref": "#/components/schemas/List"
+          },
+          {
+           "properties": {
+            "items": {
+             "items": {
+              "$ref": "#/components/schemas/Resolver"
+             },
+             "type": "array"
+            }
+           }
+          }
+         ]
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "List"
+   },
+   "post": {
+    "operationId": "postGetambassadorIoV3alpha1Consulresolvers",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/Resolver"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if it exists"
+   }
+  },
+  "/api/getambassador.io/v3alpha1/consulresolvers/{name}": {
+   "delete": {
+    "operationId": "deleteGetambassadorIoV3alpha1ConsulresolversByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "WriteResponse"
+   },
+   "get": {
+    "operationId": "getGetambassadorIoV3alpha1ConsulresolversByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Resolver"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object"
+   },
+   "patch": {
+    "operationId": "patchGetambassadorIoV3alpha1ConsulresolversByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/merge-patch+json": {
+       "schema": {
+        "type": "object"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "a merge patch (RFC 7386) → WriteResponse"
+   },
+   "put": {
+    "operationId": "putGetambassadorIoV3alpha1ConsulresolversByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/Resolver"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if resourceVersion is stale"
+   }
+  },
+  "/api/getambassador.io/v3alpha1/hosts": {
+   "get": {
+    "operationId": "getGetambassadorIoV3alpha1Hosts",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "limit",
+      "schema": {
+       "type": "integer"
+      }
+     },
+     {
+      "in": "query",
+      "name": "after",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "user",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "label",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "watch",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "revision",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "allOf": [
+          {
+           "$ref": "#/components/schemas/List"
+          },
+          {
+           "properties": {
+            "items": {
+             "items": {
+              "$ref": "#/components/schemas/Host"
+             },
+             "type": "array"
+            }
+           }
+          }
+         ]
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "List"
+   },
+   "post": {
+    "operationId": "postGetambassadorIoV3alpha1Hosts",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/Host"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if it exists"
+   }
+  },
+  "/api/getambassador.io/v3alpha1/hosts/{name}": {
+   "delete": {
+    "operationId": "deleteGetambassadorIoV3alpha1HostsByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "WriteResponse"
+   },
+   "get": {
+    "operationId": "getGetambassadorIoV3alpha1HostsByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Host"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object"
+   },
+   "patch": {
+    "operationId": "patchGetambassadorIoV3alpha1HostsByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/merge-patch+json": {
+       "schema": {
+        "type": "object"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "a merge patch (RFC 7386) → WriteResponse"
+   },
+   "put": {
+    "operationId": "putGetambassadorIoV3alpha1HostsByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/Host"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if resourceVersion is stale"
+   }
+  },
+  "/api/getambassador.io/v3alpha1/kubernetesendpointresolvers": {
+   "get": {
+    "operationId": "getGetambassadorIoV3alpha1Kubernetesendpointresolvers",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "limit",
+      "schema": {
+       "type": "integer"
+      }
+     },
+     {
+      "in": "query",
+      "name": "after",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "user",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "label",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "watch",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "revision",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "allOf": [
+          {
+           "$ref": "#/components/schemas/List"
+          },
+          {
+           "properties": {
+            "items": {
+             "items": {
+              "$ref": "#/components/schemas/Resolver"
+             },
+             "type": "array"
+            }
+           }
+          }
+         ]
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "List"
+   },
+   "post": {
+    "operationId": "postGetambassadorIoV3alpha1Kubernetesendpointresolvers",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/Resolver"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if it exists"
+   }
+  },
+  "/api/getambassador.io/v3alpha1/kubernetesendpointresolvers/{name}": {
+   "delete": {
+    "operationId": "deleteGetambassadorIoV3alpha1KubernetesendpointresolversByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "WriteResponse"
+   },
+   "get": {
+    "operationId": "getGetambassadorIoV3alpha1KubernetesendpointresolversByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Resolver"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object"
+   },
+   "patch": {
+    "operationId": "patchGetambassadorIoV3alpha1KubernetesendpointresolversByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/merge-patch+json": {
+       "schema": {
+        "type": "object"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "a merge patch (RFC 7386) → WriteResponse"
+   },
+   "put": {
+    "operationId": "putGetambassadorIoV3alpha1KubernetesendpointresolversByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/Resolver"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if resourceVersion is stale"
+   }
+  },
+  "/api/getambassador.io/v3alpha1/kubernetesserviceresolvers": {
+   "get": {
+    "operationId": "getGetambassadorIoV3alpha1Kubernetesserviceresolvers",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "limit",
+      "schema": {
+       "type": "integer"
+      }
+     },
+     {
+      "in": "query",
+      "name": "after",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "user",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "label",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "watch",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "revision",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "allOf": [
+          {
+           "$ref": "#/components/schemas/List"
+          },
+          {
+           "properties": {
+            "items": {
+             "items": {
+              "$ref": "#/components/schemas/Resolver"
+             },
+             "type": "array"
+            }
+           }
+          }
+         ]
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "List"
+   },
+   "post": {
+    "operationId": "postGetambassadorIoV3alpha1Kubernetesserviceresolvers",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/Resolver"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if it exists"
+   }
+  },
+  "/api/getambassador.io/v3alpha1/kubernetesserviceresolvers/{name}": {
+   "delete": {
+    "operationId": "deleteGetambassadorIoV3alpha1KubernetesserviceresolversByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "WriteResponse"
+   },
+   "get": {
+    "operationId": "getGetambassadorIoV3alpha1KubernetesserviceresolversByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Resolver"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object"
+   },
+   "patch": {
+    "operationId": "patchGetambassadorIoV3alpha1KubernetesserviceresolversByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/merge-patch+json": {
+       "schema": {
+        "type": "object"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "a merge patch (RFC 7386) → WriteResponse"
+   },
+   "put": {
+    "operationId": "putGetambassadorIoV3alpha1KubernetesserviceresolversByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/Resolver"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if resourceVersion is stale"
+   }
+  },
+  "/api/getambassador.io/v3alpha1/listeners": {
+   "get": {
+    "operationId": "getGetambassadorIoV3alpha1Listeners",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "limit",
+      "schema": {
+       "type": "integer"
+      }
+     },
+     {
+      "in": "query",
+      "name": "after",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "user",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "label",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "watch",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "revision",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "allOf": [
+          {
+           "$ref": "#/components/schemas/List"
+          },
+          {
+           "properties": {
+            "items": {
+             "items": {
+              "$ref": "#/components/schemas/Listener"
+             },
+             "type": "array"
+            }
+           }
+          }
+         ]
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "List"
+   },
+   "post": {
+    "operationId": "postGetambassadorIoV3alpha1Listeners",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/Listener"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if it exists"
+   }
+  },
+  "/api/getambassador.io/v3alpha1/listeners/{name}": {
+   "delete": {
+    "operationId": "deleteGetambassadorIoV3alpha1ListenersByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "WriteResponse"
+   },
+   "get": {
+    "operationId": "getGetambassadorIoV3alpha1ListenersByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Listener"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object"
+   },
+   "patch": {
+    "operationId": "patchGetambassadorIoV3alpha1ListenersByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/merge-patch+json": {
+       "schema": {
+        "type": "object"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "a merge patch (RFC 7386) → WriteResponse"
+   },
+   "put": {
+    "operationId": "putGetambassadorIoV3alpha1ListenersByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/Listener"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if resourceVersion is stale"
+   }
+  },
+  "/api/getambassador.io/v3alpha1/modules": {
+   "get": {
+    "operationId": "getGetambassadorIoV3alpha1Modules",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "limit",
+      "schema": {
+       "type": "integer"
+      }
+     },
+     {
+      "in": "query",
+      "name": "after",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "user",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "label",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "watch",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "revision",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "allOf": [
+          {
+           "$ref": "#/components/schemas/List"
+          },
+          {
+           "properties": {
+            "items": {
+             "items": {
+              "$ref": "#/components/schemas/Module"
+             },
+             "type": "array"
+            }
+           }
+          }
+         ]
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "List"
+   },
+   "post": {
+    "operationId": "postGetambassadorIoV3alpha1Modules",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/Module"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if it exists"
+   }
+  },
+  "/api/getambassador.io/v3alpha1/modules/{name}": {
+   "delete": {
+    "operationId": "deleteGetambassadorIoV3alpha1ModulesByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "WriteResponse"
+   },
+   "get": {
+    "operationId": "getGetambassadorIoV3alpha1ModulesByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Module"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object"
+   },
+   "patch": {
+    "operationId": "patchGetambassadorIoV3alpha1ModulesByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/merge-patch+json": {
+       "schema": {
+        "type": "object"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "a merge patch (RFC 7386) → WriteResponse"
+   },
+   "put": {
+    "operationId": "putGetambassadorIoV3alpha1ModulesByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/Module"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if resourceVersion is stale"
+   }
+  },
+  "/api/getambassador.io/v3alpha1/tcpmappings": {
+   "get": {
+    "operationId": "getGetambassadorIoV3alpha1Tcpmappings",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "limit",
+      "schema": {
+       "type": "integer"
+      }
+     },
+     {
+      "in": "query",
+      "name": "after",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "user",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "label",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "watch",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "revision",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "allOf": [
+          {
+           "$ref": "#/components/schemas/List"
+          },
+          {
+           "properties": {
+            "items": {
+             "items": {
+              "$ref": "#/components/schemas/TCPMapping"
+             },
+             "type": "array"
+            }
+           }
+          }
+         ]
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "List"
+   },
+   "post": {
+    "operationId": "postGetambassadorIoV3alpha1Tcpmappings",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/TCPMapping"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if it exists"
+   }
+  },
+  "/api/getambassador.io/v3alpha1/tcpmappings/{name}": {
+   "delete": {
+    "operationId": "deleteGetambassadorIoV3alpha1TcpmappingsByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "WriteResponse"
+   },
+   "get": {
+    "operationId": "getGetambassadorIoV3alpha1TcpmappingsByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/TCPMapping"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object"
+   },
+   "patch": {
+    "operationId": "patchGetambassadorIoV3alpha1TcpmappingsByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/merge-patch+json": {
+       "schema": {
+        "type": "object"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "a merge patch (RFC 7386) → WriteResponse"
+   },
+   "put": {
+    "operationId": "putGetambassadorIoV3alpha1TcpmappingsByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/TCPMapping"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if resourceVersion is stale"
+   }
+  },
+  "/api/getambassador.io/v3alpha1/tlscontexts": {
+   "get": {
+    "operationId": "getGetambassadorIoV3alpha1Tlscontexts",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "limit",
+      "schema": {
+       "type": "integer"
+      }
+     },
+     {
+      "in": "query",
+      "name": "after",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "user",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "label",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "watch",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "revision",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "allOf": [
+          {
+           "$ref": "#/components/schemas/List"
+          },
+          {
+           "properties": {
+            "items": {
+             "items": {
+              "$ref": "#/components/schemas/TLSContext"
+             },
+             "type": "array"
+            }
+           }
+          }
+         ]
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "List"
+   },
+   "post": {
+    "operationId": "postGetambassadorIoV3alpha1Tlscontexts",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/TLSContext"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if it exists"
+   }
+  },
+  "/api/getambassador.io/v3alpha1/tlscontexts/{name}": {
+   "delete": {
+    "operationId": "deleteGetambassadorIoV3alpha1TlscontextsByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "WriteResponse"
+   },
+   "get": {
+    "operationId": "getGetambassadorIoV3alpha1TlscontextsByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/TLSContext"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object"
+   },
+   "patch": {
+    "operationId": "patchGetambassadorIoV3alpha1TlscontextsByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/merge-patch+json": {
+       "schema": {
+        "type": "object"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "a merge patch (RFC 7386) → WriteResponse"
+   },
+   "put": {
+    "operationId": "putGetambassadorIoV3alpha1TlscontextsByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/TLSContext"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if resourceVersion is stale"
+   }
+  },
   "/api/health": {
    "get": {
     "operationId": "getHealth",
@@ -8419,6 +12907,396 @@ const OpenAPI = `{
      }
     ],
     "summary": "Health"
+   }
+  },
+  "/api/kubernetes/v1/secrets": {
+   "get": {
+    "operationId": "getKubernetesV1Secrets",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "limit",
+      "schema": {
+       "type": "integer"
+      }
+     },
+     {
+      "in": "query",
+      "name": "after",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "user",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "label",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "watch",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "revision",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "allOf": [
+          {
+           "$ref": "#/components/schemas/List"
+          },
+          {
+           "properties": {
+            "items": {
+             "items": {
+              "$ref": "#/components/schemas/KubernetesSecret"
+             },
+             "type": "array"
+            }
+           }
+          }
+         ]
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "List"
+   },
+   "post": {
+    "operationId": "postKubernetesV1Secrets",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/KubernetesSecret"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if it exists"
+   }
+  },
+  "/api/kubernetes/v1/secrets/{name}": {
+   "delete": {
+    "operationId": "deleteKubernetesV1SecretsByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "WriteResponse"
+   },
+   "get": {
+    "operationId": "getKubernetesV1SecretsByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/KubernetesSecret"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object"
+   },
+   "patch": {
+    "operationId": "patchKubernetesV1SecretsByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/merge-patch+json": {
+       "schema": {
+        "type": "object"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "a merge patch (RFC 7386) → WriteResponse"
+   },
+   "put": {
+    "operationId": "putKubernetesV1SecretsByName",
+    "parameters": [
+     {
+      "in": "path",
+      "name": "name",
+      "required": true,
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "dryRun",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "namespace",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "requestBody": {
+     "content": {
+      "application/json": {
+       "schema": {
+        "$ref": "#/components/schemas/KubernetesSecret"
+       }
+      }
+     },
+     "required": true
+    },
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/WriteResponse"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "the Object → WriteResponse; CONFLICT if resourceVersion is stale"
    }
   },
   "/api/login": {
@@ -8735,6 +13613,76 @@ const OpenAPI = `{
      }
     ],
     "summary": "RotateRequest → RotateResponse"
+   }
+  },
+  "/api/route": {
+   "get": {
+    "operationId": "getRoute",
+    "parameters": [
+     {
+      "in": "query",
+      "name": "port",
+      "schema": {
+       "type": "integer"
+      }
+     },
+     {
+      "in": "query",
+      "name": "address",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "sni",
+      "schema": {
+       "type": "string"
+      }
+     },
+     {
+      "in": "query",
+      "name": "notls",
+      "schema": {
+       "type": "boolean"
+      }
+     },
+     {
+      "in": "query",
+      "name": "alpn",
+      "schema": {
+       "type": "string"
+      }
+     }
+    ],
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/RouteAnswer"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": ",P\u0026from=IP → RouteAnswer"
    }
   },
   "/api/self": {

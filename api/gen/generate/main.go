@@ -129,7 +129,7 @@ func called() map[string]reflect.Type {
 		api.Empty{}, api.LoginRequest{}, api.LoginResponse{}, api.RenewRequest{}, api.Self{}, api.Reachable{},
 		api.DeviceRequest{}, api.DeviceResponse{}, api.ApplyRequest{}, api.ApplyResponse{}, api.WriteResponse{},
 		api.List{}, api.WatchEvent{}, api.TokenResponse{}, api.WhyRequest{}, api.Explanation{}, api.Connections{},
-		api.AccessLog{}, api.VerifyReport{}, api.RotateRequest{}, api.RotateResponse{}, api.Health{}, api.Error{},
+		api.RouteAnswer{}, api.AccessLog{}, api.VerifyReport{}, api.RotateRequest{}, api.RotateResponse{}, api.Health{}, api.Error{},
 	} {
 		t := reflect.TypeOf(v)
 		m[t.Name()] = t
@@ -166,7 +166,8 @@ func (g *generator) document() object {
 // call matches a line of the list of paths: method, path, and what goes in and out.
 var call = regexp.MustCompile(`^(GET|POST|PUT|PATCH|DELETE)\s+(/[^\s,]+(?:, /[^\s,]+)*)\s*(.*)$`)
 
-// path adds the calls of one line; a {plural} stands for each kind.
+// path adds the calls of one line; a {plural} stands for each kind, in the newest
+// version of its group.
 func (g *generator) path(paths object, line string) {
 	m := call.FindStringSubmatch(line)
 	if m == nil {
@@ -181,7 +182,7 @@ func (g *generator) path(paths object, line string) {
 		}
 		for _, k := range api.Kinds() {
 			if g.serves(k, method, at) {
-				g.operation(paths, strings.ReplaceAll(at, "{plural}", k.Plural), method, query, says, k)
+				g.operation(paths, strings.Replace(at, "/api/{group}/{version}/{plural}", k.Path(""), 1), method, query, says, k)
 			}
 		}
 	}
@@ -226,6 +227,9 @@ func (g *generator) operation(paths object, at, method, query, says string, k ap
 		if method != "get" && k.Name != "" {
 			params = append(params, parameter("dryRun"))
 		}
+		if k.IsForeign() && !strings.Contains(query, "namespace=") {
+			params = append(params, parameter("namespace"))
+		}
 	}
 	for p := range strings.SplitSeq(query, "&") {
 		if name, _, _ := strings.Cut(p, "="); name != "" {
@@ -240,9 +244,9 @@ func (g *generator) operation(paths object, at, method, query, says string, k ap
 func parameter(name string) object {
 	t := "string"
 	switch name {
-	case "limit":
+	case "limit", "port":
 		t = "integer"
-	case "watch", "follow", "denied", "dryRun", "allowLockout":
+	case "watch", "follow", "denied", "dryRun", "allowLockout", "notls":
 		t = "boolean"
 	}
 	return object{"name": name, "in": "query", "schema": object{"type": t}}
@@ -311,7 +315,7 @@ func (g *generator) structure(t reflect.Type) object {
 				add(f.Type)
 				continue
 			}
-			if !f.IsExported() || name == "" || name == "-" {
+			if !f.IsExported() || name == "" || name == "-" || f.Tag.Get("cardea") == "internal" {
 				continue
 			}
 			s := g.schema(f.Type)
@@ -357,6 +361,9 @@ func (g *generator) schema(t reflect.Type) object {
 		return object{"type": "object"}
 	case reflect.TypeFor[api.Revision]():
 		return object{"type": "string", "pattern": `^[0-9]+\.[0-9]+$`, "description": "EPOCH.NUMBER"}
+	}
+	if _, ok := reflect.New(t).Interface().(api.Loose); ok {
+		return object{"description": g.types[t.Name()]}
 	}
 	if e, ok := reflect.Zero(t).Interface().(api.Enum); ok {
 		s := object{"type": "string", "enum": e.Values()}
