@@ -188,7 +188,7 @@ func (a *Admission) enter(c net.Conn) (*place, error) {
 
 // find returns the half and the source that a connection belongs to.
 func (a *Admission) find(c net.Conn, now time.Time) (*half, *source) {
-	n := networkOf(c)
+	n := networkOf(addrPort(c.RemoteAddr()).Addr())
 	if s := a.known.get(n); s != nil {
 		if now.Sub(s.proved) < a.Limits.Lately || s.pending+s.waiting > 0 {
 			return &a.known, s

@@ -350,10 +350,10 @@ func TestAnyRate(t *testing.T) {
 func TestMeter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m meter
-		m.set(200)
+		m.set(200, "spec.limits.connectionsPerSecond")
 		admitted := func(n int, ip string) (ok int) {
 			for range n {
-				if m.admit(from(ip)) == nil {
+				if m.admit(netip.MustParseAddr(ip)) == nil {
 					ok++
 				}
 			}
@@ -372,7 +372,7 @@ func TestMeter(t *testing.T) {
 		if n := admitted(1000, "192.0.2.1"); n != 200 {
 			t.Errorf("%d connections in the next second", n)
 		}
-		m.set(10)
+		m.set(10, "spec.limits.connectionsPerSecond")
 		if n := admitted(1000, "192.0.2.2"); n != 10 {
 			t.Errorf("%d connections in a second at the lower rate", n)
 		}
@@ -384,9 +384,9 @@ func TestMeter(t *testing.T) {
 		if len(m.rows) > mostSources || m.recent.Len() != len(m.rows) {
 			t.Errorf("%d networks are remembered", len(m.rows))
 		}
-		err := m.admit(from("192.0.2.2"))
+		err := m.admit(netip.MustParseAddr("192.0.2.2"))
 		for err == nil {
-			err = m.admit(from("192.0.2.2"))
+			err = m.admit(netip.MustParseAddr("192.0.2.2"))
 		}
 		if r := refusal(api.Facts{}, err); r.Reason != api.ReasonLimit || r.Words != "more than 10 connections a second from 192.0.2.2/32 (spec.limits.connectionsPerSecond)" {
 			t.Errorf("%+v", r)

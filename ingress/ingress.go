@@ -1,7 +1,11 @@
 // Package ingress takes connections in. A [Listener] accepts them and keeps doing
 // so: what goes wrong while accepting ends it only if the listener itself is gone.
-// An [Admission] sees that strangers cannot keep anybody out, and [Public] keeps
-// the public ports of Services.
+//
+// An [Admission] sees that strangers cannot keep anybody out. [Compile] makes one
+// [Table] of all that wants a public port, Services and the Objects of other systems;
+// a [Router] keeps the ports of the table open, and sorts what comes in: by the address
+// that it came to, the header of a proxy, the server name and protocols of its TLS
+// hello, and the network that it came from.
 package ingress
 
 import (
@@ -37,6 +41,7 @@ type Listener struct {
 	Log     *slog.Logger
 
 	accepted, failures atomic.Int64
+	retiring           atomic.Bool
 }
 
 // Accepted returns how many connections were given to Handle so far.
@@ -44,6 +49,20 @@ func (l *Listener) Accepted() int64 { return l.accepted.Load() }
 
 // Failures returns how often accepting has failed so far.
 func (l *Listener) Failures() int64 { return l.failures.Load() }
+
+// Retire ends Serve, which first takes the connections that wait: to whoever made
+// one, it was accepted when the kernel said so.
+func (l *Listener) Retire() {
+	l.retiring.Store(true)
+	takeNoMore(l.Listener)
+	if d, ok := l.Listener.(interface{ SetDeadline(time.Time) error }); !ok || d.SetDeadline(time.Unix(1, 0)) != nil {
+		l.Close()
+	}
+}
+
+// mostWaiting is how many connections are taken of a listener that retires: the
+// longest queue of a kernel as a rule (net.core.somaxconn).
+const mostWaiting = 4096
 
 // How long to wait after a failure: the first time, and at most.
 const (
@@ -73,6 +92,18 @@ func (l *Listener) Serve(ctx context.Context) error {
 	spare.keep()
 	defer spare.release()
 	begun := make(chan struct{})
+	hand := func(c net.Conn) {
+		l.accepted.Add(1)
+		if l.Direct {
+			l.Handle(ctx, c)
+			return
+		}
+		handles.Go(func() {
+			begun <- struct{}{}
+			l.Handle(ctx, c)
+		})
+		<-begun
+	}
 	var waited time.Duration
 	var logged time.Time
 	for {
@@ -85,21 +116,21 @@ func (l *Listener) Serve(ctx context.Context) error {
 			return nil
 		case err == nil && spare.keep():
 			waited = 0
-			l.accepted.Add(1)
-			if l.Direct {
-				l.Handle(ctx, c)
-			} else {
-				handles.Go(func() {
-					begun <- struct{}{}
-					l.Handle(ctx, c)
-				})
-				<-begun
-			}
+			hand(c)
 			continue
 		case err == nil:
 			l.refuse(c)
 			spare.keep()
 			continue
+		case l.retiring.Load():
+			for range mostWaiting {
+				c := acceptNow(l.Listener)
+				if c == nil {
+					break
+				}
+				hand(c)
+			}
+			return nil
 		case !passes(err):
 			return fmt.Errorf("accept on %v: %w", l.Addr(), err)
 		}

@@ -11,15 +11,15 @@ import (
 	"cardea/api"
 )
 
-// networkOf returns the source network of a peer: its address if that is one of
+// networkOf returns the source network of an address: the address if it is one of
 // IPv4, and the /64 around it for IPv6, which is what one site is given at least
 // (RFC 6177), so that any number of addresses in it costs nothing.
 //
 // An address of IPv4 is not widened to its /24: behind the neighbours there are
 // other people, and whoever rents a whole /24 is met by the limits over all
 // networks.
-func networkOf(c net.Conn) netip.Prefix {
-	from := addrPort(c.RemoteAddr()).Addr().WithZone("")
+func networkOf(from netip.Addr) netip.Prefix {
+	from = from.WithZone("")
 	bits := 64
 	if from.Is4() {
 		bits = 32
@@ -110,32 +110,38 @@ func (t *sources) drop(s *source) {
 
 // A meter lets so many connections of each source network in.
 type meter struct {
-	mu sync.Mutex
+	mu   sync.Mutex
+	says string // where the rate is written
 	sources
 }
 
 // set makes the rate so many connections a second, of which twice as many may
-// come at once.
-func (m *meter) set(rate int) {
+// come at once, and notes where that is written.
+func (m *meter) set(rate int, says string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.says = says
 	m.most, m.rate, m.burst = mostSources, rate, 2*rate
 }
 
-// admit takes a token for a connection. An error is that of a limit of its Service.
-func (m *meter) admit(c net.Conn) error {
+// admit takes a token for a connection from an address. An error is that of a limit
+// of its Object. m may be nil.
+func (m *meter) admit(ip netip.Addr) error {
+	if m == nil {
+		return nil
+	}
 	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	from := m.make(networkOf(c), now)
+	from := m.make(networkOf(ip), now)
 	if !m.fill(from, now) {
-		return limited(fmt.Sprintf("more than %d connections a second from %v (spec.limits.connectionsPerSecond)", m.rate, from.network))
+		return limited(fmt.Sprintf("more than %d connections a second from %v (%s)", m.rate, from.network, m.says))
 	}
 	from.tokens--
 	return nil
 }
 
-// limited is the error of a connection that a limit of its Service refused.
+// limited is the error of a connection that a limit of its Object refused.
 type limited string
 
 // Error implements error.
