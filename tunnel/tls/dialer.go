@@ -85,8 +85,6 @@ func (d *Dialer) DialRaw(ctx context.Context, service, alpn string) (net.Conn, e
 	if err != nil {
 		return nil, err
 	}
-	config = config.Clone()
-	config.ClientSessionCache = nil // there are no tickets, see the package comment
 	conn, sock, err := d.connect(ctx, config, ServiceName(api.ServiceName(service), d.Domain), alpn)
 	if err != nil {
 		return nil, err

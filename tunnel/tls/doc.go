@@ -15,9 +15,8 @@
 //     close_notify (RFC 8446, section 6.1) is half-close; a TCP connection that
 //     ends without it is a reset.
 //
-// In the raw form the server hands out no session tickets, so each connection is
-// a full handshake: a client that only writes would not read them, and TCP resets
-// a connection that is closed with bytes unread, which can lose what was sent last.
+// Under the names of public Services a client may also come without a certificate,
+// as nobody in particular.
 //
 // What has no server name, an IP address for one, or api.DOMAIN is a connection
 // to the API. Everything else is refused and learns nothing.

@@ -5,13 +5,17 @@ import (
 	"net"
 	"slices"
 	"strings"
+
+	"cardea/api"
 )
 
 // Protocol is the ALPN protocol of framed streams, and what Facts.Tunnel says of
-// them; of raw streams it says [RawName].
+// them; of raw streams it says [RawName], and of those that come without a Session
+// [PublicName], as of a public port.
 const (
-	Protocol = "cardea/1"
-	RawName  = "tls"
+	Protocol   = "cardea/1"
+	RawName    = "tls"
+	PublicName = "public"
 )
 
 // GatewayName returns the server name at which framed streams are served.
@@ -38,15 +42,15 @@ const (
 type hello struct {
 	seen    bool
 	form    form
-	service string // for formRaw, SERVICE or SERVICE.NAMESPACE
+	service string // for formRaw, SERVICE.NAMESPACE
+	public  bool   // the Service may be reached without a Session
 	sni     string // lower case, at most 255 bytes
 	alpn    string // the first that was offered
 }
 
-// sort tells by its hello what a client wants.
-func sort(info *tls.ClientHelloInfo, domain string) hello {
-	h := hello{seen: true, sni: strings.ToLower(info.ServerName)}
-	h.sni = h.sni[:min(len(h.sni), 255)]
+// sort tells by its hello what a client wants; public is that of [Server].
+func sort(info *tls.ClientHelloInfo, domain string, public func(sni string) (service string, ok bool)) hello {
+	h := hello{seen: true, sni: serverName(info.ServerName)}
 	if len(info.SupportedProtos) > 0 {
 		h.alpn = info.SupportedProtos[0]
 	}
@@ -59,9 +63,30 @@ func sort(info *tls.ClientHelloInfo, domain string) hello {
 	case h.sni == "" || h.sni == APIName(domain) || net.ParseIP(h.sni) != nil:
 		h.form = formAPI
 	case inside && isServiceName(service):
-		h.form, h.service = formRaw, service
+		h.form, h.service = formRaw, api.ServiceName(service)
+	}
+	if !framed {
+		h.publish(public)
 	}
 	return h
+}
+
+// serverName returns a server name as it is compared and logged.
+func serverName(s string) string {
+	s = strings.ToLower(s)
+	return s[:min(len(s), 255)]
+}
+
+// publish notes that a name is that of a public Service, if it is one: whatever its
+// name, or a name that is nothing else here.
+func (h *hello) publish(public func(sni string) (service string, ok bool)) {
+	if public == nil || h.form != formRaw && h.form != formNone {
+		return
+	}
+	service, ok := public(h.sni)
+	if ok && (h.form == formNone || h.service == service) {
+		h.form, h.service, h.public = formRaw, service, true
+	}
 }
 
 // isServiceName tells whether s could be SERVICE or SERVICE.NAMESPACE. Whether

@@ -5,6 +5,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"cardea/api"
 )
 
 // FuzzSort sorts hellos with any server name and protocols.
@@ -22,11 +24,30 @@ func FuzzSort(f *testing.F) {
 		if protos != "" {
 			info.SupportedProtos = strings.Split(protos, ",")
 		}
-		h := sort(info, "cardea.internal")
+		h := sort(info, "cardea.internal", nil)
+		if h.public {
+			t.Errorf("%q is public", sni)
+		}
+		every := func(string) (string, bool) { return "web.default", true }
+		switch p := sort(info, "cardea.internal", every); {
+		case h.form == formRaw && h.service != "web.default":
+			if p != h {
+				t.Errorf("%q of Service %s becomes that of %s", sni, h.service, p.service)
+			}
+		case h.form == formRaw, h.form == formNone && !strings.Contains(","+protos+",", ",cardea/1,"):
+			if p.form != formRaw || p.service != "web.default" || !p.public {
+				t.Errorf("%q, %q is not public: %+v", sni, protos, p)
+			}
+		default:
+			if p != h {
+				t.Errorf("%q, %q is %+v, and %+v where all is public", sni, protos, h, p)
+			}
+		}
 		framed := strings.Contains(","+protos+",", ",cardea/1,")
 		switch h.form {
 		case formRaw:
-			if !service.MatchString(h.service) || ServiceName(h.service, "cardea.internal") != strings.ToLower(sni) || framed {
+			asked := strings.TrimSuffix(strings.ToLower(sni), ".svc.cardea.internal")
+			if !service.MatchString(h.service) || h.service != api.ServiceName(asked) || framed {
 				t.Errorf("%q, %q is raw to %q", sni, protos, h.service)
 			}
 		case formFramed:

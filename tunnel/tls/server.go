@@ -27,8 +27,14 @@ import (
 type Server struct {
 	Handler tunnel.Handler
 	Domain  string // of the cluster, in lower case
-	// Certificate returns the server's certificate for a hello.
+	// Certificate returns the server's certificate for a hello, also for the names of
+	// public Services.
 	Certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// Public returns the Service, SERVICE.NAMESPACE, that may be reached by a server
+	// name without a Session: a client that asks for it and shows no certificate is an
+	// anonymous Arrival. One that shows a certificate comes as that Session, or is
+	// refused, as ever. nil is none.
+	Public func(sni string) (service string, ok bool)
 	// ClientCAs returns who signs the certificates of Sessions, as it stands.
 	ClientCAs func() *x509.CertPool
 	// Admit decides whether and when a connection may make its handshake, before
@@ -54,6 +60,7 @@ type Server struct {
 	apiConfig *tls.Config
 	framed    *tls.Config
 	raw       *tls.Config
+	public    *tls.Config
 	idle      atomic.Int64 // framed connections that wait for their next stream
 	counters  counters
 }
@@ -95,7 +102,9 @@ func (s *Server) init() {
 		DynamicRecordSizingDisabled: true, // one write, one record: latency is the application's choice
 	}
 	s.raw = s.framed.Clone()
-	s.raw.NextProtos, s.raw.SessionTicketsDisabled = nil, true // see the package comment
+	s.raw.NextProtos = nil
+	s.public = s.raw.Clone() // apart: what is resumed there may have shown no certificate
+	s.public.VerifyConnection = s.verifyIfShown
 	s.sorting = &tls.Config{MinVersion: tls.VersionTLS13, GetConfigForClient: s.configFor}
 }
 
@@ -105,7 +114,7 @@ var errNotServed = errors.New("nothing is served under this server name and prot
 // configFor sorts a connection by its hello. Until then its socket is mute.
 func (s *Server) configFor(info *tls.ClientHelloInfo) (*tls.Config, error) {
 	sock := info.Conn.(*socket)
-	sock.hello = sort(info, s.Domain)
+	sock.hello = sort(info, s.Domain, s.Public)
 	if err := sock.heard(); err != nil {
 		return nil, err
 	}
@@ -123,12 +132,23 @@ func (s *Server) configFor(info *tls.ClientHelloInfo) (*tls.Config, error) {
 	if sock.hello.form == formFramed {
 		return s.framed, nil
 	}
-	if sock.hello.alpn == "" {
-		return s.raw, nil
+	raw := s.raw
+	if sock.hello.public {
+		raw = s.public
 	}
-	c := s.raw.Clone()
-	c.NextProtos = []string{sock.hello.alpn}
+	c := sock.config(raw)
+	if sock.hello.alpn != "" {
+		c.NextProtos = []string{sock.hello.alpn}
+	}
 	return c, nil
+}
+
+// verifyIfShown is verify for who may come without a certificate.
+func (s *Server) verifyIfShown(cs tls.ConnectionState) error {
+	if len(cs.PeerCertificates) == 0 {
+		return nil
+	}
+	return s.verify(cs)
 }
 
 // verify checks a client's certificate, also when its TLS session is resumed.
@@ -194,12 +214,18 @@ func (s *Server) Conn(ctx context.Context, c net.Conn) {
 		s.API(conn)
 		return
 	}
-	leaf := state.PeerCertificates[0]
-	facts.TLS = tlsFacts(&state, leaf)
-	a := api.Arrival{Facts: facts, Evidence: api.Evidence{Kind: api.EvidenceCertificate, Data: leaf.Raw}}
+	a := api.Arrival{Facts: facts, Evidence: api.Evidence{Kind: api.EvidenceAnonymous}}
+	leaf := shown(&state)
+	a.Facts.TLS = tlsFacts(&state, leaf)
+	if leaf != nil {
+		a.Evidence = api.Evidence{Kind: api.EvidenceCertificate, Data: leaf.Raw}
+	}
 	if sock.hello.form == formRaw {
 		a.Facts.Tunnel = RawName
-		a.Service = api.ServiceName(sock.hello.service)
+		if leaf == nil {
+			a.Facts.Tunnel = PublicName
+		}
+		a.Service = sock.hello.service
 		a.Conn = &raw{Conn: conn, socket: sock}
 		s.counters.streams.Add(1)
 		s.Handler.Arrive(a)
@@ -209,14 +235,23 @@ func (s *Server) Conn(ctx context.Context, c net.Conn) {
 	s.frames(ctx, newLink(conn, sock), a)
 }
 
+// shown returns the client's certificate, nil if it has shown none.
+func shown(state *tls.ConnectionState) *x509.Certificate {
+	if len(state.PeerCertificates) == 0 {
+		return nil
+	}
+	return state.PeerCertificates[0]
+}
+
 // proves tells whether a handshake has proved a live Session. That of the API
 // has let the certificate pass unverified.
 func (s *Server) proves(conn *tls.Conn) bool {
 	state := conn.ConnectionState()
-	if conn.NetConn().(*socket).hello.form == formAPI && s.verify(state) != nil {
+	leaf := shown(&state)
+	if leaf == nil || conn.NetConn().(*socket).hello.form == formAPI && s.verify(state) != nil {
 		return false
 	}
-	return s.Alive == nil || s.Alive(state.PeerCertificates[0])
+	return s.Alive == nil || s.Alive(leaf)
 }
 
 // refuse reports a connection that ended before there was an Arrival.
@@ -234,19 +269,24 @@ func connFacts(c net.Conn) api.Facts {
 	return f
 }
 
+// tlsFacts returns what a handshake told; leaf is the client's certificate if that
+// was verified.
 func tlsFacts(state *tls.ConnectionState, leaf *x509.Certificate) *api.TLSFacts {
-	sum := sha256.Sum256(leaf.Raw)
 	f := &api.TLSFacts{
-		SNI:     strings.ToLower(state.ServerName),
+		SNI:     serverName(state.ServerName),
 		ALPN:    state.NegotiatedProtocol,
 		Version: strings.TrimPrefix(tls.VersionName(state.Version), "TLS "),
-		ClientCertificate: &api.ClientCertificate{
-			Subject: leaf.Subject.String(),
-			Issuer:  leaf.Issuer.String(),
-			Serial:  leaf.SerialNumber.Text(16),
-			SHA256:  hex.EncodeToString(sum[:]),
-			DNS:     leaf.DNSNames,
-		},
+	}
+	if leaf == nil {
+		return f
+	}
+	sum := sha256.Sum256(leaf.Raw)
+	f.ClientCertificate = &api.ClientCertificate{
+		Subject: leaf.Subject.String(),
+		Issuer:  leaf.Issuer.String(),
+		Serial:  leaf.SerialNumber.Text(16),
+		SHA256:  hex.EncodeToString(sum[:]),
+		DNS:     leaf.DNSNames,
 	}
 	for _, u := range leaf.URIs {
 		f.ClientCertificate.URIs = append(f.ClientCertificate.URIs, u.String())

@@ -1,6 +1,9 @@
 package tls
 
 import (
+	"bytes"
+	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -18,7 +21,8 @@ import (
 // else.
 //
 // It also borrows memory while there is much to read or write, so that bulk takes
-// few system calls though its records are small.
+// few system calls though its records are small, and withholds session tickets until
+// there is something else to send, see [socket.config].
 type socket struct {
 	net.Conn
 	hello     hello
@@ -35,6 +39,8 @@ type socket struct {
 	mu        sync.Mutex // crypto/tls may answer a KeyUpdate while gathering
 	gathered  *buffer    // what is to be written at once, borrowed
 	gathering int        // how much of it, if gathered is set
+	ticket    bool       // the last record of the next write is to be withheld
+	withheld  []byte     // that record: it goes before whatever is written next
 }
 
 // A buffer takes a batch of small records, and more.
@@ -96,7 +102,15 @@ func (s *socket) Write(p []byte) (int, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.gathered == nil {
+	switch {
+	case s.ticket:
+		return s.withhold(p)
+	case s.withheld != nil:
+		first := s.withheld
+		s.withheld = nil
+		n, err := s.Conn.Write(append(first, p...))
+		return max(n-len(first), 0), err
+	case s.gathered == nil:
 		return s.Conn.Write(p)
 	}
 	if s.gathering+len(p) > len(s.gathered) {
@@ -138,10 +152,61 @@ func (s *socket) emit() error {
 	return err
 }
 
+// config returns a copy of c for this connection, which makes and takes the session
+// tickets of c, but sends them late.
+//
+// In TLS 1.3 a server sends a ticket unasked, at the end of the handshake. A client
+// that only writes never reads it, and TCP resets a connection that is closed with
+// bytes unread, by which what was sent last can be lost. So the ticket waits for the
+// first other bytes: who does not read those has lost the connection anyway. In TLS
+// 1.2 a ticket is part of the handshake, and read with it.
+func (s *socket) config(c *tls.Config) *tls.Config {
+	own := c.Clone()
+	own.GetConfigForClient = nil
+	if c.SessionTicketsDisabled {
+		return own
+	}
+	// The keys are those of c, which makes others from time to time.
+	own.UnwrapSession = c.DecryptTicket
+	own.WrapSession = func(state tls.ConnectionState, session *tls.SessionState) ([]byte, error) {
+		ticket, err := c.EncryptTicket(state, session)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.ticket = err == nil && state.Version == tls.VersionTLS13 && len(ticket) < mostWithheld
+		return ticket, err
+	}
+	return own
+}
+
+// mostWithheld is the longest ticket that is withheld. It fits into one record.
+const mostWithheld = 8 << 10
+
+// withhold writes the records p without the last one. mu must be held.
+func (s *socket) withhold(p []byte) (int, error) {
+	s.ticket = false
+	last := 0
+	for next := 0; next+5 <= len(p); next += 5 + int(binary.BigEndian.Uint16(p[next+3:])) {
+		last = next
+	}
+	if last > 0 {
+		if n, err := s.Conn.Write(p[:last]); err != nil {
+			return n, err
+		}
+	}
+	s.withheld = bytes.Clone(p[last:])
+	return len(p), nil
+}
+
 // abort ends the TCP connection with a RST.
 func (s *socket) abort() error {
-	if l, ok := s.Conn.(interface{ SetLinger(int) error }); ok {
-		return errors.Join(l.SetLinger(0), s.Conn.Close())
+	for c := s.Conn; ; {
+		switch l := c.(type) {
+		case interface{ SetLinger(int) error }:
+			return errors.Join(l.SetLinger(0), s.Conn.Close())
+		case interface{ NetConn() net.Conn }:
+			c = l.NetConn()
+		default:
+			return s.Conn.Close()
+		}
 	}
-	return s.Conn.Close()
 }
