@@ -3,6 +3,7 @@ package audit
 import (
 	"cmp"
 	"fmt"
+	"strings"
 	"time"
 
 	"cardea/api"
@@ -14,8 +15,10 @@ const LogAPI api.LogType = "API"
 
 // A Query says which records to give back. The zero Query is all of them.
 type Query struct {
-	User     string      // name or uid of the User
-	Service  string      // name or uid of the Service; .default may be left out
+	User string // name or uid of the User
+	// Service is the name or uid of the Service, of which .default may be left out, or
+	// NAME, NAMESPACE/NAME or NAME.NAMESPACE of a TCPMapping, also after its kind.
+	Service  string
 	Session  string      // name or uid of the Session
 	Device   string      // name or uid of the Device
 	Decision string      // id of the decision
@@ -54,7 +57,8 @@ func (q *Query) Match(rec *api.AccessLog) bool {
 		(q.Decision == "" || q.Decision == c.DecisionID) &&
 		names(c.DeviceRef, q.Device, q.Device) &&
 		names(c.UserRef, q.User, q.User) &&
-		names(cmp.Or(c.ServiceRef, m.TargetRef), q.Service, api.ServiceName(q.Service)) &&
+		(names(cmp.Or(c.ServiceRef, m.TargetRef), q.Service, api.ServiceName(q.Service)) ||
+			namesRoute(cmp.Or(c.ServiceRef, m.TargetRef), q.Service)) &&
 		names(cmp.Or(c.SessionRef, m.ActorRef), q.Session, q.Session)
 }
 
@@ -71,6 +75,16 @@ func (q *Query) matchType(rec *api.AccessLog) bool {
 // names reports whether ref has that uid or name; nothing asked for is always met.
 func names(ref *api.Ref, uid, name string) bool {
 	return name == "" || ref != nil && (ref.Name == name || ref.UID == uid)
+}
+
+// namesRoute reports whether ref is to a foreign Object that connections are routed
+// to, and s is a name of it.
+func namesRoute(ref *api.Ref, s string) bool {
+	if ref == nil || ref.Kind != api.KindTCPMapping {
+		return false
+	}
+	s = strings.TrimPrefix(s, ref.Kind+"/")
+	return s == ref.Name || ref.Namespace != "" && (s == ref.Namespace+"/"+ref.Name || s == ref.Name+"."+ref.Namespace)
 }
 
 // TypeOf returns the type of a record; "" if it has none.

@@ -3,6 +3,8 @@ package audit
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 	"unicode/utf8"
@@ -157,6 +159,7 @@ func (w *writer) ref(name string, r *api.Ref) {
 	w.open(name)
 	w.some("apiVersion", r.APIVersion)
 	w.some("kind", r.Kind)
+	w.some("namespace", r.Namespace)
 	w.some("name", r.Name)
 	w.some("uid", r.UID)
 	w.some("resourceVersion", r.ResourceVersion)
@@ -183,6 +186,7 @@ func (w *writer) common(c *api.AccessLogCommon) {
 	w.some("configName", c.ConfigName)
 	w.facts(c.Facts)
 	w.some("upstream", c.Upstream)
+	w.route(c.Route)
 	w.ref("namespaceRef", c.NamespaceRef)
 	w.ref("regionRef", c.RegionRef)
 	w.ref("serviceRef", c.ServiceRef)
@@ -223,6 +227,7 @@ func (w *writer) facts(f *api.Facts) {
 	w.someInt("port", int64(f.Port))
 	w.some("listener", f.Listener)
 	w.some("proxiedBy", f.ProxiedBy)
+	w.proxy(f.Proxy)
 	w.some("tunnel", f.Tunnel)
 	if t := f.TLS; t != nil {
 		w.open("tls")
@@ -249,6 +254,59 @@ func (w *writer) facts(f *api.Facts) {
 		w.some("namespace", a.Namespace)
 		w.close()
 	}
+	w.close()
+}
+
+// proxy writes what a proxy told: at most maxList of its fields, the first ones.
+func (w *writer) proxy(p *api.ProxyFacts) {
+	if p == nil {
+		return
+	}
+	w.open("proxy")
+	w.someInt("version", int64(p.Version))
+	w.some("destination", p.Destination)
+	w.some("authority", p.Authority)
+	w.some("alpn", p.ALPN)
+	w.some("uniqueID", p.UniqueID)
+	w.some("tlsVersion", p.TLSVersion)
+	w.flag("clientCertificate", p.ClientCertificate)
+	w.some("commonName", p.CommonName)
+	if len(p.TLVs) > 0 {
+		w.open("tlvs")
+		for i, name := range slices.Sorted(maps.Keys(p.TLVs)) {
+			if i == maxList {
+				w.textNamed("…", fmt.Sprintf("%d in all", len(p.TLVs)))
+				break
+			}
+			w.textNamed(Cut(name), p.TLVs[name])
+		}
+		w.close()
+	}
+	w.close()
+}
+
+// textNamed writes a string under a name that may need escapes.
+func (w *writer) textNamed(name, s string) {
+	if w.b[len(w.b)-1] != '{' {
+		w.b = append(w.b, ',')
+	}
+	w.b = append(appendText(w.b, name), ':')
+	w.b = appendText(w.b, Cut(s))
+}
+
+func (w *writer) route(r *api.LogRoute) {
+	if r == nil {
+		return
+	}
+	w.open("route")
+	w.some("listener", r.Listener)
+	w.some("match", r.Match)
+	w.some("version", r.Version)
+	w.someInt("retries", int64(r.Retries))
+	if v := r.UpstreamVerified; v != nil {
+		w.bool("upstreamVerified", *v)
+	}
+	w.some("upstreamWords", r.UpstreamWords)
 	w.close()
 }
 

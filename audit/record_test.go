@@ -53,6 +53,13 @@ func fill(v reflect.Value, there func() bool, number func() int64, text func() s
 			fill(e, there, number, text)
 			v.Set(reflect.Append(v, e))
 		}
+	case reflect.Map:
+		for there() && v.Len() < 3 {
+			if v.IsNil() {
+				v.Set(reflect.MakeMap(v.Type()))
+			}
+			v.SetMapIndex(reflect.ValueOf(text()), reflect.ValueOf(text()))
+		}
 	case reflect.String:
 		if there() {
 			v.SetString(text())
@@ -153,6 +160,10 @@ func TestAppendRecordCuts(t *testing.T) {
 	rec.Metadata.CreatedAt, rec.Entry.Common.StartedAt, rec.Entry.Common.EndedAt = time.Now(), time.Time{}, time.Time{}
 	rec.Entry.Info.API.Before, rec.Entry.Info.API.After = nil, nil // the Object of who may write it
 	rec.Entry.Common.Facts.TLS.ClientCertificate.DNS = slices.Repeat([]string{long}, 1000)
+	rec.Entry.Common.Facts.Proxy.TLVs = map[string]string{}
+	for i := range 1000 {
+		rec.Entry.Common.Facts.Proxy.TLVs[fmt.Sprintf("%x", i)] = long
+	}
 	b, err := audit.AppendRecord(nil, &rec)
 	if err != nil {
 		t.Fatal(err)
@@ -165,6 +176,9 @@ func TestAppendRecordCuts(t *testing.T) {
 	walk = func(v any) {
 		switch v := v.(type) {
 		case map[string]any:
+			if len(v) > 26 {
+				t.Errorf("an object has %d fields", len(v))
+			}
 			for _, e := range v {
 				walk(e)
 			}

@@ -25,7 +25,9 @@ import (
 // The first decision about a unit of work turns evidence into a Session, and every
 // later one names that Session's uid. Where nobody asked who the caller is there
 // is no Session, and every decision gets the same anonymous evidence; only who
-// made that in this process may pass it on.
+// made that in this process may pass it on. A request with a Route is about nobody
+// in any case, whatever its evidence; the answer then has no config and no limits,
+// which the caller knows.
 //
 // Whoever holds decisions follows Changes from the revision of the first one,
 // and on a Change asks again for exactly the held decisions whose DependsOn

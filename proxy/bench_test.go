@@ -60,7 +60,9 @@ func BenchmarkPlain(b *testing.B) {
 
 	b.Run("gate", func(b *testing.B) {
 		e := &instant{ended: make(chan struct{}, 1)}
-		g := gate(b, e, func(context.Context, string, *api.ServiceConfig) (net.Conn, error) { return nothing{}, nil })
+		g := gate(b, e, func(context.Context, api.Destination) (net.Conn, api.DialReport, error) {
+			return nothing{}, api.DialReport{}, nil
+		})
 		for range 100 { // others are live
 			g.Arrive(api.Arrival{Conn: nothing{}, Service: "svc.default", Facts: facts})
 		}
@@ -96,8 +98,9 @@ func BenchmarkPlain(b *testing.B) {
 			}
 		})
 		var dialer net.Dialer
-		g := gate(b, relaycopy.New(), func(ctx context.Context, _ string, _ *api.ServiceConfig) (net.Conn, error) {
-			return dialer.DialContext(ctx, "tcp4", up.Addr().String())
+		g := gate(b, relaycopy.New(), func(ctx context.Context, _ api.Destination) (net.Conn, api.DialReport, error) {
+			c, err := dialer.DialContext(ctx, "tcp4", up.Addr().String())
+			return c, api.DialReport{}, err
 		})
 		serving.Go(func() {
 			for {

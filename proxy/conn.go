@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -22,7 +23,9 @@ type Conn struct {
 	ID string
 
 	gate    *Gate
-	handled bool // by a Handler
+	handled bool            // by a Handler
+	closing <-chan struct{} // closed when nobody new is let in
+	foreign string          // the key of the foreign Object that it is to, or ""
 	arrival api.Arrival
 	facts   *api.Facts
 	ctx     context.Context // done when the connection is over or cut
@@ -38,9 +41,11 @@ type Conn struct {
 	first     *Grant     // the one that opened the connection: its START is in the log
 	live      relay.Live // once it is relayed
 	startedAt time.Time
-	upstream  net.Addr // where the last upstream is
-	told      bool     // the verdict was given
-	ended     bool     // it is over: END was written, if there was a START
+	upstream  net.Addr       // where the last upstream is
+	report    api.DialReport // of the last dial
+	figure    *figure        // that it is counted in, from START to END
+	told      bool           // the verdict was given
+	ended     bool           // it is over: END was written, if there was a START
 	ending    ending
 }
 
@@ -51,18 +56,27 @@ type ending struct {
 	by     *api.Decision // the decision that took the right away
 }
 
-func newConn(g *Gate, life context.Context, a api.Arrival) *Conn {
-	c := &Conn{Conn: a.Conn, ID: api.NewID(), gate: g, arrival: a, startedAt: time.Now()}
+func newConn(g *Gate, life context.Context, closing <-chan struct{}, a api.Arrival) *Conn {
+	c := &Conn{Conn: a.Conn, ID: api.NewID(), gate: g, closing: closing, arrival: a, startedAt: time.Now()}
+	if a.Route != nil && a.Service == "" {
+		c.foreign = a.Route.Object.String()
+	}
 	c.facts, c.grants = &c.arrival.Facts, c.one[:0]
 	c.ctx, c.cancel = context.WithCancel(life)
 	return c
 }
 
 // anonymous reports whether nobody asked who the client is.
-func (c *Conn) anonymous() bool { return c.arrival.Evidence.Kind == api.EvidenceAnonymous }
+func (c *Conn) anonymous() bool {
+	return c.isForeign() || c.arrival.Evidence.Kind == api.EvidenceAnonymous
+}
 
-// service is the full name of the Service that a decision is about.
+// service is the full name of the Service that a decision is about, or the key of
+// the foreign Object.
 func (c *Conn) service(d *api.Decision) string {
+	if c.isForeign() {
+		return c.foreign
+	}
 	if d.Subject.Service != nil {
 		return d.Subject.Service.Name
 	}
@@ -112,10 +126,13 @@ func (d *Denied) Unwrap() error { return ErrDenied }
 // request, a query or a channel after that. Before it returns a Grant, the
 // decision is registered, so that every later change reaches it, and the START of
 // the connection is in the log. If the log cannot be written nobody gets in, and
-// if there are as many connections as there may be, no further one. The error is
-// a *Denied.
+// if there are as many connections as there may be, no further one, or only when
+// its turn has come. The error is a *Denied.
 func (c *Conn) Authorize(ctx context.Context, ask Ask) (*Grant, error) {
 	req := api.Request{Service: c.arrival.Service, Evidence: c.arrival.Evidence, Facts: c.facts}
+	if c.isForeign() {
+		req.Route = &c.arrival.Route.Object
+	}
 	if ask.Evidence != nil {
 		req.Evidence = *ask.Evidence
 	}
@@ -131,9 +148,11 @@ func (c *Conn) Authorize(ctx context.Context, ask Ask) (*Grant, error) {
 	}
 	// A change that is told between decision and registration would reach nobody:
 	// then it is decided anew.
+	var turn *waiter // once it has waited
+	defer func() { c.gate.registry.giveUp(turn) }()
 	for range maxOvertaken {
 		req.Now = time.Now()
-		d := c.gate.decide(ctx, req)
+		d := c.decide(ctx, req)
 		if !d.Allowed() {
 			return nil, c.deny(d)
 		}
@@ -143,15 +162,21 @@ func (c *Conn) Authorize(ctx context.Context, ask Ask) (*Grant, error) {
 			c.startedAt = req.Now
 			c.mu.Unlock()
 		}
-		if err := c.gate.registry.add(grant); err != nil {
-			if by, ok := errors.AsType[*overtakenError](err); ok {
-				req.AtLeast = by.revision
-				continue
+		switch err := c.gate.registry.add(grant, turn).(type) {
+		case nil:
+		case *overtakenError:
+			req.AtLeast = err.revision
+			continue
+		case *waitError:
+			turn = err.waiter
+			if reason, words := turn.wait(ctx, c.closing, d.Limits.PendingTimeout); reason != "" {
+				return nil, c.deny(refusal(d, reason, words+err.words, err.message))
 			}
-			if full, ok := errors.AsType[*fullError](err); ok {
-				d.Effect, d.Reason, d.Words, d.Message, d.Rule = api.Deny, api.ReasonLimit, full.words, full.message, nil
-			}
-			return nil, c.deny(d)
+			continue
+		case *fullError:
+			return nil, c.deny(refusal(d, api.ReasonLimit, err.words, err.message))
+		default:
+			return nil, c.deny(refusal(d, api.ReasonError, err.Error(), ""))
 		}
 		if opens {
 			if err := c.append(c.record(api.LogStart, &d, nil)); err != nil {
@@ -159,7 +184,8 @@ func (c *Conn) Authorize(ctx context.Context, ask Ask) (*Grant, error) {
 				return nil, c.unavailable(d.ID, err)
 			}
 			c.mu.Lock()
-			c.first = grant
+			c.first, c.figure = grant, c.gate.figures.get(c.counted())
+			c.figure.live.Add(1)
 			c.mu.Unlock()
 		}
 		c.gate.counters.decisions.add(Decided{d.Effect, d.Reason}, 1)
@@ -171,9 +197,36 @@ func (c *Conn) Authorize(ctx context.Context, ask Ask) (*Grant, error) {
 // maxOvertaken is how often a decision may be overtaken by changes.
 const maxOvertaken = 10
 
+// refusal makes a denial of a decision that allows.
+func refusal(d api.Decision, reason api.ReasonType, words, message string) api.Decision {
+	d.Effect, d.Reason, d.Words, d.Message, d.Rule = api.Deny, reason, words, message, nil
+	return d
+}
+
+// defaultPending is how long a connection waits if the limits do not say.
+const defaultPending = 5 * time.Second
+
+// wait returns when the turn of w has come or, with why and the beginning of words,
+// when it has waited too long.
+func (w *waiter) wait(ctx context.Context, closing <-chan struct{}, patience time.Duration) (api.ReasonType, string) {
+	patience = cmp.Or(patience, defaultPending)
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-w.turn:
+		return "", ""
+	case <-timer.C:
+		return api.ReasonLimit, fmt.Sprintf("waited %v in vain: ", patience)
+	case <-ctx.Done():
+	case <-closing:
+	}
+	return api.ReasonDrained, "the server is stopping: "
+}
+
 // decide asks, and turns everything that is not an answer into a denial.
-func (g *Gate) decide(ctx context.Context, req api.Request) api.Decision {
-	d, err := g.question(ctx, req)
+func (c *Conn) decide(ctx context.Context, req api.Request) api.Decision {
+	d, err := c.gate.question(ctx, req)
+	c.complete(&d)
 	switch {
 	case err != nil:
 		// An error voids the answer beside it.
@@ -219,7 +272,7 @@ func verdictOf(d *api.Decision) api.Verdict {
 	case api.ReasonUnauthenticated, api.ReasonKeyMismatch:
 	case api.ReasonKilled:
 		v.DecisionID, v.Words = d.ID, "an administrator ended the connection"
-	case api.ReasonLimit:
+	case api.ReasonLimit, api.ReasonDrained:
 		v.Code, v.DecisionID, v.Words = api.VerdictUnavailable, d.ID, d.Message
 	case api.ReasonError:
 		v.Code, v.DecisionID, v.Words = api.VerdictUnavailable, d.ID, "no decision could be had; try again"
@@ -374,7 +427,7 @@ func (c *Conn) end(e ending) {
 		c.ending.words = e.words
 	}
 	e = c.ending
-	done, first := c.ended, c.first
+	done, first, figure := c.ended, c.first, c.figure
 	c.ended = true
 	c.mu.Unlock()
 	if done || first == nil {
@@ -382,6 +435,7 @@ func (c *Conn) end(e ending) {
 	}
 	c.gate.registry.forget(c)
 	received, sent := c.bytes()
+	figure.end(e.reason, received, sent)
 	c.gate.counters.ends.add(e.reason, 1)
 	c.gate.counters.received.Add(received)
 	c.gate.counters.sent.Add(sent)

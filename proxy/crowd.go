@@ -1,16 +1,18 @@
 package proxy
 
 import (
+	"container/list"
 	"fmt"
 
 	"cardea/api"
 )
 
-// A crowd is whom a connection is counted among: those to one Service and, of
-// them, those of one caller.
+// A crowd is whom a connection is counted among: those to one Service, or one
+// foreign Object, and, of them, those of one caller.
 type crowd struct {
 	service string
 	caller  caller
+	kind    string // of the Object
 }
 
 // A caller is a Session or, without one, a source address.
@@ -25,7 +27,7 @@ func crowdOf(g *Grant) crowd {
 	if s := g.held.Subject.Session; s != nil {
 		who = caller{s.UID, true}
 	}
-	return crowd{g.conn.service(&g.held), who}
+	return crowd{g.conn.service(&g.held), who, g.conn.object().Kind}
 }
 
 // crowds counts the live connections of each Service that has some. The registry
@@ -33,8 +35,18 @@ func crowdOf(g *Grant) crowd {
 type crowds map[string]*count
 
 type count struct {
-	all int
-	by  map[caller]int
+	all     int // live, and places that are kept for those whose turn has come
+	by      map[caller]int
+	limit   int       // of all, as was last said; 0 is none
+	waiting list.List // of *waiter: until there are fewer than limit, in order
+}
+
+// A waiter is the place of a connection among those that wait.
+type waiter struct {
+	service string
+	turn    chan struct{} // closed when its turn has come: a place is kept for it
+	place   *list.Element // in the queue; nil in none
+	kept    bool          // it has not taken the place that is kept for it
 }
 
 // A fullError says that there are as many connections as there may be.
@@ -45,33 +57,85 @@ type fullError struct {
 
 func (e *fullError) Error() string { return e.words }
 
-// admit counts one more connection, unless that would be more than limits allow.
-// What is live counts, whatever the limits were when it began.
-func (m crowds) admit(c crowd, limits api.Limits) error {
+// A waitError says so too, and that the connection may wait.
+type waitError struct {
+	*fullError
+	*waiter
+}
+
+// admit counts one more connection, unless that would be more than limits allow:
+// then the error is a fullError or, if it may wait, a waitError. What is live
+// counts, whatever the limits were when it began. w is the place of one whose turn
+// has come, nil for who has not waited.
+func (m crowds) admit(c crowd, limits api.Limits, w *waiter) error {
 	n := m[c.service]
 	if n == nil {
 		n = &count{by: map[caller]int{}}
 	}
-	switch all, own := n.all, n.by[c.caller]; {
-	case limits.Connections > 0 && all >= limits.Connections:
-		return &fullError{
-			words:   fmt.Sprintf("the Service has %d live connections, and spec.limits.connections is %d", all, limits.Connections),
-			message: "the Service has as many connections as allowed; try later",
-		}
-	case limits.ConnectionsPerSession > 0 && own >= limits.ConnectionsPerSession:
+	n.bound(limits.Connections)
+	own, hasTurn := n.by[c.caller], w != nil && w.kept && w.service == c.service
+	if limits.ConnectionsPerSession > 0 && own >= limits.ConnectionsPerSession {
 		whose := "the source address"
 		if c.caller.session {
 			whose = "the Session"
 		}
 		return &fullError{
-			words:   fmt.Sprintf("%s has %d live connections to the Service, and spec.limits.connectionsPerSession is %d", whose, own, limits.ConnectionsPerSession),
+			words:   fmt.Sprintf("%s has %d live connections to the %s, and spec.limits.connectionsPerSession is %d", whose, own, c.kind, limits.ConnectionsPerSession),
 			message: "this Session has as many connections to the Service as allowed; close one or try later",
 		}
 	}
+	if !hasTurn && (n.isFull() || n.waiting.Len() > 0) {
+		full := n.full(c, limits)
+		if n.waiting.Len() >= limits.Pending {
+			return full
+		}
+		w = &waiter{service: c.service, turn: make(chan struct{})}
+		w.place = n.waiting.PushBack(w)
+		m[c.service] = n
+		return &waitError{full, w}
+	}
+	if hasTurn {
+		w.kept = false
+	} else {
+		n.all++
+	}
 	m[c.service] = n
-	n.all++
 	n.by[c.caller]++
 	return nil
+}
+
+// full is the error for one connection more.
+func (n *count) full(c crowd, limits api.Limits) *fullError {
+	limit := "spec.limits.connections"
+	if c.kind != api.KindService {
+		limit = "its limit of connections"
+	}
+	e := &fullError{
+		words:   fmt.Sprintf("the %s has %d live connections, and %s is %d", c.kind, n.all, limit, limits.Connections),
+		message: "the Service has as many connections as allowed; try later",
+	}
+	if limits.Pending > 0 {
+		e.words += fmt.Sprintf("; %d wait of at most %d", n.waiting.Len(), limits.Pending)
+	}
+	return e
+}
+
+func (n *count) isFull() bool { return n.limit > 0 && n.all >= n.limit }
+
+// bound puts another limit in the place of that of n, and wakes who may now come.
+func (n *count) bound(limit int) {
+	n.limit = limit
+	n.next()
+}
+
+// next keeps the free places for those that wait the longest, and tells them.
+func (n *count) next() {
+	for !n.isFull() && n.waiting.Len() > 0 {
+		w := n.waiting.Remove(n.waiting.Front()).(*waiter)
+		w.place, w.kept = nil, true
+		n.all++
+		close(w.turn)
+	}
 }
 
 // leave undoes admit.
@@ -80,7 +144,25 @@ func (m crowds) leave(c crowd) {
 	if n.by[c.caller]--; n.by[c.caller] == 0 {
 		delete(n.by, c.caller)
 	}
-	if n.all--; n.all == 0 {
-		delete(m, c.service)
+	m.free(c.service, n)
+}
+
+// free gives a place back.
+func (m crowds) free(service string, n *count) {
+	n.all--
+	if n.next(); n.all == 0 { // then nobody waits: there is room
+		delete(m, service)
+	}
+}
+
+// giveUp ends the wait of one that has not taken its place.
+func (m crowds) giveUp(w *waiter) {
+	switch n := m[w.service]; {
+	case w.place != nil:
+		n.waiting.Remove(w.place)
+		w.place = nil
+	case w.kept:
+		w.kept = false
+		m.free(w.service, n)
 	}
 }

@@ -29,7 +29,16 @@
 // where decisions are registered, under the same lock: a connection counts from
 // before its START until its END. Limits of time are the relay's; when a decision
 // that is made again brings others, the relay gets them. Lower limits on
-// connections cut nobody.
+// connections cut nobody. Where the limits let connections wait, those that are too
+// many do, in order: a place that becomes free is kept for the next of them, who is
+// decided about anew.
+//
+// # Routes
+//
+// A connection may have been sent by the routing table to an Object of another
+// system. Then the question is about that, nobody is asked who he is, and config and
+// limits are the table's; the rest is as for a Service. Once the Object is deleted
+// its connections may go on for as long as the Decider says, and are DRAINED then.
 package proxy
 
 import (
@@ -67,12 +76,11 @@ type Handler interface {
 	Serve(ctx context.Context, c *Conn) error
 }
 
-// DialFunc opens a connection to the upstream of a config, for a Service by its
-// full name. The connection may have the methods of relay.CloseWriter,
-// relay.Resetter and relay.Layered, and must have the first two if it is not TCP
-// itself. An error may have a method CloseReason() string, which says what the log
-// shall call it.
-type DialFunc func(ctx context.Context, service string, cfg *api.ServiceConfig) (net.Conn, error)
+// DialFunc opens a connection to where a Grant leads. The connection may have the
+// methods of relay.CloseWriter, relay.Resetter and relay.Layered, and must have the
+// first two if it is not TCP itself. An error may have a method CloseReason() string,
+// which says what the log shall call it; the report counts beside it too.
+type DialFunc func(ctx context.Context, to api.Destination) (net.Conn, api.DialReport, error)
 
 // Rooms are what a Gate needs; all but those that say otherwise must be set.
 type Rooms struct {
@@ -97,12 +105,14 @@ type Gate struct {
 
 	registry registry
 	counters counters
+	figures  figures
 	// complained is when it was last said, in Unix seconds, that the access log
 	// cannot be written.
 	complained atomic.Int64
 
 	mu       sync.Mutex
 	life     context.Context // of connections that arrive; nil if none may
+	closing  <-chan struct{} // closed when Run is told to end
 	handlers map[string]Handler
 	owed     []*api.AccessLog // what the log could not take when it happened
 	arriving sync.WaitGroup   // goroutines of Arrive
@@ -158,10 +168,10 @@ func (g *Gate) Run(ctx context.Context) error {
 	defer end()
 	var renewing sync.WaitGroup
 	renewing.Go(func() { g.renew(life) })
-	g.admit(life)
+	g.admit(life, ctx.Done())
 
 	<-ctx.Done()
-	g.admit(nil)
+	g.admit(nil, nil)
 	over := make(chan struct{})
 	go func() {
 		g.arriving.Wait()
@@ -187,10 +197,10 @@ func (g *Gate) Run(ctx context.Context) error {
 }
 
 // admit lets connections arrive, to live in life; nil lets none.
-func (g *Gate) admit(life context.Context) {
+func (g *Gate) admit(life context.Context, closing <-chan struct{}) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.life = life
+	g.life, g.closing = life, closing
 }
 
 // drain cuts all that is live.
@@ -204,7 +214,7 @@ func (g *Gate) drain() {
 func (g *Gate) Arrive(a api.Arrival) {
 	g.counters.arrivals.Add(1)
 	g.mu.Lock()
-	life, h := g.life, g.handlers[a.Service]
+	life, closing, h := g.life, g.closing, g.handlers[a.Service]
 	if life != nil {
 		g.arriving.Add(1) // under the lock: Run waits only after it took life away
 	}
@@ -215,7 +225,7 @@ func (g *Gate) Arrive(a api.Arrival) {
 		relay.Reset(a.Conn, relay.Drained)
 		return
 	}
-	c := newConn(g, life, a)
+	c := newConn(g, life, closing, a)
 	c.handled = h != nil
 	go g.serve(c, h)
 }

@@ -119,13 +119,18 @@ func (g *Grant) dial(ctx context.Context) (net.Conn, error) {
 	if g.isOver() {
 		return nil, errRevoked
 	}
-	up, err := g.conn.gate.Dial(ctx, g.conn.service(&d), d.Config)
+	up, report, err := g.conn.gate.Dial(ctx, api.Destination{
+		Service: g.conn.service(&d), Object: g.conn.object(), Config: d.Config, Facts: g.conn.facts, ConnectionID: g.conn.ID,
+	})
+	g.conn.mu.Lock()
+	g.conn.report = report
+	if err == nil {
+		g.conn.upstream = up.RemoteAddr()
+	}
+	g.conn.mu.Unlock()
 	if err != nil {
 		return nil, &dialError{err}
 	}
-	g.conn.mu.Lock()
-	g.conn.upstream = up.RemoteAddr()
-	g.conn.mu.Unlock()
 	if !g.conn.gate.registry.dialled(g, up) {
 		relay.Reset(up, relay.Revoked)
 		return nil, errRevoked
@@ -153,12 +158,16 @@ func (g *Grant) End(info api.AccessLogInfo) {
 func (g *Grant) revoke(d *api.Decision, words string) {
 	g.close()
 	g.conn.gate.counters.cuts.add(d.Reason, 1)
+	why := relay.Revoked
+	if d.Reason == api.ReasonRouteRemoved {
+		why = relay.Drained
+	}
 	if g.opens {
-		g.conn.cut(relay.Revoked, words, d)
+		g.conn.cut(why, words, d)
 		return
 	}
 	for _, up := range g.conn.gate.registry.remove(g) {
-		relay.Reset(up, relay.Revoked)
+		relay.Reset(up, why)
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 
 	"cardea/api"
 	"cardea/audit"
-	"cardea/relay"
 )
 
 // append writes a record. It must not be lost because the connection it is about
@@ -103,9 +102,9 @@ func (c *Conn) record(t api.LogType, d *api.Decision, e *ending) *api.AccessLog 
 	common := api.AccessLogCommon{
 		ConnectionID: c.ID, StartedAt: started,
 		IsAuthenticated: s.Session != nil, IsAuthorized: t != api.LogDenied, Status: api.StatusAllowed, Mode: s.Mode,
-		IsPublic: c.facts.Tunnel == publicPort, IsAnonymous: s.IsAnonymous || s.Session == nil && c.anonymous(),
+		IsPublic: c.facts.Tunnel == publicPort || c.anonymous(), IsAnonymous: s.IsAnonymous || s.Session == nil && c.anonymous(),
 		Reason:     &api.LogReason{Type: d.Reason, Rule: d.Rule, Words: clip(d.Words)},
-		DecisionID: d.ID, Revision: d.Revision, ConfigName: configName(d.Config), Facts: c.facts, Upstream: upstream,
+		DecisionID: d.ID, Revision: d.Revision, ConfigName: configName(d.Config), Facts: c.facts, Upstream: upstream, Route: c.logRoute(t),
 		NamespaceRef: s.Namespace, RegionRef: s.Region, ServiceRef: s.Service, SessionRef: s.Session, UserRef: s.User, DeviceRef: s.Device,
 	}
 	info := &api.TCPInfo{Type: t}
@@ -116,8 +115,7 @@ func (c *Conn) record(t api.LogType, d *api.Decision, e *ending) *api.AccessLog 
 			common.Sequence = n
 		}
 		if s.Service == nil {
-			// What was asked for, although it may not exist.
-			common.ServiceRef = &api.Ref{APIVersion: api.Version, Kind: api.KindService, Name: clip(c.arrival.Service)}
+			common.ServiceRef = c.asked()
 		}
 	case api.LogEnd:
 		n := new([2]int64)
@@ -125,7 +123,7 @@ func (c *Conn) record(t api.LogType, d *api.Decision, e *ending) *api.AccessLog 
 		common.EndedAt = now
 		info.ReceivedBytes, info.SentBytes = &n[0], &n[1]
 		info.CloseReason, info.Error = string(e.reason), clip(e.words)
-		if e.reason == relay.Revoked && e.by != nil {
+		if e.by != nil {
 			// The decision that cut it; START names the one that opened it.
 			common.Reason = &api.LogReason{Type: e.by.Reason, Rule: e.by.Rule, Words: clip(e.by.Words)}
 			common.DecisionID, common.Revision = e.by.ID, e.by.Revision

@@ -1,8 +1,8 @@
 package proxy
 
 import (
+	"cmp"
 	"container/heap"
-	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -67,8 +67,9 @@ func (*overtakenError) Error() string { return "a change was told meanwhile" }
 
 // add registers a decision that is held from now on. It fails if a change was
 // told since it was made (overtakenError), or if it would open one connection
-// more than there may be (fullError).
-func (r *registry) add(g *Grant) error {
+// more than there may be (fullError, waitError). turn is the place of a connection
+// that has waited.
+func (r *registry) add(g *Grant, turn *waiter) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if g.held.Revision.Compare(r.seen) < 0 {
@@ -76,7 +77,7 @@ func (r *registry) add(g *Grant) error {
 	}
 	if g.opens {
 		g.among = crowdOf(g)
-		if err := r.crowds.admit(g.among, g.held.Limits); err != nil {
+		if err := r.crowds.admit(g.among, g.held.Limits, turn); err != nil {
 			return err
 		}
 		r.byID[g.conn.ID] = g.conn
@@ -85,6 +86,16 @@ func (r *registry) add(g *Grant) error {
 	g.conn.grants = append(g.conn.grants, g)
 	r.enter(g)
 	return nil
+}
+
+// giveUp ends the wait of a connection that has not come in.
+func (r *registry) giveUp(w *waiter) {
+	if w == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.crowds.giveUp(w)
 }
 
 // change queues what hangs on the keys of a Change.
@@ -250,6 +261,9 @@ func (r *registry) replace(g *Grant, d api.Decision, asked time.Time) {
 	if !g.finished {
 		r.leave(g)
 		g.held, g.granted, g.doubt = d, asked, g.again
+		if g.opens && !g.conn.isForeign() { // whose limits are those of when it came
+			r.crowds[g.among.service].bound(d.Limits.Connections)
+		}
 		r.enter(g)
 		if d.Revision.Compare(r.seen) < 0 {
 			g.doubt, g.again = true, true
@@ -370,18 +384,25 @@ func (r *registry) undialled(g *Grant, up net.Conn) {
 }
 
 // conns returns every live connection, the oldest first.
-func (r *registry) conns() []*Conn {
+func (r *registry) conns() []*Conn { return r.find(func(*Conn) bool { return true }) }
+
+// find returns the live connections of which is holds, the oldest first.
+func (r *registry) find(is func(*Conn) bool) []*Conn {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.SortedFunc(maps.Values(r.byID), func(a, b *Conn) int {
+	var found []*Conn
+	for _, c := range r.byID {
+		if is(c) {
+			found = append(found, c)
+		}
+	}
+	r.mu.Unlock()
+	slices.SortFunc(found, func(a, b *Conn) int {
 		if n := a.startedAt.Compare(b.startedAt); n != 0 {
 			return n
 		}
-		if a.ID < b.ID {
-			return -1
-		}
-		return 1
+		return cmp.Compare(a.ID, b.ID)
 	})
+	return found
 }
 
 // List returns the live connections, the oldest first.

@@ -76,6 +76,7 @@ func (g *Gate) ask(ctx context.Context, grant *Grant, req api.Request, held api.
 	asked := time.Now()
 	req.Now = asked
 	d, err := g.question(ctx, req)
+	grant.conn.complete(&d)
 	g.counters.renewals.Add(1)
 	switch {
 	case err != nil:
@@ -84,7 +85,7 @@ func (g *Gate) ask(ctx context.Context, grant *Grant, req api.Request, held api.
 		g.registry.doubt(grant)
 	case !d.Allowed():
 		grant.revoke(&d, words(&d))
-	case uid(d.Subject.Service) != uid(held.Subject.Service):
+	case uid(d.Subject.Service) != uid(held.Subject.Service) && !grant.conn.isForeign():
 		d.Effect, d.Reason, d.Words = api.Deny, api.ReasonNoService, "the Service was deleted, and made again under the same name"
 		grant.revoke(&d, d.Words)
 	case uid(d.Subject.Session) != uid(held.Subject.Session) || d.Subject.IsAnonymous != held.Subject.IsAnonymous:
@@ -155,8 +156,20 @@ func (g *Gate) watchClock(ctx context.Context) {
 			last = now
 			g.cut(g.registry.lapsed(now), api.ReasonError, "the lease ended and no decision could be had")
 		}
-		g.cut(g.registry.expired(now), api.ReasonSessionExpired, "the Session expired")
+		g.expire(g.registry.expired(now))
 		t.Reset(g.registry.untilNext(now, last.Add(tick)))
+	}
+}
+
+// expire revokes Grants whose decision has said when it ends: with the Session or, of
+// a foreign Object that was deleted, when its connections have been drained.
+func (g *Gate) expire(grants []*Grant) {
+	for _, grant := range grants {
+		if grant.conn.isForeign() {
+			g.cut([]*Grant{grant}, api.ReasonRouteRemoved, grant.conn.foreign+" was deleted, and the time to drain its connections is over")
+		} else {
+			g.cut([]*Grant{grant}, api.ReasonSessionExpired, "the Session expired")
+		}
 	}
 }
 

@@ -78,12 +78,12 @@ func gate(t *testing.T, d *slow) *proxy.Gate {
 	g := proxy.New(proxy.Rooms{
 		Decider: d, Audit: log, Refuse: func(r api.Refusal) { log.Append(t.Context(), r.Record) }, Engine: relaycopy.New(),
 		Modes: []proxy.Mode{tcp.Mode()}, Log: slog.New(slog.DiscardHandler),
-		Dial: func(context.Context, string, *api.ServiceConfig) (net.Conn, error) {
+		Dial: func(context.Context, api.Destination) (net.Conn, api.DialReport, error) {
 			near, far := relaytest.Pipe()
 			mu.Lock()
 			defer mu.Unlock()
 			upstreams = append(upstreams, far)
-			return near, nil
+			return near, api.DialReport{}, nil
 		},
 	})
 	ctx, cancel := context.WithCancel(t.Context())

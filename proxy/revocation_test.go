@@ -25,6 +25,7 @@ import (
 // connections, as SESSION/SERVICE:
 //
 //	ann-1/a  ann-1/b  ann-2/a  bob-1/a  bob-1/b  /open (without a name)
+//	/TCPMapping/default/db (by the routing table)
 //
 // ann, of Group ops, and bob, of dev, may reach a by a Policy of that name, and b
 // by what their Groups allow. ann-1 is bound to the Device laptop. Which config of
@@ -35,6 +36,9 @@ type realm struct {
 	gate  *proxy.Gate
 
 	a, b, open       *api.Service
+	db               *api.TCPMapping
+	cluster          *api.ClusterConfig
+	namespace        *api.Namespace
 	policy           *api.Policy
 	ops, dev         *api.Group
 	ann, bob         *api.User
@@ -43,7 +47,7 @@ type realm struct {
 }
 
 func everything() []string {
-	return []string{"/open", "ann-1/a", "ann-1/b", "ann-2/a", "bob-1/a", "bob-1/b"}
+	return []string{"/TCPMapping/default/db", "/open", "ann-1/a", "ann-1/b", "ann-2/a", "bob-1/a", "bob-1/b"}
 }
 
 func head(name string) api.Head {
@@ -73,6 +77,11 @@ func newRealm(t *testing.T) *realm {
 		Rules:   []api.ConfigRule{{Condition: api.Condition{Match: `"ops" in ctx.user.spec.groups`}, ConfigName: "host-1"}},
 	}
 	r.open.Spec.IsPublic, r.open.Spec.IsAnonymous, r.open.Spec.Port = true, true, 4222
+	port := 5432
+	r.db = &api.TCPMapping{Head: head("db"), Spec: api.TCPMappingSpec{Port: &port, Service: "db"}}
+	r.db.Metadata.Namespace = "default"
+	r.db.Default()
+	r.cluster, r.namespace = &api.ClusterConfig{Head: head(api.ClusterConfigName)}, &api.Namespace{Head: head("default")}
 	r.policy = policytest.Policy("a", policytest.Allow(""))
 	r.ann1, r.ann2, r.bob1 = session("ann-1", r.ann), session("ann-2", r.ann), session("bob-1", r.bob)
 	r.laptop = &api.Device{Head: head("laptop"), Spec: api.DeviceSpec{State: api.DeviceActive}, Status: api.DeviceStatus{UserRef: r.ann.Ref(), OSType: api.OSLinux}}
@@ -81,7 +90,7 @@ func newRealm(t *testing.T) *realm {
 
 	r.store = memory.New()
 	t.Cleanup(func() { r.store.Close() })
-	r.put(&api.ClusterConfig{Head: head(api.ClusterConfigName)}, &api.Namespace{Head: head("default")},
+	r.put(r.cluster, r.namespace, r.db,
 		r.a, r.b, r.open, r.policy, r.ops, r.dev, r.ann, r.bob, r.ann1, r.ann2, r.bob1, r.laptop)
 
 	d := &local.Decider{Store: r.store, Identity: policytest.Verifier{}, Log: slog.New(slog.DiscardHandler)}
@@ -89,10 +98,10 @@ func newRealm(t *testing.T) *realm {
 	r.gate = proxy.New(proxy.Rooms{
 		Decider: d, Audit: nowhere{}, Refuse: func(api.Refusal) {}, Engine: relaycopy.New(),
 		Modes: []proxy.Mode{tcp.Mode()}, Log: slog.New(slog.DiscardHandler),
-		Dial: func(context.Context, string, *api.ServiceConfig) (net.Conn, error) {
+		Dial: func(context.Context, api.Destination) (net.Conn, api.DialReport, error) {
 			near, far := relaytest.Pipe()
 			upstreams = append(upstreams, far)
-			return near, nil
+			return near, api.DialReport{}, nil
 		},
 	})
 	deciding, stopDeciding := context.WithCancel(t.Context())
@@ -118,6 +127,9 @@ func newRealm(t *testing.T) *realm {
 		near, far := relaytest.Pipe()
 		clients = append(clients, far)
 		a := api.Arrival{Conn: near, Service: service + ".default", Evidence: policytest.Evidence("uid-" + session)}
+		if strings.HasPrefix(service, api.KindTCPMapping) {
+			a.Service, a.Route = "", &api.Routed{Object: r.db.Key(), Config: &api.ServiceConfig{Upstream: api.Upstream{URL: "tcp://db:5432"}}}
+		}
 		if session == "" {
 			a.Evidence, a.Facts = api.Evidence{Kind: api.EvidenceAnonymous}, api.Facts{IP: "192.0.2.9", Tunnel: "public"}
 		}
@@ -182,6 +194,26 @@ func TestAChangeCutsExactlyWhatHangsOnIt(t *testing.T) {
 			r.a.Spec.DynamicConfig.Configs[0].Upstream.URL, r.a.Spec.DynamicConfig.Configs[0].Parent = "tcp://192.0.2.3:1", api.DefaultConfig
 			r.put(r.a)
 		}, nil},
+		{"the cluster denies an address", func(r *realm) {
+			r.cluster.Spec.Authorization = policytest.Inline(policytest.Deny(`ctx.request.ip == "192.0.2.9"`))
+			r.put(r.cluster)
+		}, []string{"/TCPMapping/default/db"}},
+		{"a Namespace denies a TCPMapping", func(r *realm) {
+			r.namespace.Spec.Authorization = policytest.Inline(policytest.Deny(`ctx.service.metadata.name == "db.default"`))
+			r.put(r.namespace)
+		}, []string{"/TCPMapping/default/db"}},
+		{"a TCPMapping changes", func(r *realm) { r.db.Spec.Service = "other"; r.put(r.db) }, nil},
+		{"a TCPMapping is deleted", func(r *realm) { r.delete(r.db) }, nil},
+		{"a TCPMapping is deleted, and made again", func(r *realm) {
+			r.delete(r.db)
+			r.db.Metadata.UID = "another"
+			r.put(r.db)
+		}, nil},
+		{"a TCPMapping is deleted that cuts", func(r *realm) {
+			r.db.Metadata.Annotations = map[string]string{api.AnnotationPrefix + api.AnnotationOnRemoval: "cut"}
+			r.put(r.db)
+			r.delete(r.db)
+		}, []string{"/TCPMapping/default/db"}},
 		{"what is still allowed", func(r *realm) { r.ann.Spec.Email = "ann@example.com"; r.put(r.ann, r.policy, r.a, r.laptop) }, nil},
 	}
 	for _, tt := range tests {
@@ -211,6 +243,14 @@ func TestTimeCuts(t *testing.T) {
 			r.policy.Spec.Rules[0] = policytest.Allow(`ctx.user.metadata.name == "bob" || now() < timestamp("` + at.UTC().Format(time.RFC3339) + `")`)
 			r.put(r.policy)
 		}, []string{"ann-1/a", "ann-2/a"}, time.Second},
+		{"a TCPMapping that was deleted is drained", func(r *realm, at time.Time) {
+			r.cluster.Spec.Routing.DrainTime = &api.Duration{Hours: new(1)}
+			r.put(r.cluster)
+			r.delete(r.db)
+			synctest.Wait()
+			r.cluster.Spec.Routing.DrainTime = nil // 10 minutes
+			r.put(r.cluster)
+		}, []string{"/TCPMapping/default/db"}, 10 * time.Millisecond},
 		{"a Session expires", func(r *realm, at time.Time) { r.bob1.Spec.ExpiresAt = at; r.put(r.bob1) }, []string{"bob-1/a", "bob-1/b"}, 10 * time.Millisecond},
 	}
 	for _, tt := range tests {

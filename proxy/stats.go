@@ -11,10 +11,11 @@ import (
 
 // Stats is what a Gate does now, and what it has done since New.
 type Stats struct {
-	Live     int            // connections
-	Services map[string]int // of them, by Service; one that has none is not there
-	Held     int            // decisions
-	Owed     int            // records that the log has not taken yet
+	Live    int                 // connections
+	Objects map[Counted]Figures // of connections, by what they are to
+	Waiting int                 // connections that wait for others to end
+	Held    int                 // decisions
+	Owed    int                 // records that the log has not taken yet
 
 	Arrivals   int64                    // connections that arrived
 	TurnedAway int64                    // of them, those that came while Run did not take any
@@ -43,7 +44,8 @@ func (g *Gate) Stats() Stats {
 		Renewals: c.renewals.Load(), Unanswered: c.unanswered.Load(), Cuts: c.cuts.all(), Ends: c.ends.all(),
 		Received: c.received.Load(), Sent: c.sent.Load(),
 	}
-	s.Live, s.Held, s.Services = g.registry.sizes()
+	s.Live, s.Held, s.Waiting = g.registry.sizes()
+	s.Objects = g.figures.all()
 	return s
 }
 
@@ -78,13 +80,12 @@ func (t *tally[K]) all() map[K]int64 {
 }
 
 // sizes returns how many connections are live, how many decisions are held, and
-// how many of the connections are to each Service.
-func (r *registry) sizes() (live, held int, services map[string]int) {
+// how many connections wait.
+func (r *registry) sizes() (live, held, waiting int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	services = make(map[string]int, len(r.crowds))
-	for name, n := range r.crowds {
-		services[name] = n.all
+	for _, n := range r.crowds {
+		waiting += n.waiting.Len()
 	}
-	return len(r.byID), len(r.held), services
+	return len(r.byID), len(r.held), waiting
 }

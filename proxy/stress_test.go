@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -40,7 +41,7 @@ func TestCountsAreRightAtEveryTime(t *testing.T) {
 	var upstreams sync.WaitGroup
 	var live, refused atomic.Int64
 	var by [clients / 4]atomic.Int64
-	limits := api.Limits{Connections: most, ConnectionsPerSession: each}
+	limits := api.Limits{Connections: most, ConnectionsPerSession: each, Pending: 2, PendingTimeout: time.Millisecond}
 	d := &slow{changes: make(chan api.Change)}
 	d.decide = func(_ context.Context, r api.Request) (api.Decision, error) {
 		a := answer(api.Allow, 1, "user")
@@ -57,16 +58,16 @@ func TestCountsAreRightAtEveryTime(t *testing.T) {
 			refused.Add(1)
 		},
 		Engine: relaycopy.New(), Modes: []proxy.Mode{tcp.Mode()}, Log: slog.New(slog.DiscardHandler),
-		Dial: func(_ context.Context, _ string, _ *api.ServiceConfig) (net.Conn, error) {
+		Dial: func(context.Context, api.Destination) (net.Conn, api.DialReport, error) {
 			if rand.IntN(5) == 0 {
-				return nil, errors.New("connection refused")
+				return nil, api.DialReport{}, errors.New("connection refused")
 			}
 			if n := live.Add(1); n > most {
 				t.Errorf("%d are connected", n)
 			}
 			near, far := relaytest.Pipe()
 			upstreams.Go(func() { io.Copy(far, far); far.Close() })
-			return counted{near, sync.OnceFunc(func() { live.Add(-1) })}, nil
+			return counted{near, sync.OnceFunc(func() { live.Add(-1) })}, api.DialReport{}, nil
 		},
 	})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -110,7 +111,7 @@ func TestCountsAreRightAtEveryTime(t *testing.T) {
 	running.Wait()
 	upstreams.Wait()
 
-	if s := g.Stats(); s.Live != 0 || s.Held != 0 || len(s.Services) != 0 || s.Arrivals != clients*rounds {
+	if s := g.Stats(); s.Live != 0 || s.Held != 0 || s.Waiting != 0 || g.Crowds() != 0 || s.Arrivals != clients*rounds {
 		t.Errorf("stats = %+v", s)
 	}
 	if refused.Load() == 0 {

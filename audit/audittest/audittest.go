@@ -268,7 +268,13 @@ func query(t *testing.T, s Subject) {
 	call.Entry.Info.API = &api.APIInfo{Verb: "delete"}
 	must(t, s.Log.Append(t.Context(), call))
 
-	all := []string{start.Metadata.ID, end.Metadata.ID, denied.Metadata.ID, call.Metadata.ID}
+	routed := audit.New(at.Add(3 * time.Hour))
+	routed.Entry.Common = api.AccessLogCommon{ConnectionID: "c", Status: api.StatusAllowed, Route: &api.LogRoute{Listener: "*:5432"},
+		ServiceRef: &api.Ref{APIVersion: "getambassador.io/v2", Kind: api.KindTCPMapping, Namespace: "team", Name: "db.main", UID: "uid-of-db"}}
+	routed.Entry.Info.TCP = &api.TCPInfo{Type: api.LogStart}
+	must(t, s.Log.Append(t.Context(), routed))
+
+	all := []string{start.Metadata.ID, end.Metadata.ID, denied.Metadata.ID, call.Metadata.ID, routed.Metadata.ID}
 	for _, c := range []struct {
 		name string
 		q    audit.Query
@@ -281,19 +287,26 @@ func query(t *testing.T, s Subject) {
 		{"service", audit.Query{Service: "pg2.default"}, all[:2]},
 		{"service without its namespace", audit.Query{Service: "pg2"}, all[:2]},
 		{"service of another namespace", audit.Query{Service: "pg2.other"}, nil},
+		{"TCPMapping", audit.Query{Service: "db.main"}, all[4:]},
+		{"TCPMapping with its namespace", audit.Query{Service: "team/db.main"}, all[4:]},
+		{"TCPMapping with its namespace, as a Service", audit.Query{Service: "db.main.team"}, all[4:]},
+		{"TCPMapping with its kind", audit.Query{Service: "TCPMapping/team/db.main"}, all[4:]},
+		{"TCPMapping by uid", audit.Query{Service: "uid-of-db"}, all[4:]},
+		{"TCPMapping of another namespace", audit.Query{Service: "other/db.main"}, nil},
+		{"namespace of a TCPMapping", audit.Query{Service: "team"}, nil},
 		{"session", audit.Query{Session: "usr1-3pt93j"}, all[:2]},
 		{"device", audit.Query{Device: "linux-x7k2m9qp"}, all[:2]},
 		{"device by uid", audit.Query{Device: "uid-of-linux-x7k2m9qp"}, all[:2]},
 		{"decision", audit.Query{Decision: start.Entry.Common.DecisionID}, all[:2]},
 		{"another decision", audit.Query{Decision: "x"}, nil},
-		{"START", audit.Query{Type: api.LogStart}, all[:1]},
+		{"START", audit.Query{Type: api.LogStart, Until: at.Add(time.Hour)}, all[:1]},
 		{"END", audit.Query{Type: api.LogEnd}, all[1:2]},
-		{"DENIED", audit.Query{Type: api.LogDenied}, all[2:]},
-		{"API", audit.Query{Type: audit.LogAPI}, all[3:]},
+		{"DENIED", audit.Query{Type: api.LogDenied}, all[2:4]},
+		{"API", audit.Query{Type: audit.LogAPI}, all[3:4]},
 		{"since", audit.Query{Since: at.Add(45 * time.Second)}, all[1:]},
 		{"until", audit.Query{Until: at.Add(45 * time.Second)}, all[:1]},
 		{"between", audit.Query{Since: at.Add(time.Minute), Until: at.Add(2 * time.Hour)}, all[2:3]},
-		{"both", audit.Query{User: "usr2", Type: api.LogDenied}, all[3:]},
+		{"both", audit.Query{User: "usr2", Type: api.LogDenied}, all[3:4]},
 	} {
 		var got []string
 		for _, rec := range Collect(t, s.Reader, c.q) {

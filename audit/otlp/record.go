@@ -73,7 +73,11 @@ func newLog(e audit.Entry) (l *logs.LogRecord, id string) {
 	}
 	add("event.name", l.EventName)
 	add("log.record.uid", id)
-	add("cardea.service", words(common, "serviceRef", "name"))
+	service := words(common, "serviceRef", "name")
+	if namespace := words(common, "serviceRef", "namespace"); namespace != "" {
+		service = namespace + "/" + service
+	}
+	add("cardea.service", service)
 	add("cardea.user", words(common, "userRef", "name"))
 	add("cardea.session", words(common, "sessionRef", "name"))
 	add("cardea.decision.id", words(common, "decisionID"))

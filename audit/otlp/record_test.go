@@ -12,6 +12,7 @@ import (
 	logs "go.opentelemetry.io/proto/otlp/logs/v1"
 	"google.golang.org/protobuf/proto"
 
+	"cardea/api"
 	"cardea/audit"
 	"cardea/audit/audittest"
 )
@@ -94,6 +95,21 @@ func TestDenied(t *testing.T) {
 	if b, _ := json.Marshal(got); string(b) != `{"service.instance.id":"test-1","service.name":"cardea","service.version":"1.2.3"}` {
 		t.Errorf("the resource is %s", b)
 	}
+}
+
+// A foreign Object is named with its namespace.
+func TestRouted(t *testing.T) {
+	rec := audittest.Denied("no")
+	rec.Entry.Common.ServiceRef = &api.Ref{APIVersion: "getambassador.io/v2", Kind: api.KindTCPMapping, Namespace: "team", Name: "db"}
+	b, err := audit.AppendRecord(nil, rec)
+	must(t, err)
+	l, _ := newLog(audit.Entry{JSON: b})
+	for _, kv := range l.Attributes {
+		if kv.Key == "cardea.service" && kv.Value.GetStringValue() == "team/db" {
+			return
+		}
+	}
+	t.Errorf("attributes %v", l.Attributes)
 }
 
 // same fails unless a value says what encoding/json says.

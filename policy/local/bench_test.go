@@ -111,6 +111,21 @@ func BenchmarkAnonymous(b *testing.B) {
 	}
 }
 
+// BenchmarkRoute is a decision about one of many TCPMappings.
+func BenchmarkRoute(b *testing.B) {
+	w := policytest.NewWorld()
+	for i := range 10_000 {
+		w.Mapping(fmt.Sprintf("mapping-%d", i))
+	}
+	d := running(b, w)
+	b.ReportAllocs()
+	for b.Loop() {
+		if got, err := d.Decide(b.Context(), w.Request); err != nil || got.Effect != api.Allow {
+			b.Fatal(got, err)
+		}
+	}
+}
+
 // BenchmarkRules is the part of it that BenchmarkBareCEL is to be compared with.
 func BenchmarkRules(b *testing.B) {
 	w := benchmarkWorld(1000, expressions())

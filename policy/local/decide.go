@@ -99,9 +99,9 @@ func (j *judgment) judge() {
 	j.ctx.Groups = j.plan.groups
 	j.try()
 	if d := &j.decision; d.Reason == api.ReasonNoPolicyMatch && j.service.isOpen() {
-		d.Effect, d.Reason, d.Words = api.Allow, api.ReasonAnonymous, "the Service is open to everyone"
+		d.Effect, d.Reason, d.Words = api.Allow, api.ReasonAnonymous, "the "+j.service.key.Kind+" is open to everyone"
 	}
-	if j.decision.Effect == api.Allow {
+	if j.decision.Effect == api.Allow && !j.service.foreign {
 		j.chooseConfig()
 	}
 }
@@ -109,16 +109,13 @@ func (j *judgment) judge() {
 // locate looks up what is asked for. It decides nothing: that the Service does
 // not exist is said to those only who may know.
 func (j *judgment) locate() {
-	name := api.ServiceName(j.request.Service)
-	j.depends(api.KindService, name)
-	if s, ok := j.services.get(name); ok {
-		j.service = s
-		j.ctx.Service = s.object
-		j.decision.Subject.Service, j.decision.Subject.Mode = &s.ref, s.object.Spec.Mode
-		j.depends(api.KindNamespace, api.NamespaceOf(name))
-		if n, ok := j.namespaces.get(api.NamespaceOf(name)); ok {
-			j.ctx.Namespace = n.object
-			j.decision.Subject.Namespace = &n.ref
+	if j.request.Route != nil {
+		j.locateRoute()
+	} else {
+		name := api.ServiceName(j.request.Service)
+		j.depends(api.KindService, name)
+		if s, ok := j.services.get(name); ok {
+			j.use(s)
 		}
 	}
 	j.depends(api.KindClusterConfig, api.ClusterConfigName)
@@ -127,10 +124,24 @@ func (j *judgment) locate() {
 	}
 }
 
+// use takes s for what is asked for.
+func (j *judgment) use(s *serviceEntry) {
+	j.service = s
+	j.ctx.Service = s.object
+	j.decision.Subject.Service, j.decision.Subject.Mode = &s.ref, s.object.Spec.Mode
+	j.depends(api.KindNamespace, s.namespace)
+	if n, ok := j.namespaces.get(s.namespace); ok {
+		j.ctx.Namespace = n.object
+		j.decision.Subject.Namespace = &n.ref
+	}
+}
+
 // admit finds out who asks and checks whether he, and the Service, may be used at
 // all. It reports false if the decision is made.
 func (j *judgment) admit(who caller, err error) bool {
 	switch {
+	case j.request.Route != nil:
+		return j.admitRoute()
 	case err != nil:
 		return j.deny(api.ReasonUnauthenticated, err.Error())
 	case who.anonymous:

@@ -27,7 +27,7 @@ func (d *Decider) Explain(_ context.Context, r api.Request, user string) (api.Ex
 	var x api.Explanation
 	j.steps = &x.Steps
 	var admitted bool
-	if user != "" {
+	if user != "" && r.Route == nil {
 		x.Hypothetical = true
 		if admitted = j.admitUser(user, ""); admitted {
 			j.ctx.Session = newSession(j.user.ref, j.now)
@@ -58,7 +58,7 @@ func newSession(user api.Ref, now time.Time) *api.Session {
 func (j *judgment) hints(steps []api.Step) []string {
 	var hints []string
 	add := func(format string, args ...any) { hints = append(hints, fmt.Sprintf(format, args...)) }
-	name, anonymous := api.ServiceName(j.request.Service), j.decision.Subject.IsAnonymous
+	name, anonymous, route := api.ServiceName(j.request.Service), j.decision.Subject.IsAnonymous, j.request.Route
 	switch d := &j.decision; d.Reason {
 	case api.ReasonUnauthenticated:
 		if anonymous {
@@ -86,6 +86,10 @@ func (j *judgment) hints(steps []api.Step) []string {
 		add("approve the Device: cardea update device %s --approve", j.device.key.Name)
 	case api.ReasonNoService:
 		add("create the Service %s%s", name, j.similar(j.services.names(), api.KindService))
+	case api.ReasonNoRoute:
+		add("create the %s%s", route, j.similarRoute(*route))
+	case api.ReasonRouteRemoved:
+		add("create the %s again", route)
 	case api.ReasonServiceDisabled:
 		add("set spec.isDisabled of Service %s to false", name)
 	case api.ReasonConfig:
@@ -96,6 +100,10 @@ func (j *judgment) hints(steps []api.Step) []string {
 	case api.ReasonError:
 		add("write the object again that cannot be read")
 	case api.ReasonAnonymous:
+		if route != nil {
+			add("nobody is asked who comes; a DENY rule of the ClusterConfig, or of a Namespace %s (core/v1), refuses whom it matches", j.service.namespace)
+			break
+		}
 		add("set spec.authorization.enableAnonymous of Service %s to true to let policies decide who may reach it without a Session", name)
 	case api.ReasonNoPolicyMatch:
 		places := "the Service, its Namespace, the User or a Group"
@@ -134,7 +142,7 @@ func (j *judgment) hints(steps []api.Step) []string {
 	}
 	for _, s := range steps {
 		path, isAbsent := strings.CutSuffix(s.Words, " is absent")
-		if !isAbsent || anonymous && !strings.HasPrefix(path, "ctx.request.") {
+		if !isAbsent || anonymous && s.Rule.Effect == api.Allow && !strings.HasPrefix(path, "ctx.request.") {
 			continue
 		}
 		where := "its condition"
@@ -142,7 +150,7 @@ func (j *judgment) hints(steps []api.Step) []string {
 			where, path = "the enforcement rule of its policy", enforcing
 		}
 		add("%s: guard %s with has(%s)", s.Rule, where, path)
-		if path == "ctx.device" && j.device == nil {
+		if path == "ctx.device" && j.device == nil && !anonymous {
 			add("the Session has no Device: register the machine with cardea auth device register")
 		}
 	}
@@ -169,6 +177,18 @@ func (j *judgment) similar(names []string, kind string) string {
 				return ", or did you mean " + n + "?"
 			}
 		}
+	}
+	return ""
+}
+
+// similarRoute names the foreign Object that was probably meant.
+func (j *judgment) similarRoute(k api.Key) string {
+	var names []string
+	for _, e := range j.mappings.all() {
+		names = append(names, e.id)
+	}
+	if n := api.Nearest(k.String(), names); n != "" {
+		return ", or did you mean " + n + "?"
 	}
 	return ""
 }

@@ -41,7 +41,13 @@ func (p *plans) of(service string) *atomic.Pointer[plan] {
 func (s *snapshot) kept(who *caller, r *api.Request) *api.Decision {
 	name := api.ServiceName(r.Service)
 	var place *atomic.Pointer[plan]
-	if who.anonymous {
+	if r.Route != nil {
+		route, ok := s.find(*r.Route)
+		if !ok {
+			return nil
+		}
+		name, place = route.id, &route.anonymous
+	} else if who.anonymous {
 		service, ok := s.services.get(name)
 		if !ok {
 			return nil

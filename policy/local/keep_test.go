@@ -70,6 +70,22 @@ func TestKeptAnswerAllocates(t *testing.T) {
 	}
 }
 
+// So does that about a TCPMapping.
+func TestKeptAnswerAboutRouteAllocates(t *testing.T) {
+	w := policytest.NewWorld()
+	w.Mapping("db")
+	w.Cluster.Spec.Authorization = policytest.Inline(policytest.Deny(`ctx.service.metadata.name == "other.default"`))
+	d := running(t, w)
+	n := testing.AllocsPerRun(100, func() {
+		if got, err := d.Decide(t.Context(), w.Request); err != nil || !got.Allowed() {
+			t.Fatal(got, err)
+		}
+	})
+	if n > 1 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 // The Services of a Session share places, and each gets its own answer.
 func TestPlansSharePlaces(t *testing.T) {
 	w := policytest.NewWorld()

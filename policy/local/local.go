@@ -2,6 +2,11 @@
 // snapshot of a store, which it keeps up to date by following the store. A
 // decision loads one pointer, takes no lock and touches no store.
 //
+// What connections are routed to may also be an Object of another system: it is
+// decided about as a Service that is open to everyone, but that a DENY of the
+// ClusterConfig or of the Namespace of its name refuses. Once it is deleted, its
+// connections may go on for a while.
+//
 // Conditions are CEL over the structs of package api, statically typed and
 // three-valued: what cannot be told is unknown, which never allows, and denies
 // where a DENY depends on it. Check reports what is wrong with conditions when
@@ -33,6 +38,9 @@ type Decider struct {
 	Log      *slog.Logger
 	// Lease is how long an answer holds if nobody can be asked; 0 is 30 seconds.
 	Lease time.Duration
+	// RouteNamespace is the namespace of foreign Objects that name none, "default" if
+	// it is "": the rules of the Namespace of ours of that name apply to them.
+	RouteNamespace string
 	// Now is the clock for requests that do not say when they are; nil is time.Now.
 	Now func() time.Time
 
@@ -76,14 +84,15 @@ func (d *Decider) Run(ctx context.Context) error {
 	d.update(func() { d.stopped = false })
 	defer d.update(func() { d.stopped = true; d.current.Store(nil) })
 	c := d.compiler()
-	for {
+	for last := new(snapshot); ; {
 		s, err := load(ctx, d.Store, c)
 		if err == nil {
+			s.inherit(last, d.instant(&api.Request{}))
 			d.update(func() {
 				d.current.Store(s)
 				d.history, d.keys, d.floor = nil, 0, s.revision
 			})
-			err = d.follow(ctx, s, c)
+			last, err = d.follow(ctx, s, c)
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -98,11 +107,11 @@ func (d *Decider) Run(ctx context.Context) error {
 	}
 }
 
-// follow brings the snapshot up to date, commit by commit.
-func (d *Decider) follow(ctx context.Context, s *snapshot, c *compiler) error {
+// follow brings the snapshot up to date, commit by commit. It returns the last one.
+func (d *Decider) follow(ctx context.Context, s *snapshot, c *compiler) (*snapshot, error) {
 	for commit, err := range d.Store.Watch(ctx, s.revision) {
 		if err != nil {
-			return err
+			return s, err
 		}
 		s = s.next(commit, c)
 		change := api.Change{Revision: commit.Revision, Keys: keysOf(commit)}
@@ -118,7 +127,7 @@ func (d *Decider) follow(ctx context.Context, s *snapshot, c *compiler) error {
 			}
 		})
 	}
-	return errors.New("the watch ended")
+	return s, errors.New("the watch ended")
 }
 
 // keysOf returns what a commit changed, each key once.
@@ -192,6 +201,9 @@ func (d *Decider) Decide(_ context.Context, r api.Request) (api.Decision, error)
 // transaction is about to commit. It reads all of it.
 func (d *Decider) Propose(_ context.Context, of store.Reader, r api.Request) (api.Decision, error) {
 	s, err := newSnapshot(of, d.compiler())
+	if err == nil && r.Route != nil {
+		err = s.withRoutes(of, d.compiler())
+	}
 	if err != nil {
 		return api.Decision{}, err
 	}
@@ -200,7 +212,10 @@ func (d *Decider) Propose(_ context.Context, of store.Reader, r api.Request) (ap
 
 // compiler returns the one that compiles for all snapshots.
 func (d *Decider) compiler() *compiler {
-	d.compilerOnce.Do(func() { d.compiles = newCompiler(d.Log) })
+	d.compilerOnce.Do(func() {
+		d.compiles = newCompiler(d.Log)
+		d.compiles.routeNamespace = cmp.Or(d.RouteNamespace, d.compiles.routeNamespace)
+	})
 	return d.compiles
 }
 
@@ -237,6 +252,8 @@ func (d *Decider) instant(r *api.Request) time.Time {
 // identify returns who asks, as far as the request can prove it.
 func (d *Decider) identify(r *api.Request) (caller, error) {
 	switch {
+	case r.Route != nil:
+		return caller{anonymous: true}, nil
 	case r.Session != "":
 		return caller{Claim: identity.Claim{SessionUID: r.Session}}, nil
 	case r.Evidence.Kind == api.EvidenceAnonymous:

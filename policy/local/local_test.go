@@ -170,6 +170,46 @@ func TestCompactedStoreIsLoadedAgain(t *testing.T) {
 	})
 }
 
+// What is deleted while the history is gone has connections all the same.
+func TestDeletedWhileNobodyLooked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := policytest.NewWorld()
+		m := w.Mapping("db")
+		st := &forgetful{memory.New(), make(chan func())}
+		t.Cleanup(func() { st.Close() }) // after the Decider
+		from := policytest.Put(t, st, w.Objects()...)
+		d := open(t, st, policytest.Verifier{})
+		w.Request.Now = time.Time{} // the clock of the bubble
+		deleted := time.Now().Add(time.Minute)
+		for _, o := range []api.Object{m, w.Group} { // the second time it is deleted already
+			next, stop := iter.Pull2(d.Changes(t.Context(), from))
+			st.forget <- func() {
+				rev, err := st.Update(t.Context(), "test", func(tx store.Tx) error { return tx.Delete(o.Header().Key()) })
+				if err != nil {
+					t.Error(err)
+				}
+				from = rev
+				time.Sleep(time.Minute)
+			}
+			for c, err, ok := next(); !c.All; c, err, ok = next() {
+				if err != nil || !ok {
+					t.Fatal(err)
+				}
+			}
+			stop()
+			got, err := d.Decide(t.Context(), w.Request)
+			if err != nil || !got.Allowed() || !got.Until.Equal(deleted.Add(10*time.Minute)) {
+				t.Errorf("%s %s until %v, %v", got.Effect, got.Reason, got.Until, err)
+			}
+		}
+		policytest.Put(t, st, m)
+		synctest.Wait()
+		if got, err := d.Decide(t.Context(), w.Request); err != nil || !got.Allowed() || !got.Until.IsZero() {
+			t.Errorf("made again: %s until %v, %v", got.Reason, got.Until, err)
+		}
+	})
+}
+
 // Who follows slowly is told to ask everything again, once, and costs nothing.
 func TestSlowFollower(t *testing.T) {
 	w := policytest.NewWorld()
@@ -466,6 +506,12 @@ func TestExplain(t *testing.T) {
 			w.Anonymous()
 			w.Service.Spec.Authorization = policytest.Inline(policytest.Allow(`ctx.user.spec.type == "HUMAN"`), policytest.Allow(`ctx.groups.size() == 0`))
 			w.Service.Spec.Authorization.EnableAnonymous = true
+		}},
+		{"a TCPMapping", "alice", func(w *policytest.World) { w.Mapping("db") }},
+		{"a TCPMapping that does not exist", "", func(w *policytest.World) { w.Mapping("db"); w.Request.Route.Name = "dd" }},
+		{"a TCPMapping, and a DENY about Users", "", func(w *policytest.World) {
+			w.Mapping("db")
+			w.Cluster.Spec.Authorization = policytest.Inline(policytest.Deny(`ctx.user.spec.type == "HUMAN"`))
 		}},
 	}
 	var b strings.Builder

@@ -13,7 +13,7 @@ import (
 // of them, and the decisions that are made from it share what they depend on.
 type plan struct {
 	basis     api.Revision
-	service   string
+	service   string       // its id
 	applying  []applying   // in the order in which equally strong rules are tried
 	ranks     uint32       // of the rules that apply, as in ruleSet
 	groups    []*api.Group // nil for those who have no Session
@@ -38,7 +38,7 @@ type applying struct {
 // place.
 func (j *judgment) makePlan() {
 	if j.place != nil {
-		if p := j.place.Load(); p != nil && p.isOf(j.snapshot, j.service.key.Name) {
+		if p := j.place.Load(); p != nil && p.isOf(j.snapshot, j.service.id) {
 			j.plan = p
 			return
 		}
@@ -46,8 +46,8 @@ func (j *judgment) makePlan() {
 	switch {
 	case j.user != nil:
 		j.plan = j.extend(j.base(j.service))
-	case j.service.isOpen(): // no rules are asked
-		j.plan = &plan{basis: j.basis, service: j.service.key.Name, dependsOn: slices.Clone(j.dependsOn)}
+	case j.service.isOpen() && !j.service.foreign: // no rules are asked
+		j.plan = &plan{basis: j.basis, service: j.service.id, dependsOn: slices.Clone(j.dependsOn)}
 	default:
 		j.plan = j.base(j.service)
 	}
@@ -63,10 +63,10 @@ func (s *snapshot) base(service *serviceEntry) *plan {
 	if p := service.base.Load(); p != nil && p.basis == s.basis {
 		return p
 	}
-	p := &plan{basis: s.basis, service: service.key.Name}
-	p.depends(api.KindService, service.key.Name)
+	p := &plan{basis: s.basis, service: service.id}
+	p.dependsOn = append(p.dependsOn, service.key)
 	p.attach(s, &service.attachee)
-	for name := api.NamespaceOf(service.key.Name); name != "" && p.depends(api.KindNamespace, name); {
+	for name := service.namespace; name != "" && p.depends(api.KindNamespace, name); {
 		n, found := s.namespaces.get(name)
 		if !found {
 			break
@@ -146,11 +146,11 @@ func (p *plan) add(s *ruleSet, from source) {
 	}
 }
 
-// depends notes that the Object of a kind and name was read, or looked for. It
+// depends notes that the Object of a kind of ours and a name was read, or looked for. It
 // reports false if it was before.
 func (p *plan) depends(kind, name string) bool {
 	for i := range p.dependsOn {
-		if k := &p.dependsOn[i]; k.Name == name && k.Kind == kind {
+		if k := &p.dependsOn[i]; k.Name == name && k.Kind == kind && k.Group == api.GroupCore {
 			return false
 		}
 	}

@@ -15,6 +15,8 @@ import (
 type compiler struct {
 	env environment
 	log *slog.Logger
+	// routeNamespace is the namespace of foreign Objects that name none.
+	routeNamespace string
 
 	mu       sync.Mutex
 	programs map[string]weak.Pointer[program]
@@ -22,7 +24,7 @@ type compiler struct {
 }
 
 func newCompiler(log *slog.Logger) *compiler {
-	return &compiler{env: newEnvironment(), log: log, programs: map[string]weak.Pointer[program]{}}
+	return &compiler{env: newEnvironment(), log: log, routeNamespace: api.DefaultNamespace, programs: map[string]weak.Pointer[program]{}}
 }
 
 // program returns the program of an expression. One that does not compile has

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"sync/atomic"
+	"time"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 
@@ -22,6 +24,7 @@ type snapshot struct {
 	// snapshots of the same history, so a revision says enough.
 	basis api.Revision
 	rules
+	routes
 	subjects
 }
 
@@ -66,18 +69,34 @@ func (t *tree[T]) remove(name string) {
 	}
 }
 
+// all yields names and values, in the order of the names.
+func (t tree[T]) all() iter.Seq2[string, T] {
+	return func(yield func(string, T) bool) {
+		if t.Tree == nil {
+			return
+		}
+		for i := t.Root().Iterator(); ; {
+			k, v, ok := i.Next()
+			if !ok || !yield(string(k), v) {
+				return
+			}
+		}
+	}
+}
+
 // names returns the names in order.
 func (t tree[T]) names() (names []string) {
+	for name := range t.all() {
+		names = append(names, name)
+	}
+	return names
+}
+
+func (t tree[T]) len() int {
 	if t.Tree == nil {
-		return nil
+		return 0
 	}
-	for i := t.Root().Iterator(); ; {
-		k, _, ok := i.Next()
-		if !ok {
-			return names
-		}
-		names = append(names, string(k))
-	}
+	return t.Len()
 }
 
 // An attachee is what an Object that policies are attached to has in common with
@@ -96,8 +115,16 @@ type entry[T api.Object] struct {
 	object T
 }
 
+// A serviceEntry is a Service or, if foreign, an Object that stands for one: ref
+// and key are then its own.
 type serviceEntry struct {
 	entry[*api.Service]
+	id        string // tells it from all others: the name of a Service, the key of another Object
+	namespace string // the Namespace that it is in
+	foreign   bool
+	removed   time.Time // when it was deleted, if it was
+	cut       bool      // its connections end with it
+
 	limits      api.Limits
 	config      *api.ServiceConfig // of the requests that no rule matches; nil if there is none
 	configRules []configRule
@@ -133,25 +160,41 @@ type policyEntry struct {
 // load returns the snapshot of what is in the store now.
 func load(ctx context.Context, st store.Store, c *compiler) (s *snapshot, err error) {
 	err = st.View(ctx, func(r store.Reader) error {
-		s, err = newSnapshot(r, c)
+		if s, err = newSnapshot(r, c); err == nil {
+			err = s.withRoutes(r, c)
+		}
 		return err
 	})
 	return s, err
 }
 
-// newSnapshot returns the snapshot of a state.
+// newSnapshot returns the snapshot of a state, but for what connections are routed
+// to.
 func newSnapshot(r store.Reader, c *compiler) (*snapshot, error) {
 	s := &snapshot{revision: r.Revision(), basis: r.Revision()}
 	for _, kind := range []string{api.KindClusterConfig, api.KindPolicy, api.KindNamespace, api.KindGroup,
 		api.KindUser, api.KindService, api.KindDevice, api.KindSession} {
-		for rec, err := range r.List(api.GroupCore, kind) {
-			if err != nil {
-				return nil, err
-			}
-			s.apply(store.Change{Record: rec}, c)
+		if err := s.read(r, c, api.GroupCore, kind); err != nil {
+			return nil, err
 		}
 	}
 	return s, nil
+}
+
+// withRoutes adds what newSnapshot leaves out.
+func (s *snapshot) withRoutes(r store.Reader, c *compiler) error {
+	return s.read(r, c, api.GroupAmbassador, api.KindTCPMapping)
+}
+
+// read adds all Objects of a kind.
+func (s *snapshot) read(r store.Reader, c *compiler, group, kind string) error {
+	for rec, err := range r.List(group, kind) {
+		if err != nil {
+			return err
+		}
+		s.apply(store.Change{Record: rec}, c, time.Time{})
+	}
+	return nil
 }
 
 // next returns the snapshot after a commit.
@@ -159,13 +202,17 @@ func (s *snapshot) next(commit store.Commit, c *compiler) *snapshot {
 	n := *s
 	n.revision = commit.Revision
 	for _, change := range commit.Changes {
-		n.apply(change, c)
+		n.apply(change, c, commit.At)
 	}
+	n.forget(commit.At)
 	return &n
 }
 
 // apply changes a snapshot that nobody else sees yet.
-func (s *snapshot) apply(change store.Change, c *compiler) {
+func (s *snapshot) apply(change store.Change, c *compiler, at time.Time) {
+	if isRoute(change.Key) {
+		s.applyRoute(change, c, at)
+	}
 	if change.Key.Group != api.GroupCore {
 		return
 	}
@@ -217,14 +264,14 @@ func set[T any](t *tree[T], c *compiler, change store.Change, make func(*compile
 // decode returns the Object of a change. One that cannot be read is empty but
 // for its name, beside the error.
 func decode[T api.Object](c *compiler, change store.Change) (T, error) {
-	kind, _ := api.KindOf(change.Key.Kind)
+	kind, _ := api.KindIn(change.Key.Group, change.Key.Kind)
 	o := kind.New().(T)
 	err := json.Unmarshal(change.JSON, o)
 	if err != nil {
 		err = fmt.Errorf("%s %s cannot be read: %w", change.Key.Kind, change.Key.Name, err)
 		c.log.Error("policy: an object in the store cannot be read; what depends on it is denied", "object", change.Key.String(), "error", err)
 		o = kind.New().(T)
-		o.Header().Metadata.Name, o.Header().Metadata.UID = change.Key.Name, change.UID
+		o.Header().Metadata = api.Metadata{Namespace: change.Key.Namespace, Name: change.Key.Name, UID: change.UID}
 	}
 	o.Default()
 	return o, err
@@ -239,20 +286,28 @@ func newEntry[T api.Object](c *compiler, change store.Change) *entry[T] {
 }
 
 func newServiceEntry(c *compiler, change store.Change) *serviceEntry {
-	e := &serviceEntry{entry: *newEntry[*api.Service](c, change)}
+	name := change.Key.Name
+	e := &serviceEntry{entry: *newEntry[*api.Service](c, change), id: name, namespace: api.NamespaceOf(name)}
 	e.limits = limitsOf(e.object.Spec.Limits)
 	e.config, e.configRules = c.configs(e.object)
 	return e
 }
 
+// defaultPending is how long a connection waits for another to end.
+const defaultPending = 5 * time.Second
+
 func limitsOf(l *api.ServiceLimits) api.Limits {
 	if l == nil {
 		return api.Limits{}
 	}
-	return api.Limits{
-		Connections: l.Connections, ConnectionsPerSession: l.ConnectionsPerSession,
+	limits := api.Limits{
+		Connections: l.Connections, ConnectionsPerSession: l.ConnectionsPerSession, Pending: l.PendingConnections,
 		Idle: l.IdleTimeout.Or(0), HalfClose: l.HalfCloseTimeout.Or(0), Duration: l.MaxDuration.Or(0),
 	}
+	if limits.Pending > 0 {
+		limits.PendingTimeout = l.PendingTimeout.Or(defaultPending)
+	}
+	return limits
 }
 
 func newSessionEntry(c *compiler, change store.Change) *sessionEntry {

@@ -93,6 +93,18 @@ func TestProgramsAreForgotten(t *testing.T) {
 
 // What cannot be read denies: its rules are not known.
 func TestUnreadableObjectDenies(t *testing.T) {
+	t.Run(api.KindTCPMapping, func(t *testing.T) {
+		w := policytest.NewWorld()
+		m := w.Mapping("db")
+		d := running(t, w)
+		commit := commitOf(t, m)
+		commit.Changes[0].JSON = []byte(`{"spec": 7}`)
+		d.current.Store(d.current.Load().next(commit, d.compiler()))
+		got, err := d.Decide(t.Context(), w.Request)
+		if err != nil || got.Allowed() || got.Reason != api.ReasonError || got.Subject.Service.Name != "db" || got.Subject.Service.Namespace != "default" {
+			t.Errorf("%s %s about %+v, %v", got.Effect, got.Reason, got.Subject.Service, err)
+		}
+	})
 	for _, kind := range []string{api.KindService, api.KindNamespace, api.KindUser, api.KindGroup, api.KindDevice, api.KindSession, api.KindClusterConfig, api.KindPolicy} {
 		t.Run(kind, func(t *testing.T) {
 			w := policytest.NewWorld()

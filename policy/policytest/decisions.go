@@ -249,6 +249,21 @@ func (s suite) decisions(t *testing.T) {
 				IdleTimeout: &api.Duration{Hours: &hours}, HalfCloseTimeout: &api.Duration{Seconds: &seconds}, MaxDuration: &api.Duration{Days: &hours}}
 		}, effect: api.Allow, reason: api.ReasonPolicyMatch, config: "default",
 			limits: api.Limits{Connections: 7, ConnectionsPerSession: 5, Idle: 2 * time.Hour, HalfClose: 3 * time.Second, Duration: 48 * time.Hour}},
+		{name: "connections that wait", change: func(w *World) {
+			allowAll(w)
+			w.Service.Spec.Limits = &api.ServiceLimits{Connections: 7, PendingConnections: 3}
+		}, effect: api.Allow, reason: api.ReasonPolicyMatch, config: "default", limits: api.Limits{Connections: 7, Pending: 3, PendingTimeout: 5 * time.Second}},
+		{name: "how long they wait", change: func(w *World) {
+			allowAll(w)
+			seconds := 2
+			w.Service.Spec.Limits = &api.ServiceLimits{Connections: 7, PendingConnections: 3, PendingTimeout: &api.Duration{Seconds: &seconds}}
+		}, effect: api.Allow, reason: api.ReasonPolicyMatch, config: "default", limits: api.Limits{Connections: 7, Pending: 3, PendingTimeout: 2 * time.Second}},
+
+		// A public port that asks who comes.
+		{name: "a Session at a public Service", change: func(w *World) { allowAll(w); w.Service.Spec.IsPublic = true },
+			effect: api.Allow, reason: api.ReasonPolicyMatch, config: "default"},
+		{name: "a Session at a public Service, and no rule matches", change: func(w *World) { w.Service.Spec.IsPublic = true },
+			effect: api.Deny, reason: api.ReasonNoPolicyMatch},
 
 		// Nobody asked who it is.
 		{name: "anonymous, and open to everyone", change: (*World).Anonymous,

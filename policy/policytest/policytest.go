@@ -35,6 +35,8 @@ func Run(t *testing.T, newStore func() store.Store, open Opener) {
 	t.Run("Enforcement", s.enforcement)
 	t.Run("Kleene", s.kleene)
 	t.Run("Repeated", s.repeated)
+	t.Run("Routes", s.routes)
+	t.Run("Drain", s.drain)
 	t.Run("DependsOn", s.dependsOn)
 	t.Run("AtLeast", s.atLeast)
 	t.Run("PromiseR", s.promiseR)
@@ -160,6 +162,20 @@ func (w *World) AddDevice() *api.Device {
 func (w *World) Anonymous() {
 	w.Service.Spec.IsPublic, w.Service.Spec.IsAnonymous, w.Service.Spec.Port = true, true, 4222
 	w.Request.Evidence = api.Evidence{Kind: api.EvidenceAnonymous}
+}
+
+// Mapping adds a TCPMapping of the namespace default to More, makes the Request one
+// of a connection that was routed to it, and returns it.
+func (w *World) Mapping(name string) *api.TCPMapping {
+	port := 5432
+	m := &api.TCPMapping{Head: head(name, "m-"+name), Spec: api.TCPMappingSpec{Port: &port, Service: "db:5432"}}
+	m.Metadata.Namespace = "default"
+	m.Default()
+	k := m.Key()
+	w.More = append(w.More, m)
+	w.Request.Service, w.Request.Route = "", &k
+	w.Request.Evidence = api.Evidence{Kind: api.EvidenceAnonymous}
+	return m
 }
 
 func head(name, uid string) api.Head { return api.Head{Metadata: api.Metadata{Name: name, UID: uid}} }

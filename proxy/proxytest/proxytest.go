@@ -434,7 +434,7 @@ func Run(t *testing.T, s Subject) {
 		if got, err := s.Say(c, r, "still there"); err != nil || got != "still there" {
 			t.Errorf("read %q, %v", got, err)
 		}
-		if n := w.Gate.Stats().Services["svc.default"]; n != 1 {
+		if n := w.figures("svc.default").Live; n != 1 {
 			t.Errorf("%d connections are counted", n)
 		}
 	})
@@ -464,8 +464,8 @@ func Run(t *testing.T, s Subject) {
 			}
 			fail(nil)
 		}
-		if n := len(w.Gate.Stats().Services); n != 0 {
-			t.Errorf("%d Services have connections", n)
+		if n := w.figures("svc.default").Live; n != 0 {
+			t.Errorf("%d connections are counted", n)
 		}
 		open(t, w)
 	})
@@ -488,6 +488,10 @@ func Run(t *testing.T, s Subject) {
 				t.Errorf("END = %+v", tcp)
 			}
 		})
+	}
+	runPending(t, s)
+	if s.Mode.Opaque {
+		runRoutes(t, s)
 	}
 	in("stopping lets what is live go on for the grace, and nobody new in", func(t *testing.T, _ *World) {
 		w := Start(t, s.Mode, s.Service, time.Minute)
@@ -571,22 +575,60 @@ func Run(t *testing.T, s Subject) {
 		c.Reset("done")
 		synctest.Wait()
 		n := w.Gate.Stats()
-		if n.Live != 1 || n.Services["svc.default"] != 1 || n.Held < 1 || n.Arrivals != 3 || n.Renewals != 2 || n.Received < 6 || n.Sent < 6 ||
+		if n.Live != 1 || n.Held < 1 || n.Arrivals != 3 || n.Renewals != 2 || n.Received < 6 || n.Sent < 6 ||
 			n.Decisions[proxy.Decided{Effect: api.Allow, Reason: api.ReasonPolicyMatch}] < 2 || n.Decisions[proxy.Decided{Effect: api.Deny, Reason: api.ReasonPolicyMatch}] != 1 {
 			t.Errorf("stats = %+v", n)
+		}
+		if f := w.figures("svc.default"); f.Live != 1 || len(f.Ends) != 1 || f.Received != n.Received || f.Sent != n.Sent {
+			t.Errorf("figures = %+v", f)
 		}
 		w.Decider.Set(func(d *Decider) { d.users["ann"] = false }, session("ann"))
 		synctest.Wait()
 		if n := w.Gate.Stats(); n.Live != 0 || n.Held != 0 || n.Cuts[api.ReasonPolicyMatch] != 1 || n.Ends[relay.Revoked] != 1 {
 			t.Errorf("after a cut: stats = %+v", n)
 		}
+		if f := w.figures("svc.default"); f.Live != 0 || f.Ends[relay.Revoked] != 1 {
+			t.Errorf("after a cut: figures = %+v", f)
+		}
 	})
 	in("the Service is told to who dials", func(t *testing.T, w *World) {
 		open(t, w)
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if w.dialled != "svc.default" {
-			t.Errorf("dialled for %q", w.dialled)
+		service := api.Key{Group: api.GroupCore, Kind: api.KindService, Name: "svc.default"}
+		if to := w.dialled; to.Service != service.Name || to.Object != service || to.Config.Upstream.URL != "tcp://upstream:1" ||
+			to.Facts.IP != "192.0.2.1" || to.ConnectionID != w.Gate.List()[0].ID {
+			t.Errorf("dialled for %+v", to)
+		}
+	})
+	in("what there is to tell of the way is in the END", func(t *testing.T, w *World) {
+		for _, report := range []api.DialReport{{}, {Retries: 2}, {Verified: new(false), Words: "unknown authority"}, {Verified: new(true)}} {
+			w.mu.Lock()
+			w.report = report
+			w.mu.Unlock()
+			c, _ := open(t, w)
+			c.Reset("done")
+			synctest.Wait()
+			recs, _ := w.Journal.Connections()
+			start, end := recs[len(recs)-2].Entry.Common.Route, recs[len(recs)-1].Entry.Common.Route
+			if start != nil || (end == nil) != (report == (api.DialReport{})) {
+				t.Errorf("of %+v: START says %+v and END %+v", report, start, end)
+			}
+			if want := (api.LogRoute{Retries: report.Retries, UpstreamVerified: report.Verified, UpstreamWords: report.Words}); end != nil && *end != want {
+				t.Errorf("END says %+v, want %+v", end, want)
+			}
+		}
+	})
+	in("what there is to tell of a way that led nowhere is in the END", func(t *testing.T, w *World) {
+		w.mu.Lock()
+		w.report = api.DialReport{Retries: 1}
+		w.mu.Unlock()
+		w.failDials(errors.New("connection refused"))
+		c := w.Connect("ann")
+		go io.WriteString(c, "hello\n")
+		wantReset(t, c)
+		if r := wantLog(t, w, api.LogStart, api.LogEnd)[1].Entry.Common.Route; r == nil || r.Retries != 1 {
+			t.Errorf("END says %+v", r)
 		}
 	})
 	in("a config that changed, and keeps its name, touches nobody", func(t *testing.T, w *World) {

@@ -39,6 +39,7 @@ type Decider struct {
 	deaf     bool // changes and heartbeats do not get through
 	changes  []api.Change
 	wake     chan struct{}
+	removed  bool   // foreign Objects are, and their connections are cut
 	onDecide func() // called before an answer, without the lock
 }
 
@@ -61,7 +62,18 @@ func (d *Decider) Decide(_ context.Context, r api.Request) (api.Decision, error)
 		Config:    &api.ServiceConfig{Name: d.config, Parent: d.parent, Upstream: api.Upstream{URL: "tcp://upstream:1"}},
 	}
 	may, known := d.users[uid]
-	if r.Evidence.Kind == api.EvidenceAnonymous && d.public != nil {
+	if r.Route != nil {
+		may, known = d.public == nil || *d.public, false
+		a.Subject = api.Subject{Mode: api.ModeTCP, IsAnonymous: true,
+			Service: &api.Ref{APIVersion: "getambassador.io/v2", Kind: r.Route.Kind, Namespace: r.Route.Namespace, Name: r.Route.Name, UID: d.service}}
+		a.Config, a.Reason, a.DependsOn = nil, api.ReasonAnonymous, []api.Key{*r.Route, anyone}
+		switch {
+		case d.removed:
+			may, a.Reason, a.Words = false, api.ReasonRouteRemoved, "it was deleted"
+		case r.Route.Name == "nothing":
+			may, a.Reason, a.Subject.Service = false, api.ReasonNoRoute, nil
+		}
+	} else if r.Evidence.Kind == api.EvidenceAnonymous && d.public != nil {
 		may, known = *d.public, false
 		a.Subject.IsAnonymous, a.Reason, a.Message = true, api.ReasonAnonymous, "not you"
 		a.DependsOn[0] = anyone
@@ -76,6 +88,9 @@ func (d *Decider) Decide(_ context.Context, r api.Request) (api.Decision, error)
 	if may {
 		a.Effect, a.Message, a.Limits = api.Allow, "", d.limits
 		a.Until = d.until
+		if r.Route != nil {
+			a.Limits = api.Limits{} // which the table has
+		}
 		if !d.until.IsZero() && !r.Now.Before(d.until) {
 			a.Effect, a.Reason = api.Deny, api.ReasonSessionExpired
 		}
@@ -221,8 +236,9 @@ type World struct {
 
 	mu       sync.Mutex
 	dials    int
-	dialled  string        // the Service that was dialled for last
-	turned   []api.Refusal // refusals without a record: nothing was asked
+	dialled  api.Destination // the last
+	report   api.DialReport  // of every dial
+	turned   []api.Refusal   // refusals without a record: nothing was asked
 	dialErr  error
 	dialGate chan struct{} // a dial waits for it, if it is there
 	ends     []error       // how upstream connections ended
@@ -263,21 +279,21 @@ func (w *World) Stop() {
 }
 
 // dial is the upstream: it echoes, and half-closes when its peer does.
-func (w *World) dial(ctx context.Context, service string, _ *api.ServiceConfig) (net.Conn, error) {
+func (w *World) dial(ctx context.Context, to api.Destination) (net.Conn, api.DialReport, error) {
 	w.mu.Lock()
 	w.dials++
-	w.dialled = service
-	err, gate := w.dialErr, w.dialGate
+	w.dialled = to
+	report, err, gate := w.report, w.dialErr, w.dialGate
 	w.mu.Unlock()
 	if gate != nil {
 		select {
 		case <-gate:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, report, ctx.Err()
 		}
 	}
 	if err != nil {
-		return nil, err
+		return nil, report, err
 	}
 	near, far := relaytest.Pipe()
 	w.serving.Go(func() {
@@ -291,7 +307,7 @@ func (w *World) dial(ctx context.Context, service string, _ *api.ServiceConfig) 
 		defer w.mu.Unlock()
 		w.ends = append(w.ends, err)
 	})
-	return near, nil
+	return near, report, nil
 }
 
 // refuse writes the record of a refusal at once.
@@ -303,6 +319,11 @@ func (w *World) refuse(ctx context.Context, r api.Refusal) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.turned = append(w.turned, r)
+}
+
+// figures returns those of a Service.
+func (w *World) figures(service string) proxy.Figures {
+	return w.Gate.Stats().Objects[proxy.Counted{Kind: api.KindService, Name: service}]
 }
 
 // failDials makes every dial fail with err, or none if it is nil.
@@ -362,6 +383,24 @@ func (w *World) arrive(a api.Arrival) *Client {
 	a.Conn = told{near, c.verdicts}
 	w.Gate.Arrive(a)
 	return c
+}
+
+// mapping is the key of a foreign Object.
+func mapping(name string) api.Key {
+	return api.Key{Group: api.GroupAmbassador, Kind: api.KindTCPMapping, Namespace: "team", Name: name}
+}
+
+// routed is where the routing table sends connections to a foreign Object.
+func routed(name string, limits api.Limits) *api.Routed {
+	return &api.Routed{
+		Object: mapping(name), Config: &api.ServiceConfig{Name: "default", Upstream: api.Upstream{URL: "tcp://" + name + ":1", StartTLS: api.StartTLSPostgres, ProxyProtocol: api.ProxyV2}, TLS: &api.UpstreamTLS{}},
+		Limits: limits, Log: api.LogRoute{Listener: "*:5432", Match: "sni " + name, Version: "v1"},
+	}
+}
+
+// ConnectBy lets a connection arrive that the routing table sent somewhere.
+func (w *World) ConnectBy(r *api.Routed, ip string) *Client {
+	return w.arrive(api.Arrival{Route: r, Facts: api.Facts{IP: ip, Port: 4711, Listener: "192.0.2.250:5432", Tunnel: "public"}})
 }
 
 // Turned returns the refusals of those about whom nothing was decided.
