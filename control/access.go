@@ -22,6 +22,7 @@ const (
 	verbLogin  = "login" // in the log only
 	verbRenew  = "renew"
 	verbWhy    = "why"
+	verbRoute  = "route"
 	verbConns  = "conns"
 	verbKill   = "kill"
 	verbLogs   = "logs"
@@ -51,11 +52,7 @@ func isNobody(r api.ReasonType) bool {
 
 // about returns what a call does, and to what, as policies see it.
 func about(verb string, k api.Key) api.APIFacts {
-	a := api.APIFacts{Verb: verb, Kind: k.Kind, Name: k.Name}
-	if k.Kind == api.KindService {
-		a.Namespace = api.NamespaceOf(k.Name)
-	}
-	return a
+	return api.APIFacts{Verb: verb, Kind: k.Kind, Name: k.Name, Namespace: namespaceOf(k)}
 }
 
 // decide asks whether the caller may do that. An answer that could not be had
@@ -102,7 +99,15 @@ func (c *call) may(verb string, k api.Key) (api.Decision, error) {
 
 // asked says what a caller wants to do: "update User alice".
 func asked(verb string, k api.Key) string {
-	return strings.TrimSpace(fmt.Sprintf("%s %s %s", verb, k.Kind, k.Name))
+	return strings.TrimSpace(fmt.Sprintf("%s %s %s", verb, k.Kind, nameOf(k)))
+}
+
+// nameOf returns the name of an Object, with its namespace if it has one.
+func nameOf(k api.Key) string {
+	if k.Namespace != "" {
+		return k.Namespace + "/" + k.Name
+	}
+	return k.Name
 }
 
 // forbidden is what the bearer of a valid Session is told who may not do that.

@@ -70,17 +70,17 @@ func writeOptions(q map[string]string) (opt options, err error) {
 	return opt, err
 }
 
-// create answers POST /api/core/v1/{kind}.
+// create answers POST /api/{group}/{version}/{kind}.
 func (c *call) create() (any, error) {
 	return c.writeOne(options{only: api.ActionCreated}, sent)
 }
 
-// update answers PUT /api/core/v1/{kind}/{name}.
+// update answers PUT /api/{group}/{version}/{kind}/{name}.
 func (c *call) update() (any, error) {
 	return c.writeOne(options{only: api.ActionConfigured}, sent)
 }
 
-// patch answers PATCH /api/core/v1/{kind}/{name}: a merge patch (RFC 7386) of what
+// patch answers PATCH /api/{group}/{version}/{kind}/{name}: a merge patch (RFC 7386) of what
 // people write of an Object. The rest of it cannot be patched.
 func (c *call) patch() (any, error) {
 	return c.writeOne(options{only: api.ActionConfigured, rereads: true}, c.patched)
@@ -92,7 +92,7 @@ func sent(_ api.Key, body json.RawMessage) (json.RawMessage, error) { return bod
 // writeOne writes the one Object that the body makes, of the kind, and with the
 // name if there is one, that the path says. made turns the body into the Object.
 func (c *call) writeOne(opt options, made func(api.Key, json.RawMessage) (json.RawMessage, error)) (any, error) {
-	q, err := c.query("allowLockout", "dryRun")
+	q, err := c.query("namespace", "allowLockout", "dryRun")
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +141,11 @@ func checkPath(k api.Key, body json.RawMessage) error {
 	if named.Kind != "" && named.Kind != k.Kind {
 		return api.Errorf(api.CodeInvalid, "the path is that of a %s and the body is a %s", k.Kind, strings.ToValidUTF8(fmt.Sprintf("%.40q", named.Kind), ""))
 	}
-	if got := api.CanonicalName(k.Kind, named.Metadata.Name); k.Name != "" && got != k.Name {
+	if got := named.Key(); k.Group != got.Group {
+		return api.Errorf(api.CodeInvalid, "the path is that of a kind of %s and the body of one of %.100q: it is said by its apiVersion", k.Group, got.Group)
+	} else if isOne := k.Name != ""; (isOne || k.Namespace != "") && got.Namespace != k.Namespace {
+		return api.Errorf(api.CodeInvalid, "the path names the namespace %q and the body %.100q", k.Namespace, got.Namespace)
+	} else if got := api.CanonicalName(k.Kind, got.Name); isOne && got != k.Name {
 		return api.Errorf(api.CodeInvalid, "the path names %q and the body %.100q", k.Name, got)
 	}
 	return nil

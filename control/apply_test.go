@@ -230,12 +230,14 @@ func TestReadBack(t *testing.T) {
 	w.mustSet(root, "one", group1, alice, service, `{'kind':'Namespace','metadata':{'name':'prod','labels':{'a1':'b'}}}`,
 		`{'kind':'Secret','metadata':{'name':'s1'},'data':{'value':'hunter2'}}`, `{'kind':'Credential','metadata':{'name':'c1'},'spec':{'user':'alice'}}`,
 		`{'kind':'Policy','metadata':{'name':'p1'},'spec':{'rules':[{'effect':'ALLOW','condition':{'matchAny':true}}]}}`)
-	w.mustApply(root, `{'kind':'ClusterConfig','metadata':{'name':'default'},'spec':{'session':{'human':{'clientDuration':{'hours':4}}},'gateway':{}}}`)
+	w.mustApply(root, `{'kind':'ClusterConfig','metadata':{'name':'default'},'spec':{'session':{'human':{'clientDuration':{'hours':4}}},'gateway':{}}}`,
+		mapping("prod", "db", ""), mapping("", "db", `,'tls':true,'idle_timeout_ms':'5000'`), tlsContext("prod", "db", "tls"), tlsSecret("prod", "tls"),
+		`{'apiVersion':'getambassador.io/v1','kind':'ConsulResolver','metadata':{'name':'consul'},'spec':{'ambassador_id':'one'}}`)
 	before := w.revision()
 	n := 0
 	for _, k := range api.Kinds() {
 		var l api.List
-		w.must(root, "GET", "/api/core/v1/"+k.Plural, nil, &l)
+		w.must(root, "GET", k.Path(""), nil, &l)
 		for _, item := range l.Items {
 			var h api.Head
 			if err := json.Unmarshal(item, &h); err != nil {
@@ -265,7 +267,7 @@ func TestReadBack(t *testing.T) {
 			}
 		}
 	}
-	if n < 15 || w.revision() != before {
+	if n < 20 || w.revision() != before {
 		t.Errorf("%d were written back, and the store went from %s to %s", n, before, w.revision())
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"cardea/api"
+	"cardea/store"
 )
 
 // machine is what the n-th machine says of itself.
@@ -141,7 +142,7 @@ func TestRegisterDeviceRefused(t *testing.T) {
 	}
 	w.must(root, "DELETE", "/api/core/v1/users/bob", nil, nil)
 	for rec := range each(w, api.KindDevice) {
-		if d := must(decode(rec)).(*api.Device); d.Status.UserRef.Name == "bob" {
+		if d := must(store.Decode(rec)).(*api.Device); d.Status.UserRef.Name == "bob" {
 			t.Errorf("%s outlives its User", d.Metadata.Name)
 		}
 	}

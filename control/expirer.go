@@ -224,7 +224,7 @@ func (d *deadlines) see(c store.Commit) error {
 		}
 		var at time.Time
 		if !ch.Deleted {
-			o, err := decode(ch.Record)
+			o, err := store.Decode(ch.Record)
 			if err != nil {
 				return err
 			}

@@ -19,13 +19,13 @@ type selection struct {
 }
 
 // selection reads the parameters that select among the Objects of a kind.
-func (c *call) selection(kind string, q map[string]string) (selection, error) {
+func (c *call) selection(kind api.Kind, q map[string]string) (selection, error) {
 	s := selection{namespace: q["namespace"], user: q["user"]}
-	if s.namespace != "" && kind != api.KindService {
-		return s, api.Errorf(api.CodeInvalid, "the query parameter namespace is for Services: a %s is in no Namespace", kind)
+	if s.namespace != "" && kind.Name != api.KindService && !kind.IsForeign() {
+		return s, api.Errorf(api.CodeInvalid, "the query parameter namespace is for Services: a %s is in no Namespace", kind.Name)
 	}
-	if s.user != "" && !slices.Contains([]string{api.KindSession, api.KindCredential, api.KindDevice, api.KindAuthenticator}, kind) {
-		return s, api.Errorf(api.CodeInvalid, "the query parameter user is for what is a User's: a %s is nobody's", kind)
+	if s.user != "" && !slices.Contains([]string{api.KindSession, api.KindCredential, api.KindDevice, api.KindAuthenticator}, kind.Name) {
+		return s, api.Errorf(api.CodeInvalid, "the query parameter user is for what is a User's: a %s is nobody's", kind.Name)
 	}
 	for _, l := range c.r.URL.Query()["label"] {
 		k, v, ok := strings.Cut(l, "=")
@@ -40,9 +40,18 @@ func (c *call) selection(kind string, q map[string]string) (selection, error) {
 // has reports whether an Object is asked for.
 func (s *selection) has(o api.Object) bool {
 	m := &o.Header().Metadata
-	return (s.namespace == "" || api.NamespaceOf(m.Name) == s.namespace) &&
+	return (s.namespace == "" || s.namespace == namespaceOf(o.Header().Key())) &&
 		(s.user == "" || userOf(o) == s.user) &&
 		!slices.ContainsFunc(s.labels, func(l [2]string) bool { v, ok := m.Labels[l[0]]; return !ok || v != l[1] })
+}
+
+// namespaceOf returns the Namespace of a Service, or the namespace of an Object of
+// another system.
+func namespaceOf(k api.Key) string {
+	if k.Kind == api.KindService {
+		return api.NamespaceOf(k.Name)
+	}
+	return k.Namespace
 }
 
 // userOf returns the name of the User whose an Object is, "" if it is nobody's.
@@ -60,7 +69,7 @@ func userOf(o api.Object) string {
 	return ""
 }
 
-// list answers GET /api/core/v1/{kind}: with those Objects that the caller may
+// list answers GET /api/{group}/{version}/{kind}: with those Objects that the caller may
 // list, each decided by its name. Whoever may list none and not the kind either
 // is told so.
 func (c *call) list() (any, error) {
@@ -76,7 +85,7 @@ func (c *call) list() (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	which, err := c.selection(k.Name, q)
+	which, err := c.selection(k, q)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +94,7 @@ func (c *call) list() (any, error) {
 		return nil, err
 	}
 	if watch {
-		return nil, c.watch(who, k.Name, which, q)
+		return nil, c.watch(who, k, which, q)
 	}
 	if q["revision"] != "" {
 		return nil, api.Errorf(api.CodeInvalid, "the query parameter revision needs watch=true")
@@ -106,9 +115,8 @@ func (c *call) list() (any, error) {
 	}
 	seesAny := false
 	last := ""
-	after := api.CanonicalName(k.Name, q["after"])
 	err = c.Store.View(c.r.Context(), func(r store.Reader) error {
-		for rec, err := range r.ListAfter(coreKey(k.Name, after)) {
+		for rec, err := range r.ListAfter(afterKey(k, q["after"])) {
 			if err != nil {
 				return err
 			}
@@ -120,7 +128,7 @@ func (c *call) list() (any, error) {
 				continue
 			}
 			seesAny = true
-			o, err := decode(rec)
+			o, err := store.Decode(rec)
 			if err != nil {
 				return err
 			}
@@ -135,15 +143,32 @@ func (c *call) list() (any, error) {
 			if err != nil {
 				return err
 			}
-			out.Items, last = append(out.Items, b), rec.Key.Name
+			out.Items, last = append(out.Items, b), place(k, rec.Key)
 		}
 		return nil
 	})
 	if err != nil || seesAny {
 		return out, err
 	}
-	_, err = c.may(verbList, coreKey(k.Name, ""))
+	_, err = c.may(verbList, keyIn(k, "", ""))
 	return out, err
+}
+
+// place returns where an Object is in a list of its kind.
+func place(kind api.Kind, k api.Key) string {
+	if kind.IsForeign() {
+		return k.Namespace + "/" + k.Name
+	}
+	return k.Name
+}
+
+// afterKey returns the key of a place.
+func afterKey(kind api.Kind, place string) api.Key {
+	namespace, name, ok := strings.Cut(place, "/")
+	if !kind.IsForeign() || !ok {
+		return keyIn(kind, "", api.CanonicalName(kind.Name, place))
+	}
+	return keyIn(kind, namespace, name)
 }
 
 // settled returns the revision of the store once everything is decided on it, or a

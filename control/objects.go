@@ -5,9 +5,9 @@ import (
 	"cardea/store"
 )
 
-// get answers GET /api/core/v1/{kind}/{name}.
+// get answers GET /api/{group}/{version}/{kind}/{name}.
 func (c *call) get() (any, error) {
-	if _, err := c.query(); err != nil {
+	if _, err := c.query("namespace"); err != nil {
 		return nil, err
 	}
 	if _, err := c.who(); err != nil { // strangers do not learn the kinds
@@ -44,9 +44,9 @@ func (s *Server) present(o api.Object) api.Object {
 	return s.Live(o)
 }
 
-// delete answers DELETE /api/core/v1/{kind}/{name}.
+// delete answers DELETE /api/{group}/{version}/{kind}/{name}.
 func (c *call) delete() (any, error) {
-	q, err := c.query("allowLockout", "dryRun")
+	q, err := c.query("namespace", "allowLockout", "dryRun")
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +66,7 @@ func (c *call) delete() (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return api.WriteResponse{Result: api.Result{Kind: k.Kind, Name: k.Name, Action: api.ActionDeleted}, Revision: rev}, nil
+	return api.WriteResponse{Result: resultOf(k, api.ActionDeleted), Revision: rev}, nil
 }
 
 // remove deletes an Object, and those that have no life without it, unless
@@ -79,7 +79,7 @@ func (c *call) remove(who api.Ref, k api.Key, opt options) (api.Revision, error)
 	}
 	lockout := c.lockout(who, opt.allowLockout)
 	rev, err := c.Store.Update(ctx, who.Name, func(tx store.Tx) error {
-		w, err := newWriter(tx, who)
+		w, err := c.newWriter(tx, who)
 		if err != nil {
 			return err
 		}

@@ -15,7 +15,7 @@ func (c *call) patched(k api.Key, body json.RawMessage) (json.RawMessage, error)
 	if err := decodeExactly(body, &patch); err != nil || patch == nil {
 		return nil, api.Errorf(api.CodeInvalid, "a merge patch must be a JSON object with what is to change, such as {\"spec\": {\"isDisabled\": true}}")
 	}
-	if err := checkPatch(patch); err != nil {
+	if err := checkPatch(k, patch); err != nil {
 		return nil, err
 	}
 	// Whoever may not change it does not learn whether it is there.
@@ -48,6 +48,9 @@ func (c *call) patched(k api.Key, body json.RawMessage) (json.RawMessage, error)
 		if metadata["name"] == nil {
 			metadata["name"] = k.Name
 		}
+		if metadata["namespace"] == nil && k.Namespace != "" {
+			metadata["namespace"] = k.Namespace
+		}
 		metadata["resourceVersion"] = version
 		target["metadata"] = metadata
 	}
@@ -55,8 +58,14 @@ func (c *call) patched(k api.Key, body json.RawMessage) (json.RawMessage, error)
 }
 
 // checkPatch reports what of an Object a patch wants to change and the cluster sets.
-func checkPatch(patch map[string]any) error {
+func checkPatch(k api.Key, patch map[string]any) error {
 	var p api.Problems
+	for _, name := range []string{"data", "stringData"} {
+		if _, ok := patch[name]; ok && k.Group == api.GroupKubernetes {
+			p.Add("/"+name, "must be left out of a patch: the values are not readable here, so they are written all together", "").
+				Hint = "apply the whole Secret"
+		}
+	}
 	refuse := func(pointer string) {
 		p.Add(pointer, "must be left out of a patch: the cluster sets it", "")
 	}
@@ -89,9 +98,9 @@ func written(o api.Object) (map[string]any, error) {
 			}
 		}
 	}
-	only(all, "apiVersion", "kind", "metadata", "spec")
+	only(all, "apiVersion", "kind", "metadata", "spec", "type", "immutable")
 	if m, ok := all["metadata"].(map[string]any); ok {
-		only(m, "name", "displayName", "description", "picURL", "labels", "annotations", "tags")
+		only(m, "name", "namespace", "displayName", "description", "picURL", "labels", "annotations", "tags")
 	}
 	return all, nil
 }

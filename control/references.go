@@ -51,6 +51,9 @@ func references(o api.Object) []reference {
 	case *api.Service:
 		add(api.KindNamespace, api.NamespaceOf(o.Metadata.Name), "/metadata/name")
 		add(api.KindRegion, o.Spec.Region, "/spec/region")
+		if name := certificateOf(o); name != "" {
+			add(api.KindSecret, name, certificatePointer)
+		}
 		for at, c := range configs(o) {
 			for name, pointer := range c.Secrets() {
 				add(api.KindSecret, name, at+pointer)
@@ -76,6 +79,18 @@ func references(o api.Object) []reference {
 	return refs
 }
 
+// certificatePointer is where a Service names the Secret with the certificate of its
+// public port.
+const certificatePointer = "/spec/public/certificate/fromSecret"
+
+// certificateOf returns the name of that Secret, "" if there is none.
+func certificateOf(s *api.Service) string {
+	if s.Spec.Public == nil || s.Spec.Public.Certificate == nil {
+		return ""
+	}
+	return s.Spec.Public.Certificate.FromSecret
+}
+
 // configs yields the configs of a Service, each with the pointer of it.
 func configs(s *api.Service) iter.Seq2[string, *api.ServiceConfig] {
 	return func(yield func(string, *api.ServiceConfig) bool) {
@@ -90,9 +105,13 @@ func configs(s *api.Service) iter.Seq2[string, *api.ServiceConfig] {
 	}
 }
 
-// isReferred reports whether Objects of that kind are named by others.
-func isReferred(kind string) bool {
-	switch kind {
+// isReferred reports whether Objects of the kind of k are named by others that need
+// them. Objects of other systems come and go on their own.
+func isReferred(k api.Key) bool {
+	if k.Group != api.GroupCore {
+		return false
+	}
+	switch k.Kind {
 	case api.KindService, api.KindCredential, api.KindSession, api.KindAuthenticator, api.KindGateway, api.KindClusterConfig:
 		return false
 	}
@@ -273,7 +292,7 @@ func referrers(r store.Reader, of []api.Object, going map[api.Key]bool, keepsMad
 	wanted := map[api.Key]bool{}
 	var names [][]byte
 	for _, o := range of {
-		if k := o.Header().Key(); isReferred(k.Kind) {
+		if k := o.Header().Key(); isReferred(k) {
 			wanted[k] = true
 			names = append(names, []byte(k.Name))
 		}
@@ -288,7 +307,7 @@ func referrers(r store.Reader, of []api.Object, going map[api.Key]bool, keepsMad
 		if going[rec.Key] || !mayContain(rec.JSON, names) {
 			continue
 		}
-		o, err := decode(rec)
+		o, err := store.Decode(rec)
 		if err != nil {
 			return nil, nil, err
 		}

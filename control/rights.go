@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -16,7 +17,8 @@ import (
 // give what:
 //
 //   - use a Secret: say where its value goes;
-//   - publish a Service: open it to those who have no Session;
+//   - publish a Service or TCPMapping: open a port for it, or let those in who have
+//     no Session;
 //   - approve: let a Session, Device or Authenticator be used, and say on what
 //     terms the Sessions of a User, or of all, are;
 //   - impersonate a User: let somebody log in as him;
@@ -81,7 +83,7 @@ func (c *call) mayDelete(r store.Reader, w *writer, who api.Ref, gone []api.Obje
 // mayLogInAs asks what it takes to make a token by which somebody logs in as the
 // User of a Credential.
 func (c *call) mayLogInAs(r store.Reader, who api.Ref, cred *api.Credential) error {
-	w, err := newWriter(r, who)
+	w, err := c.newWriter(r, who)
 	if err != nil {
 		return err
 	}
@@ -96,12 +98,15 @@ type writer struct {
 	// isBound is set if his Session or Device has policies that deny: what he does
 	// under another Session is not bound by them.
 	isBound bool
+	// namespace is that of Objects of Ambassador's that say none.
+	namespace string
 }
 
 // newWriter returns the User of a Session and what he holds.
-func newWriter(r store.Reader, who api.Ref) (*writer, error) {
+func (c *call) newWriter(r store.Reader, who api.Ref) (*writer, error) {
+	w := &writer{namespace: cmp.Or(c.AmbassadorNamespace, api.DefaultNamespace)}
 	if who.Kind == kindOwner {
-		return new(writer), nil // who holds nothing and may give everything
+		return w, nil // who holds nothing and may give everything
 	}
 	s, err := stored(r, coreKey(api.KindSession, who.Name))
 	if err != nil {
@@ -111,7 +116,7 @@ func newWriter(r store.Reader, who api.Ref) (*writer, error) {
 		return nil, stranger() // it ended in between
 	}
 	session := s.(*api.Session)
-	w := &writer{user: session.Status.UserRef.Name}
+	w.user = session.Status.UserRef.Name
 	holders := []api.Key{coreKey(api.KindUser, w.user)}
 	if d := session.Status.DeviceRef; d != nil {
 		holders = append(holders, coreKey(api.KindDevice, d.Name))
@@ -160,7 +165,11 @@ func coreKey(kind, name string) api.Key {
 // would take to make it plain by an update: whoever may make it again is rid of
 // what restricted it.
 func (w *writer) questions(r store.Reader, before, after api.Object) ([]question, error) {
-	list := slices.Concat(uses(before, after), publishes(before, after), reads(before, after), logs(before, after))
+	list, err := w.foreignUses(r, before, after)
+	if err != nil {
+		return nil, err
+	}
+	list = slices.Concat(list, uses(before, after), publishes(before, after), reads(before, after), logs(before, after))
 	if before == nil {
 		before = plain(after)
 	}
@@ -179,9 +188,7 @@ func (w *writer) questions(r store.Reader, before, after api.Object) ([]question
 // plain returns an Object of the kind and name of another of which nobody wrote
 // anything more.
 func plain(o api.Object) api.Object {
-	k, _ := api.KindOf(o.Header().Kind)
-	p := k.New()
-	p.Header().Metadata.Name = o.Header().Metadata.Name
+	p := blank(o.Header().Key())
 	switch o := o.(type) {
 	case *api.Credential:
 		p.(*api.Credential).Spec.User = o.Spec.User
@@ -194,6 +201,15 @@ func plain(o api.Object) api.Object {
 	return p
 }
 
+// blank returns a new Object of a key that says nothing more.
+func blank(k api.Key) api.Object {
+	kind, _ := api.KindIn(k.Group, k.Kind)
+	o := kind.New()
+	o.Header().Metadata = api.Metadata{Namespace: k.Namespace, Name: k.Name}
+	o.Default()
+	return o
+}
+
 // uses asks for each Secret that is named, unless what names it is as before:
 // who decides where the value goes uses it, also if somebody else named it.
 func uses(before, after api.Object) (list []question) {
@@ -203,6 +219,9 @@ func uses(before, after api.Object) (list []question) {
 	switch o := after.(type) {
 	case *api.Service:
 		was, _ := before.(*api.Service)
+		if name := certificateOf(o); name != "" && (was == nil || !reflect.DeepEqual(was.Spec.Public, o.Spec.Public)) {
+			ask(name, certificatePointer)
+		}
 		for at, c := range configs(o) {
 			c = o.EffectiveConfig(c.Name)
 			if was != nil && reflect.DeepEqual(was.EffectiveConfig(c.Name), c) {
@@ -226,16 +245,25 @@ func uses(before, after api.Object) (list []question) {
 	return list
 }
 
-// publishes asks for a Service that needs no Session, whenever it changes.
+// publishes asks for what opens a port, whenever it changes.
 func publishes(before, after api.Object) []question {
-	s, ok := after.(*api.Service)
-	if !ok || !s.Spec.IsAnonymous {
-		return nil
+	switch o := after.(type) {
+	case *api.Service:
+		was, ok := before.(*api.Service)
+		switch {
+		case ok && reflect.DeepEqual(was.Spec, o.Spec):
+		case o.Spec.IsAnonymous:
+			return []question{{verbPublish, o.Key(), "/spec/isAnonymous", "opens the Service to those who have no Session"}}
+		case o.Spec.IsPublic:
+			return []question{{verbPublish, o.Key(), "/spec/isPublic", "opens a port for the Service"}}
+		}
+	case *api.TCPMapping:
+		was, ok := before.(*api.TCPMapping)
+		if !ok || !reflect.DeepEqual(was.Spec, o.Spec) || !maps.Equal(was.Metadata.Annotations, o.Metadata.Annotations) {
+			return []question{{verbPublish, o.Key(), "/spec/port", "opens a port to everybody"}}
+		}
 	}
-	if was, ok := before.(*api.Service); ok && reflect.DeepEqual(was.Spec, s.Spec) {
-		return nil
-	}
-	return []question{{verbPublish, s.Key(), "/spec/isAnonymous", "opens the Service to those who have no Session"}}
+	return nil
 }
 
 // logs asks for a change of what becomes of the access log.

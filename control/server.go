@@ -15,6 +15,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"fmt"
 	"io"
 	"iter"
 	"log/slog"
@@ -59,6 +60,10 @@ type Server struct {
 	Authority Authority
 	Verifier  identity.Verifier // of certificates
 
+	// AmbassadorNamespace is the namespace that Objects of Ambassador's are of if they
+	// say none; "" is default.
+	AmbassadorNamespace string
+
 	Conns Conns
 	Logs  Logs
 	// Audit takes a record of every write before it is committed, so it must not
@@ -76,6 +81,8 @@ type Server struct {
 	// What follows may be nil: the calls that need it then answer NOT_FOUND, and
 	// the cluster is ready as soon as it serves.
 
+	// Route says where a connection would go.
+	Route func(api.RouteQuestion) api.RouteAnswer
 	// Health looks at what may be wrong with the cluster. It ends when its context
 	// does.
 	Health func(context.Context) []api.HealthCheck
@@ -92,6 +99,7 @@ type Server struct {
 // A Keeper seals the values of Secrets: see secret.Keeper.
 type Keeper interface {
 	Seal(*api.Secret) error
+	SealKubernetes(*api.KubernetesSecret) error
 }
 
 // Conns is the registry of live connections.
@@ -133,15 +141,16 @@ func (s *Server) Handler() http.Handler {
 	handle("POST /api/self/device", (*call).registerDevice)
 	handle("POST /api/logout", (*call).logout)
 	handle("POST /api/apply", (*call).apply)
-	handle("GET /api/core/v1/{kind}", (*call).list)
-	handle("POST /api/core/v1/{kind}", (*call).create)
-	handle("GET /api/core/v1/{kind}/{name}", (*call).get)
-	handle("PUT /api/core/v1/{kind}/{name}", (*call).update)
-	handle("PATCH /api/core/v1/{kind}/{name}", (*call).patch)
-	handle("DELETE /api/core/v1/{kind}/{name}", (*call).delete)
+	handle("GET /api/{group}/{version}/{kind}", (*call).list)
+	handle("POST /api/{group}/{version}/{kind}", (*call).create)
+	handle("GET /api/{group}/{version}/{kind}/{name}", (*call).get)
+	handle("PUT /api/{group}/{version}/{kind}/{name}", (*call).update)
+	handle("PATCH /api/{group}/{version}/{kind}/{name}", (*call).patch)
+	handle("DELETE /api/{group}/{version}/{kind}/{name}", (*call).delete)
 	handle("POST /api/core/v1/credentials/{name}/token", (*call).newToken)
 	// What goes on.
 	handle("POST /api/why", (*call).why)
+	handle("GET /api/route", (*call).route)
 	handle("GET /api/conns", (*call).conns)
 	handle("DELETE /api/conns/{id}", (*call).kill)
 	handle("GET /api/logs", (*call).logs)
@@ -225,31 +234,60 @@ func (s *Server) call(w http.ResponseWriter, r *http.Request) *call {
 
 // kind returns the kind that the path names.
 func (c *call) kind() (api.Kind, error) {
-	k, ok := api.FindKind(c.r.PathValue("kind"))
-	if !ok {
-		e := api.Errorf(api.CodeNotFound, "there is no kind %q", c.r.PathValue("kind"))
-		for _, k := range api.Kinds() {
-			e.Hint += ", " + k.Plural
-		}
-		e.Hint = "the kinds are " + strings.TrimPrefix(e.Hint, ", ")
-		return k, e
+	group, version, name := c.r.PathValue("group"), c.r.PathValue("version"), c.r.PathValue("kind")
+	k, ok := api.FindKindIn(group, name)
+	if ok && (slices.Contains(k.Versions, version) || !k.IsForeign() && group+"/"+version == api.Version) {
+		return k, nil
 	}
-	return k, nil
+	e := api.Errorf(api.CodeNotFound, "there is no kind %.100q", name)
+	var names []string
+	for _, k := range api.Kinds() {
+		if k.APIGroup() == group {
+			names = append(names, k.Plural)
+		}
+	}
+	switch {
+	case names == nil:
+		e.Message = fmt.Sprintf("there is no group %.100q", group)
+		e.Hint = "the groups are " + strings.Join([]string{api.GroupCore, api.GroupAmbassador, api.GroupKubernetes}, ", ")
+	case ok:
+		e.Message = fmt.Sprintf("there is no version %.100q of %s", version, k.Plural)
+		e.Hint = "they are at " + k.Path("")
+	default:
+		e.Hint = "the kinds are " + strings.Join(names, ", ")
+	}
+	return k, e
 }
 
-// key returns the key of the Object that the path names.
+// key returns the key of the Object that path and query name. The name is "" if the
+// path is that of the kind.
 func (c *call) key() (api.Key, error) {
-	k, err := c.kind()
+	kind, err := c.kind()
 	if err != nil {
 		return api.Key{}, err
 	}
 	name, err := c.name("name")
-	return api.Key{Group: api.GroupCore, Kind: k.Name, Name: api.CanonicalName(k.Name, name)}, err
+	if err != nil {
+		return api.Key{}, err
+	}
+	namespace := c.r.URL.Query().Get("namespace")
+	switch {
+	case namespace != "" && !kind.IsForeign():
+		return api.Key{}, api.Errorf(api.CodeInvalid, "the query parameter namespace is for Objects of other systems: a %s has none", kind.Name)
+	case len(namespace) > maxName:
+		return api.Key{}, api.Errorf(api.CodeNotFound, "the namespace is longer than names are")
+	}
+	return keyIn(kind, namespace, api.CanonicalName(kind.Name, name)), nil
+}
+
+// keyIn returns the key of an Object of a kind.
+func keyIn(k api.Kind, namespace, name string) api.Key {
+	return api.Key{Group: k.APIGroup(), Kind: k.Name, Namespace: namespace, Name: name}
 }
 
 // maxName is the size in bytes of the longest name that is looked for: names get
-// into the log. Those that exist are shorter.
-const maxName = 128
+// into the log. None that exists is longer.
+const maxName = 253
 
 // name returns a wildcard of the path.
 func (c *call) name(wildcard string) (string, error) {

@@ -10,19 +10,25 @@ import (
 	"cardea/store"
 )
 
-// A claim is something that only one Object of a kind may have.
-type claim struct{ value, pointer, rule string }
+// A claim is something that only one Object of a kind may have: a value, as it
+// stands in the Object's JSON, in a scope.
+type claim struct{ value, scope, pointer, rule string }
 
 // claimOf returns what o claims, and the zero claim if that is nothing.
 func claimOf(o api.Object) claim {
 	switch o := o.(type) {
 	case *api.Service:
-		if o.Spec.IsPublic && o.Status.Port != 0 {
-			return claim{strconv.Itoa(o.Status.Port), "/spec/port", "must be a port that no other public Service has"}
+		p := o.Spec.Public
+		if p == nil {
+			p = new(api.ServicePublic)
+		}
+		// Who takes a part of a port shares it; whether the parts differ its status says.
+		if o.Spec.IsPublic && o.Status.Port != 0 && len(p.Hosts) == 0 && len(p.Sources) == 0 {
+			return claim{strconv.Itoa(o.Status.Port), p.Address, "/spec/port", "must be a port that no other public Service has"}
 		}
 	case *api.User:
 		if o.Spec.Email != "" {
-			return claim{o.Spec.Email, "/spec/email", "must be an address that no other User has"}
+			return claim{o.Spec.Email, "", "/spec/email", "must be an address that no other User has"}
 		}
 	}
 	return claim{}
@@ -31,7 +37,7 @@ func claimOf(o api.Object) claim {
 // checkClaims reports what the Objects of a kind, in the given documents, claim
 // and what another of the kind has. It names the other if shows says that it may.
 func checkClaims(r store.Reader, kind string, docs []*document, report func(*document) *api.Problems, shows func(api.Key) bool) error {
-	claimed := map[string][]*document{}
+	claimed := map[claim][]*document{}
 	var values [][]byte // as they stand in JSON
 	for _, d := range docs {
 		if d.key.Kind != kind || d.action == api.ActionUnchanged {
@@ -45,7 +51,7 @@ func checkClaims(r store.Reader, kind string, docs []*document, report func(*doc
 		if err != nil {
 			return err
 		}
-		claimed[x.value] = append(claimed[x.value], d)
+		claimed[x] = append(claimed[x], d)
 		values = append(values, b[1:len(b)-1])
 	}
 	if len(claimed) == 0 {
@@ -58,11 +64,11 @@ func checkClaims(r store.Reader, kind string, docs []*document, report func(*doc
 		if !mayContain(rec.JSON, values) {
 			continue
 		}
-		o, err := decode(rec)
+		o, err := store.Decode(rec)
 		if err != nil {
 			return err
 		}
-		for _, d := range claimed[claimOf(o).value] {
+		for _, d := range claimed[claimOf(o)] {
 			if d.key != rec.Key {
 				x := claimOf(d.after)
 				problem := report(d).Add(x.pointer, x.rule, x.value)

@@ -27,21 +27,21 @@ const (
 type watcher struct {
 	*call
 	who   api.Ref
-	kind  string
+	kind  api.Kind
 	which selection
 	// caughtUp is the revision up to which changes are of before the watch began.
 	caughtUp api.Revision
 	at       api.Revision // up to which everything was told
-	// shown has the name of each Object that is in view, and the revision of what
-	// was told of it, zero if that was before the watch.
-	shown map[string]api.Revision
+	// shown has the key of each Object that is in view, and the revision of what was
+	// told of it, zero if that was before the watch.
+	shown map[api.Key]api.Revision
 	right api.Decision // to watch the kind as a whole
 	// isTimed is set if something was decided by the clock.
 	isTimed bool
 }
 
-// watch answers GET /api/core/v1/{kind}?watch=true.
-func (c *call) watch(who api.Ref, kind string, which selection, q map[string]string) error {
+// watch answers GET /api/{group}/{version}/{kind}?watch=true.
+func (c *call) watch(who api.Ref, kind api.Kind, which selection, q map[string]string) error {
 	if q["limit"] != "" || q["after"] != "" {
 		return api.Errorf(api.CodeInvalid, "the query parameters limit and after are not for watch=true")
 	}
@@ -51,7 +51,7 @@ func (c *call) watch(who api.Ref, kind string, which selection, q map[string]str
 			return api.Errorf(api.CodeInvalid, "the query parameter revision must be EPOCH.NUMBER, as a list has it")
 		}
 	}
-	w := &watcher{call: c, who: who, kind: kind, which: which, at: from, shown: map[string]api.Revision{}}
+	w := &watcher{call: c, who: who, kind: kind, which: which, at: from, shown: map[api.Key]api.Revision{}}
 	if err := w.begin(); err != nil {
 		return err
 	}
@@ -125,20 +125,20 @@ func (w *watcher) begin() error {
 				return err
 			}
 		}
-		for rec, err := range r.List(api.GroupCore, w.kind) {
+		for rec, err := range r.List(w.kind.APIGroup(), w.kind.Name) {
 			if err != nil {
 				return err
 			}
 			if o, err := w.view(rec); err != nil {
 				return err
 			} else if o != nil {
-				w.shown[rec.Key.Name] = api.Revision{}
+				w.shown[rec.Key] = api.Revision{}
 			}
 		}
 		return nil
 	})
 	if err == nil && len(w.shown) == 0 {
-		_, err = w.may(verbWatch, coreKey(w.kind, ""))
+		_, err = w.may(verbWatch, keyIn(w.kind, "", ""))
 	}
 	return err
 }
@@ -165,7 +165,7 @@ func (w *watcher) checkRights(r store.Reader) error {
 // caller may see can have changed, other than by what a commit names.
 func (w *watcher) decideRight() (changed bool, err error) {
 	before := w.right.Allowed()
-	if w.right, err = w.sees(verbWatch, coreKey(w.kind, "")); err != nil {
+	if w.right, err = w.sees(verbWatch, keyIn(w.kind, "", "")); err != nil {
 		return false, err
 	}
 	if isNobody(w.right.Reason) {
@@ -188,7 +188,7 @@ func (w *watcher) view(rec store.Record) (api.Object, error) {
 	if may, err := w.mayView(rec.Key); err != nil || !may {
 		return nil, err
 	}
-	o, err := decode(rec)
+	o, err := store.Decode(rec)
 	if err != nil || !w.which.has(o) {
 		return nil, err
 	}
@@ -256,7 +256,7 @@ func (w *watcher) follow(ctx context.Context, commit store.Commit) (events []api
 	}
 	isOfRight := slices.ContainsFunc(commit.Changes, func(c store.Change) bool { return slices.Contains(w.right.DependsOn, c.Key) })
 	for _, c := range commit.Changes {
-		if c.Key.Group != api.GroupCore || c.Key.Kind != w.kind {
+		if c.Key.Group != w.kind.APIGroup() || c.Key.Kind != w.kind.Name {
 			continue
 		}
 		e, err := w.change(c, commit.Revision)
@@ -274,7 +274,7 @@ func (w *watcher) follow(ctx context.Context, commit store.Commit) (events []api
 
 // change returns what a change of one Object is to the caller, nil if nothing.
 func (w *watcher) change(c store.Change, at api.Revision) (*api.WatchEvent, error) {
-	known, isShown := w.shown[c.Key.Name]
+	known, isShown := w.shown[c.Key]
 	if isShown && known.Compare(at) >= 0 {
 		return nil, nil // told already
 	}
@@ -283,13 +283,13 @@ func (w *watcher) change(c store.Change, at api.Revision) (*api.WatchEvent, erro
 	case err != nil:
 		return nil, err
 	case o != nil && c.Deleted:
-		delete(w.shown, c.Key.Name)
+		delete(w.shown, c.Key)
 		return event(api.WatchDeleted, o, at)
 	case o != nil:
-		w.shown[c.Key.Name] = at
+		w.shown[c.Key] = at
 		return event(api.WatchPut, w.present(o), at)
 	case isShown:
-		delete(w.shown, c.Key.Name)
+		delete(w.shown, c.Key)
 		return outOfView(c.Record, at)
 	case at.Compare(w.caughtUp) <= 0:
 		// It may have been in view before the watch, and is not any more.
@@ -314,7 +314,7 @@ func (w *watcher) look(ctx context.Context, isOfRight bool) (events []api.WatchE
 		}
 	}
 	if !w.right.Allowed() && len(w.shown) == 0 {
-		_, err = w.may(verbWatch, coreKey(w.kind, "")) // records that the right is lost
+		_, err = w.may(verbWatch, keyIn(w.kind, "", "")) // records that the right is lost
 	}
 	return events, err
 }
@@ -327,11 +327,11 @@ func (w *watcher) compare(ctx context.Context) (events []api.WatchEvent, err err
 	}
 	defer done()
 	err = w.Store.View(ctx, func(r store.Reader) error {
-		for rec, err := range r.List(api.GroupCore, w.kind) {
+		for rec, err := range r.List(w.kind.APIGroup(), w.kind.Name) {
 			if err != nil {
 				return err
 			}
-			_, isShown := w.shown[rec.Key.Name]
+			_, isShown := w.shown[rec.Key]
 			o, err := w.view(rec)
 			if err != nil {
 				return err
@@ -339,10 +339,10 @@ func (w *watcher) compare(ctx context.Context) (events []api.WatchEvent, err err
 			var e *api.WatchEvent
 			switch {
 			case o != nil && !isShown:
-				w.shown[rec.Key.Name] = rec.Revision
+				w.shown[rec.Key] = rec.Revision
 				e, err = event(api.WatchPut, w.present(o), w.at)
 			case o == nil && isShown:
-				delete(w.shown, rec.Key.Name)
+				delete(w.shown, rec.Key)
 				e, err = outOfView(rec, w.at)
 			}
 			if err != nil {
@@ -365,6 +365,8 @@ func event(t api.WatchType, o api.Object, at api.Revision) (*api.WatchEvent, err
 // outOfView says that an Object is not in view any more, without telling what it
 // has become.
 func outOfView(rec store.Record, at api.Revision) (*api.WatchEvent, error) {
-	b, err := json.Marshal(api.Head{APIVersion: api.Version, Kind: rec.Key.Kind, Metadata: api.Metadata{Name: rec.Key.Name, UID: rec.UID}})
+	head := blank(rec.Key).Header()
+	head.Metadata.UID = rec.UID
+	b, err := json.Marshal(head)
 	return &api.WatchEvent{Type: api.WatchDeleted, Object: b, Revision: at}, err
 }

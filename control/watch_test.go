@@ -43,7 +43,10 @@ func (w *world) watch(who *person, path string) *watching {
 	w.t.Helper()
 	ctx, stop := context.WithCancel(w.t.Context())
 	s := &watching{t: w.t, header: http.Header{}, status: http.StatusOK, stop: stop}
-	r := w.newRequest(who, "GET", "/api/core/v1/"+path, nil).WithContext(ctx)
+	if !strings.HasPrefix(path, "/") {
+		path = "/api/core/v1/" + path
+	}
+	r := w.newRequest(who, "GET", path, nil).WithContext(ctx)
 	go func() {
 		w.handler.ServeHTTP(s, r)
 		s.mu.Lock()

@@ -68,7 +68,7 @@ type document struct {
 
 // result returns what became of a document, with the Objects if they are asked for.
 func (d *document) result(diff bool) (api.Result, error) {
-	out := api.Result{Kind: d.key.Kind, Name: d.key.Name, Action: d.action}
+	out := resultOf(d.key, d.action)
 	if !diff || d.action == api.ActionUnchanged {
 		return out, nil
 	}
@@ -76,6 +76,15 @@ func (d *document) result(diff bool) (api.Result, error) {
 	out.Before, err = encode(d.before)
 	out.After, err2 = encode(d.after)
 	return out, errors.Join(err, err2)
+}
+
+// resultOf returns what became of an Object.
+func resultOf(k api.Key, a api.Action) api.Result {
+	out := api.Result{Kind: k.Kind, Namespace: k.Namespace, Name: k.Name, Action: a}
+	if k.Group != api.GroupCore {
+		out.Group = k.Group
+	}
+	return out
 }
 
 // A draft is a list of documents on their way into the store.
@@ -119,7 +128,7 @@ func read(raw []json.RawMessage, opt options) *draft {
 		}
 		p := api.Problems{Document: i}
 		k := o.Header().Key()
-		if kind, _ := api.KindOf(k.Kind); !kind.ByHand && !(kind.Updatable && opt.only == api.ActionConfigured) {
+		if kind, _ := api.KindIn(k.Group, k.Kind); !kind.ByHand && !(kind.Updatable && opt.only == api.ActionConfigured) {
 			x := p.Add("/kind", "must be a kind that people write: a "+k.Kind+" is "+origin(k.Kind), k.Kind)
 			if kind.Updatable {
 				x.Hint = "one that is there can be changed with edit, or update"
@@ -224,19 +233,36 @@ func pause(ctx context.Context, began time.Time, try int) error {
 // troubles warns of what the documents ask for and this process cannot do now.
 func (c *call) troubles(d *draft) (warnings []api.Problem) {
 	for _, doc := range d.documents {
-		svc, ok := c.present(doc.after).(*api.Service)
-		if !ok {
-			continue
-		}
 		p := api.Problems{Document: doc.index}
-		for _, x := range svc.Status.Conditions {
-			if x.Status == "False" {
+		for _, x := range conditionsOf(c.present(doc.after)) {
+			if x.Status != "False" {
+				continue
+			}
+			switch x.Type {
+			case api.ConditionListening:
 				p.Warn("/spec/port", x.Message, "").Hint = "it is tried again by itself"
+			case api.ConditionAccepted:
+				p.Warn("/metadata/name", "is not in force: "+x.Message, "")
+			case api.ConditionResolved:
+				p.Warn("/metadata/name", "is not complete: "+x.Message, "")
 			}
 		}
-		warnings = append(warnings, p.List...)
+		if warnings = append(warnings, p.List...); len(warnings) > maxProblems {
+			return append(warnings[:maxProblems:maxProblems], api.Problem{Document: doc.index, Rule: "there is more that is not in force than is told here", Warning: true})
+		}
 	}
 	return warnings
+}
+
+// conditionsOf returns what is known of how it stands with an Object.
+func conditionsOf(o api.Object) []api.StatusCondition {
+	switch o := o.(type) {
+	case *api.Service:
+		return o.Status.Conditions
+	case api.Routable:
+		return o.RouteStatus().Conditions
+	}
+	return nil
 }
 
 func busy() error {
@@ -290,14 +316,14 @@ func prunable(r store.Reader, d *draft, opt options) (docs []*document, err erro
 	if !opt.prune {
 		return nil, nil
 	}
-	for rec, err := range r.List(api.GroupCore, "") {
+	for rec, err := range r.All() {
 		if err != nil {
 			return nil, err
 		}
 		if d.isPending(rec.Key) || !bytes.Contains(rec.JSON, []byte(opt.set)) {
 			continue
 		}
-		o, err := decode(rec)
+		o, err := store.Decode(rec)
 		if err != nil {
 			return nil, err
 		}
@@ -325,7 +351,7 @@ func (c *call) check(d *draft) []api.Problem {
 func (c *call) transact(tx store.Tx, d *draft, problems []api.Problem, who api.Ref, opt options) error {
 	found := report{}
 	var conflicts []api.Problem
-	w, err := newWriter(tx, who) // before he writes
+	w, err := c.newWriter(tx, who) // before he writes
 	if err != nil {
 		return err
 	}
@@ -474,7 +500,7 @@ func (c *call) merge(r store.Reader, doc *document, who api.Ref, opt options, p,
 	doc.after = api.Clone(doc.wanted) // the function may run again
 	h := &doc.after.Header().Metadata
 	sent := h.ResourceVersion
-	now := c.Now().UTC()
+	now := c.started.UTC() // what is written together is of one age
 	if doc.before == nil {
 		if opt.only == api.ActionConfigured {
 			return api.NotFound(doc.key)
@@ -495,7 +521,7 @@ func (c *call) merge(r store.Reader, doc *document, who api.Ref, opt options, p,
 
 	old := doc.before.Header().Metadata
 	if opt.only == api.ActionCreated {
-		e := api.Errorf(api.CodeConflict, "%s %q exists already", doc.key.Kind, doc.key.Name)
+		e := api.Errorf(api.CodeConflict, "%s %q exists already", doc.key.Kind, nameOf(doc.key))
 		e.Hint = "change it with apply"
 		return e
 	}
@@ -533,6 +559,11 @@ func checkUpdate(before, after api.Object, p *api.Problems) {
 	if h := before.Header(); h.Metadata.IsSystem && !slices.Contains(changeable(), h.Key()) {
 		p.Add("/metadata/name", fmt.Sprintf("must not name a %s that the system made: it cannot be changed", h.Kind), h.Metadata.Name)
 	}
+	if b, ok := before.(*api.KubernetesSecret); ok && b.Immutable != nil && *b.Immutable {
+		if a := after.(*api.KubernetesSecret); a.Status.SHA256 != b.Status.SHA256 {
+			p.Add("/data", "cannot be changed: the Secret is immutable", "").Hint = "delete it, and create it anew"
+		}
+	}
 	if b, ok := before.(*api.Credential); ok {
 		a := after.(*api.Credential)
 		if a.Spec.User != b.Spec.User {
@@ -567,10 +598,36 @@ func setStatus(o, from api.Object) {
 // seal seals the value of a Secret. One that is the same as before, or absent,
 // stays as it was sealed.
 func (c *call) seal(o, before api.Object, p *api.Problems) error {
-	s, ok := o.(*api.Secret)
-	if !ok {
+	switch s := o.(type) {
+	case *api.Secret:
+		return c.sealOwn(s, before, p)
+	case *api.KubernetesSecret:
+		return c.sealKubernetes(s, before, p)
+	}
+	return nil
+}
+
+// sealKubernetes does so for a Secret of Kubernetes, which need not have any value.
+func (c *call) sealKubernetes(s *api.KubernetesSecret, before api.Object, p *api.Problems) error {
+	if !s.HasData() && before != nil {
 		return nil
 	}
+	if !s.HasData() {
+		p.Warn("/metadata/name", "has no values: what names the Secret is not complete", s.Metadata.Name)
+	}
+	s.Status = api.KubernetesSecretStatus{}
+	if err := c.Keeper.SealKubernetes(s); err != nil {
+		return err
+	}
+	if before != nil {
+		if old := before.(*api.KubernetesSecret).Status; old.SHA256 == s.Status.SHA256 && old.KeyID == s.Status.KeyID {
+			s.Status = old
+		}
+	}
+	return nil
+}
+
+func (c *call) sealOwn(s *api.Secret, before api.Object, p *api.Problems) error {
 	if s.Data == nil {
 		if len(s.Status.Sealed) == 0 { // from before
 			p.Add("/data", "is required: {value: TEXT} or {valueBytes: BASE64}", "")
@@ -688,19 +745,6 @@ func stored(r store.Reader, k api.Key) (api.Object, error) {
 		return nil, nil
 	}
 	return o, err
-}
-
-// decode returns the Object of a Record.
-func decode(rec store.Record) (api.Object, error) {
-	k, ok := api.KindOf(rec.Key.Kind)
-	if !ok {
-		return nil, fmt.Errorf("control: %s is stored and its kind is not known", rec.Key)
-	}
-	o := k.New()
-	if err := json.Unmarshal(rec.JSON, o); err != nil {
-		return nil, fmt.Errorf("control: decode %s: %w", rec.Key, err)
-	}
-	return o, nil
 }
 
 // equal reports whether two Objects would be stored as the same.

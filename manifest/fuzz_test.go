@@ -33,6 +33,9 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		for i, doc := range docs {
+			if doc.JSON == nil {
+				continue // skipped
+			}
 			want := toJSON(t, doc.Object)
 			obj, problems := DecodeJSON(i, doc.JSON)
 			if len(problems) > 0 || toJSON(t, obj) != want {

@@ -12,6 +12,7 @@
 package manifest
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"fmt"
@@ -37,10 +38,11 @@ const (
 // A Document is one document of a file.
 type Document struct {
 	// Object is what the document says, with defaults. It is nil if the document
-	// is not an Object of a known kind, and incomplete if it has problems.
+	// is not an Object of a known kind, or is skipped, and incomplete if it has
+	// problems.
 	Object api.Object
 	// JSON is the document as it was written, without defaults, for the wire. It
-	// is nil if the document has problems.
+	// is nil if the document has problems or is skipped.
 	JSON json.RawMessage
 
 	source *source
@@ -51,7 +53,12 @@ type Document struct {
 type source struct{ name string }
 
 // Decode reads all documents of one file: a stream of YAML documents, or one
-// JSON value. Empty documents are skipped. The name is for messages.
+// JSON value. Empty documents are left out, and a List of Kubernetes is its items.
+// The name is for messages.
+//
+// A file may be for other systems too. What is of a kind that there is no use for
+// is skipped, and a warning says so; so is the second of two equal documents of
+// one foreign Object.
 //
 // The diagnostics say all that is wrong, in the order of the file; if there is an
 // error among them (see [Diagnostics.Err]), nothing of the file should be used.
@@ -59,13 +66,14 @@ type source struct{ name string }
 func Decode(name string, data []byte) ([]Document, Diagnostics) {
 	src := &source{name: name}
 	roots, syntax := parse(data)
+	roots = flatten(roots)
 	docs := make([]Document, 0, len(roots))
 	known := structs{}
 	var all Diagnostics
 	for i, root := range roots {
 		doc := Document{source: src, root: root}
 		var found []finding
-		doc.Object, doc.JSON, found = decode(i, root, known)
+		doc.Object, doc.JSON, found = decode(walker{document: i, root: root, structs: known})
 		docs = append(docs, doc)
 		for _, f := range found {
 			all = append(all, f.diagnostic(name))
@@ -95,7 +103,7 @@ func DecodeJSON(index int, raw []byte) (api.Object, []api.Problem) {
 		bad.Problem.Document = index
 		return nil, []api.Problem{bad.Problem}
 	}
-	obj, _, found := decode(index, root, structs{})
+	obj, _, found := decode(walker{document: index, root: root, structs: structs{}, isWire: true})
 	var all Diagnostics
 	for _, f := range found {
 		all = append(all, f.diagnostic(""))
@@ -108,13 +116,15 @@ func DecodeJSON(index int, raw []byte) (api.Object, []api.Problem) {
 }
 
 // CheckDuplicates reports each Object that is in two different inputs: an Object
-// may be given once. [Decode] reports those that are twice in one.
+// may be given once. [Decode] reports those that are twice in one. Of equal
+// documents of one foreign Object the second is skipped: it has no Object and no
+// JSON afterwards.
 func CheckDuplicates(docs []Document) Diagnostics {
 	return duplicates(docs, func(a, b *source) bool { return a != b })
 }
 
 // duplicates reports each second document of one Object, at its name, if the two
-// sources match.
+// sources match, and skips it if it may.
 func duplicates(docs []Document, match func(a, b *source) bool) Diagnostics {
 	var all Diagnostics
 	first := map[api.Key]Document{}
@@ -135,16 +145,21 @@ func duplicates(docs []Document, match func(a, b *source) bool) Diagnostics {
 		if before.source != doc.source {
 			place += " of " + before.source.name
 		}
-		p := api.Problem{Document: i, Pointer: "/metadata/name", Found: key.Name,
-			Rule: fmt.Sprintf("must not be there twice: the %s is on %s already", key.Kind, place)}
+		p := api.Problem{Document: i, Pointer: "/metadata/name", Found: key.Name}
+		if key.Group != api.GroupCore && before.JSON != nil && bytes.Equal(before.JSON, doc.JSON) {
+			p.Rule, p.Warning = fmt.Sprintf("the document is skipped: it is equal to that of this %s on %s", key.Kind, place), true
+			docs[i].Object, docs[i].JSON = nil, nil
+		} else {
+			p.Rule = fmt.Sprintf("must not be there twice: the %s is on %s already", key.Kind, place)
+		}
 		all = append(all, Locate(docs, p))
 	}
 	return all
 }
 
-// decode reads one document. The findings are in no order.
-func decode(index int, root *yaml.Node, known structs) (api.Object, json.RawMessage, []finding) {
-	w := walker{document: index, root: root, structs: known}
+// decode reads the one document of a walker.
+func decode(w walker) (api.Object, json.RawMessage, []finding) {
+	root := w.root
 	kind, ok := w.kindOf()
 	if !ok {
 		return nil, nil, w.found
@@ -160,7 +175,7 @@ func decode(index int, root *yaml.Node, known structs) (api.Object, json.RawMess
 	}
 
 	obj.Default()
-	problems := api.Problems{Document: index}
+	problems := api.Problems{Document: w.document}
 	obj.Validate(&problems)
 	for _, p := range problems.List {
 		if !w.follows(p.Pointer) {

@@ -104,7 +104,7 @@ func TestDecodeJSON(t *testing.T) {
 	for _, c := range []struct{ raw, want string }{
 		{`{"kind":"Group","metadata":{"name":"sea"}}`, ""},
 		{`{"kind":"Group","metadata":{"name":"sea","displayName":"\ud83d\ude00"},"spec":null}`, ""},
-		{`{"kind":"Group","metadata":{"name":"sea","nmae":1}}`, `metadata.nmae: unknown field, found "nmae"; allowed: name, displayName, description, picURL, labels, annotations, tags, uid, resourceVersion, createdAt, updatedAt, actorRef, isSystem, applySet (did you mean name?)`},
+		{`{"kind":"Group","metadata":{"name":"sea","nmae":1}}`, `metadata.nmae: unknown field, found "nmae"; allowed: name, namespace, displayName, description, picURL, labels, annotations, tags, uid, resourceVersion, createdAt, updatedAt, actorRef, isSystem, applySet (did you mean name?)`},
 		{`{"kind":"Group","Kind":"User","metadata":{"name":"sea"}}`, `Kind: unknown field, found "Kind"; allowed: apiVersion, kind, metadata, spec, status (did you mean kind?)`},
 		{`{"kind":"Group","metadata":{"name":"sea"}} {}`, `must be JSON: invalid character '{' after top-level value`},
 		{`{"kind":"Group",}`, `must be JSON: invalid character '}' looking for beginning of object key string`},
@@ -248,7 +248,7 @@ func TestNearest(t *testing.T) {
 
 // TestSecrets: whatever is wrong with a Secret, its value is not repeated.
 func TestSecrets(t *testing.T) {
-	for _, file := range []string{"testdata/secrets.yaml", "testdata/secret-alias.yaml"} {
+	for _, file := range []string{"testdata/secrets.yaml", "testdata/secret-alias.yaml", "testdata/foreign-secrets.yaml"} {
 		_, found := Decode("a.yaml", read(t, file))
 		all, err := json.Marshal(found)
 		if err != nil {

@@ -30,7 +30,8 @@ const (
 type walker struct {
 	document int
 	root     *yaml.Node
-	kind     string
+	isWire   bool // the document came over the wire, and for us
+	kind     api.Kind
 	structs  structs
 	found    []finding
 	// meant has the pointer of each finding and, for a misspelt field, of the one
@@ -62,7 +63,7 @@ func (w *walker) follows(at string) bool {
 }
 
 // under returns the pointer of a name in the mapping at a pointer. Within the
-// value of a Secret a name may be the secret itself, and the mapping has to do.
+// values of a Secret a name may be the secret itself, and the mapping has to do.
 func (w *walker) under(at string, key *yaml.Node) string {
 	if w.secret(at) {
 		return at
@@ -72,68 +73,8 @@ func (w *walker) under(at string, key *yaml.Node) string {
 
 // secret reports whether what stands at a pointer must not be repeated.
 func (w *walker) secret(at string) bool {
-	return w.kind == api.KindSecret && (at == "/data" || strings.HasPrefix(at, "/data/"))
-}
-
-// kindOf returns the kind of a document, or reports why it has none of ours.
-func (w *walker) kindOf() (api.Kind, bool) {
-	root := w.root
-	if root.Kind != yaml.MappingNode {
-		w.mustBe(root, "", "a mapping with kind, metadata and spec")
-		return api.Kind{}, false
-	}
-	if _, n := child(root, "apiVersion"); n != nil && !isNull(n) {
-		if v, ok := w.text(n, "/apiVersion"); !ok || !w.ourVersion(n, v) {
-			return api.Kind{}, false
-		}
-	}
-	_, n := child(root, "kind")
-	if n == nil || isNull(n) {
-		w.add(root, "/kind", "is required", "").Allowed = kindNames()
-		return api.Kind{}, false
-	}
-	name, ok := w.text(n, "/kind")
-	if !ok {
-		return api.Kind{}, false
-	}
-	k, known := api.KindOf(name)
-	if known && !k.Later {
-		w.kind = name
-		return k, true
-	}
-	names := kindNames()
-	if known || slices.Contains(api.LaterKinds(), name) {
-		w.add(n, "/kind", name+" is not yet available", "").Allowed = names
-		return api.Kind{}, false
-	}
-	p := w.add(n, "/kind", "unknown kind", name)
-	p.Allowed, p.Hint = names, didYouMean(name, names)
-	return api.Kind{}, false
-}
-
-// kindNames returns the kinds that people write.
-func kindNames() []string {
-	var names []string
-	for _, k := range api.Kinds() {
-		if k.ByHand {
-			names = append(names, k.Name)
-		}
-	}
-	return names
-}
-
-// ourVersion reports whether an apiVersion is that of our kinds, and the problem
-// if it is not.
-func (w *walker) ourVersion(n *yaml.Node, version string) bool {
-	if version == api.Version {
-		return true
-	}
-	rule := "is not yet available"
-	if group, _, _ := strings.Cut(version, "/"); group == api.GroupCore {
-		rule = "must be " + api.Version
-	}
-	w.add(n, "/apiVersion", rule, version).Allowed = []string{api.Version}
-	return false
+	return w.kind.Name == api.KindSecret && slices.ContainsFunc([]string{"/data", "/stringData", "/metadata/annotations"},
+		func(s string) bool { return at == s || strings.HasPrefix(at, s+"/") })
 }
 
 // value carries over one value. Null leaves v as it is, as if it were not there.
@@ -146,6 +87,9 @@ func (w *walker) value(n *yaml.Node, at string, v reflect.Value) {
 		return
 	}
 	switch p := v.Addr().Interface().(type) {
+	case api.Loose:
+		w.loose(n, at, p)
+		return
 	case *time.Time:
 		w.time(n, at, p)
 		return
@@ -196,8 +140,14 @@ func (w *walker) plain(n *yaml.Node, at string) bool {
 func (w *walker) fields(n *yaml.Node, at string, v reflect.Value) {
 	all := w.structs.of(v.Type())
 	w.mapping(n, at, func(key, value *yaml.Node) {
+		if w.kind.IsForeign() && isTheirs(at, key.Value, value) {
+			return
+		}
 		i := slices.IndexFunc(all, func(f field) bool { return f.name == key.Value })
 		if i < 0 {
+			if w.kind.IsForeign() && at == "/metadata" {
+				return // what the other system keeps for itself
+			}
 			w.unknown(key, at, all)
 			return
 		}
@@ -224,8 +174,11 @@ func (w *walker) unknown(key *yaml.Node, at string, all []field) {
 func (w *walker) entries(n *yaml.Node, at string, v reflect.Value) {
 	m := reflect.MakeMap(v.Type())
 	w.mapping(n, at, func(key, value *yaml.Node) {
+		if w.kind.IsForeign() && (isNull(value) || isTheirs(at, key.Value, value)) {
+			return
+		}
 		e := reflect.New(v.Type().Elem()).Elem()
-		w.item(value, at+"/"+api.Escape(key.Value), e)
+		w.item(value, w.under(at, key), e)
 		m.SetMapIndex(reflect.ValueOf(key.Value), e)
 	})
 	v.Set(m)
@@ -390,6 +343,26 @@ func (w *walker) attrs(n *yaml.Node, at string, a *api.Attrs) {
 }
 
 func (w *walker) free(n *yaml.Node, at string) any {
+	return w.any(n, at, func(f float64, _ string) any { return f })
+}
+
+// loose carries over what can be written in more than one form.
+func (w *walker) loose(n *yaml.Node, at string, l api.Loose) {
+	before := len(w.found)
+	v := w.any(n, at, func(_ float64, text string) any { return json.Number(text) })
+	if len(w.found) > before {
+		return
+	}
+	// An error is that of a value that has its problem already.
+	if b, err := json.Marshal(v); err == nil && len(b) > maxAttrs {
+		w.add(n, at, fmt.Sprintf("must be at most %d bytes as JSON", maxAttrs), strconv.Itoa(len(b))+" bytes")
+	} else if err := l.SetLoose(v); err != nil {
+		w.mustBe(n, at, err.Error())
+	}
+}
+
+// any returns a value as encoding/json would read it, and numbers as asked for.
+func (w *walker) any(n *yaml.Node, at string, number func(f float64, text string) any) any {
 	if !w.plain(n, at) {
 		return nil
 	}
@@ -397,13 +370,13 @@ func (w *walker) free(n *yaml.Node, at string) any {
 	case yaml.MappingNode:
 		m := map[string]any{}
 		w.mapping(n, at, func(key, value *yaml.Node) {
-			m[key.Value] = w.free(value, at+"/"+api.Escape(key.Value))
+			m[key.Value] = w.any(value, at+"/"+api.Escape(key.Value), number)
 		})
 		return m
 	case yaml.SequenceNode:
 		l := make([]any, len(n.Content))
 		for i, c := range n.Content {
-			l[i] = w.free(c, at+"/"+strconv.Itoa(i))
+			l[i] = w.any(c, at+"/"+strconv.Itoa(i), number)
 		}
 		return l
 	}
@@ -413,7 +386,11 @@ func (w *walker) free(n *yaml.Node, at string) any {
 	case "!!bool":
 		return strings.EqualFold(n.Value, "true")
 	case "!!int", "!!float":
-		return w.number(n, at)
+		f, ok := w.number(n, at)
+		if !ok {
+			return nil
+		}
+		return number(f, n.Value)
 	}
 	s, _ := w.text(n, at)
 	return s
@@ -421,16 +398,15 @@ func (w *walker) free(n *yaml.Node, at string) any {
 
 // number returns a number of JSON. Readers of JSON, ours among them, hold it in a
 // float64, and a whole number must still be the same there.
-func (w *walker) number(n *yaml.Node, at string) any {
-	var f float64
+func (w *walker) number(n *yaml.Node, at string) (f float64, ok bool) {
 	if err := json.Unmarshal([]byte(n.Value), &f); err != nil {
 		w.add(n, at, "must be a number as in JSON", n.Value).Hint = "or text, in quotes"
-		return nil
+		return 0, false
 	}
 	if kept, err := json.Marshal(f); n.ShortTag() == "!!int" && (err != nil || string(kept) != n.Value) {
 		w.add(n, at, "must be a number that a float64 holds: whole ones up to 2^53", n.Value).Hint = "or text, in quotes"
 	}
-	return f
+	return f, true
 }
 
 // mustBe reports a value of the wrong type. It repeats scalars only.
@@ -476,7 +452,7 @@ type field struct {
 type structs map[reflect.Type][]field
 
 // of returns the fields of a struct by the names that encoding/json gives them,
-// those of embedded structs among them.
+// those of embedded structs among them, without those that only programs set.
 func (s structs) of(t reflect.Type) []field {
 	if all, ok := s[t]; ok {
 		return all
@@ -484,6 +460,9 @@ func (s structs) of(t reflect.Type) []field {
 	var all []field
 	for f := range t.Fields() {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if f.Tag.Get("cardea") == "internal" {
+			continue
+		}
 		if f.Anonymous && name == "" {
 			for _, e := range s.of(f.Type) {
 				all = append(all, field{e.name, append(slices.Clone(f.Index), e.index...), e.notYet})
