@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cardea/api"
+	"cardea/client"
 	"cardea/manifest"
 	"cardea/policy/local"
 )
@@ -86,7 +87,7 @@ func (r *run) announce(ctx context.Context, paths []string, opt applyOptions) er
 	}
 	for _, x := range out.Results {
 		if x.Action == api.ActionDeleted {
-			fmt.Fprintf(r.Err, "no longer in the documents, will be deleted: %s\n", slashName(x.Kind, x.Name))
+			fmt.Fprintf(r.Err, "no longer in the documents, will be deleted: %s\n", resultName(&x))
 		}
 	}
 	return nil
@@ -100,7 +101,7 @@ type applied struct {
 
 // send applies the documents of files.
 func (r *run) send(ctx context.Context, paths []string, opt applyOptions) ([]manifest.Document, *applied, error) {
-	docs, _, err := r.documents(paths) // the cluster warns of more
+	docs, found, err := r.documents(paths)
 	if err != nil {
 		return nil, nil, r.unchanged(err)
 	}
@@ -121,29 +122,13 @@ func (r *run) send(ctx context.Context, paths []string, opt applyOptions) ([]man
 		return nil, nil, r.unchanged(located(docs, err))
 	}
 	out.warnings = locate(docs, out.Warnings)
-	return docs, out, nil
-}
-
-func (r *run) check() *cobra.Command {
-	var files []string
-	c := &cobra.Command{
-		Use:   "check [-f] PATH…",
-		Short: "Say what is wrong with documents, without a cluster",
-		Long: "Reads documents as apply does and says all that is wrong with them, conditions included.\n" +
-			"Whether what they refer to exists is for apply to say.",
-		Example: "  cardea check -f service.yaml\n  cardea check ./resources",
-	}
-	fileFlag(c, &files)
-	c.RunE = func(_ *cobra.Command, args []string) error {
-		docs, warnings, err := r.documents(append(files, args...))
-		if err != nil {
-			return r.problems(err, "the documents are not valid")
+	for _, d := range slices.Backward(found) { // what was skipped the cluster has not seen
+		same := func(w manifest.Diagnostic) bool { return w.String() == d.String() }
+		if !slices.ContainsFunc(out.warnings, same) {
+			out.warnings = slices.Insert(out.warnings, 0, d)
 		}
-		r.tellAll(warnings)
-		fmt.Fprintf(r.Out, "%s: valid\n", count(len(docs), "document"))
-		return nil
 	}
-	return c
+	return docs, out, nil
 }
 
 func fileFlag(c *cobra.Command, files *[]string) {
@@ -151,15 +136,16 @@ func fileFlag(c *cobra.Command, files *[]string) {
 }
 
 func (r *run) printResult(x api.Result, dryRun bool) {
-	line := slashName(x.Kind, x.Name) + " " + string(x.Action)
+	line := resultName(&x) + " " + string(x.Action)
 	if dryRun {
 		line += " (dry run)"
 	}
 	fmt.Fprintln(r.Out, line)
 }
 
-// documents reads and checks all documents. If anything is wrong with them, the
-// error is manifest.Diagnostics.
+// documents reads and checks all documents, and returns those that are to be used:
+// not what is of others (see manifest.Decode), nor what is there twice. If anything
+// is wrong with them, the error is manifest.Diagnostics.
 func (r *run) documents(paths []string) (all []manifest.Document, found manifest.Diagnostics, err error) {
 	files, err := expand(paths)
 	if err != nil {
@@ -178,7 +164,7 @@ func (r *run) documents(paths []string) (all []manifest.Document, found manifest
 				continue
 			}
 			p := api.Problems{Document: i}
-			if k, _ := api.KindOf(d.Object.Header().Kind); !k.ByHand {
+			if k := kindOfObject(d.Object); !k.ByHand {
 				p.Add("/kind", "must be a kind that people write: a "+k.Name+" is made by the cluster", k.Name)
 			}
 			check(&p, d.Object)
@@ -190,7 +176,9 @@ func (r *run) documents(paths []string) (all []manifest.Document, found manifest
 	if err := found.Err(); err != nil {
 		return nil, nil, err
 	}
+	all = slices.DeleteFunc(all, func(d manifest.Document) bool { return d.Object == nil }) // skipped
 	if len(all) == 0 {
+		r.tellAll(found)
 		return nil, nil, fmt.Errorf("there are no documents in %s", strings.Join(paths, ", "))
 	}
 	return all, found, nil
@@ -297,17 +285,16 @@ func (r *run) tellAll(found manifest.Diagnostics) {
 
 // createObject sends an Object that must not exist.
 func (r *run) createObject(c *cobra.Command, o api.Object) (*api.WriteResponse, error) {
-	call, err := r.api(c.Context())
+	call, err := r.objects(c.Context(), kindOfObject(o))
 	if err != nil {
 		return nil, err
 	}
-	k, _ := api.KindOf(o.Header().Kind)
 	raw, err := json.Marshal(o)
 	if err != nil {
 		return nil, err
 	}
-	var out api.WriteResponse
-	if err := call.Do(c.Context(), http.MethodPost, "/api/core/v1/"+k.Plural, json.RawMessage(raw), &out); err != nil {
+	out, err := call.Create(c.Context(), raw, client.WriteOptions{})
+	if err != nil {
 		return nil, r.unchanged(located(nil, err))
 	}
 	r.tellAll(locate(nil, out.Warnings))

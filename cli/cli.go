@@ -3,10 +3,12 @@
 // The rules of the terminal interface:
 //
 //   - What was asked for goes to standard output, everything else to standard
-//     error. Output is the same with and without a terminal: no colour, no
-//     progress, so that NO_COLOR has nothing to switch off.
-//   - The exit status is 0 only if all that was asked was done, 1 if not, and 2
-//     if it was not understood (wrong usage), in which case nothing was done.
+//     error. Output is the same with and without a terminal (no colour, no
+//     progress, so that NO_COLOR has nothing to switch off), but that a terminal's
+//     tables are cut to its width; -o wide is whole.
+//   - The exit status is 0 only if all that was asked was done, 1 if not, 2 if it
+//     was not understood (wrong usage), in which case nothing was done, and 3 if
+//     diff --exit-code found a difference.
 //   - An error is one line, "error: …", in words that name the thing and the
 //     value; a line "hint: …" says what to do next. Problems of documents come
 //     first, one a line: FILE:LINE:COLUMN: error: FIELD: RULE.
@@ -38,9 +40,10 @@ import (
 
 // The exit statuses.
 const (
-	ExitDone   = 0
-	ExitFailed = 1
-	ExitUsage  = 2
+	ExitDone    = 0
+	ExitFailed  = 1
+	ExitUsage   = 2
+	ExitDiffers = 3
 )
 
 // A Program is cardea as it was called. Its fields are all that it sees of the
@@ -81,7 +84,7 @@ func (p *Program) Run(ctx context.Context, args []string) int {
 		return ExitDone
 	}
 	if !started { // cobra found that it is not understood
-		if err = asUsage(err); c == root && len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		if err = asUsage(c, err); c == root && len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 			err = unknownVerb(root, args[0]) // and not what was wrong with its flags
 		}
 	}
@@ -96,6 +99,9 @@ func (p *Program) Run(ctx context.Context, args []string) int {
 		return ExitUsage
 	}
 	tell(p.Err, err)
+	if s, ok := errors.AsType[statusError](err); ok {
+		return s.status
+	}
 	return ExitFailed
 }
 
@@ -166,7 +172,7 @@ func (r *run) root() *cobra.Command {
 	}
 	add("use", r.login(), r.logout(), r.status(), r.services(), r.connect(), r.disconnect(), r.auth())
 	add("rule", r.apply(), r.diff(), r.check(), r.get(), r.describe(), r.explainKind(), r.create(), r.edit(), r.update(), r.delete())
-	add("see", r.why(), r.conns(), r.logs(), r.doctor())
+	add("see", r.why(), r.route(), r.conns(), r.logs(), r.doctor())
 	add("run", r.up(), r.demo(), r.backup(), r.restore(), r.rotate(), r.recover())
 	c.AddCommand(r.version())
 	c.AddCommand(laterVerbs()...)

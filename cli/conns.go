@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -71,7 +72,7 @@ func connTable(list []api.Connection, wide bool, now time.Time) *table {
 	}
 	for _, c := range list {
 		age := now.Sub(c.StartedAt).Truncate(time.Second)
-		row := []string{c.ID, c.User, c.Service, c.Source, c.Upstream, age.String(), size(c.ReceivedBytes), size(c.SentBytes)}
+		row := []string{c.ID, c.User, serviceName(c.Service), c.Source, c.Upstream, age.String(), size(c.ReceivedBytes), size(c.SentBytes)}
 		if wide {
 			rule := ""
 			if c.Rule != nil {
@@ -82,6 +83,15 @@ func connTable(list []api.Connection, wide bool, now time.Time) *table {
 		t.add(row...)
 	}
 	return t
+}
+
+// serviceName returns the name of a Service, and of another system's resource, which
+// is KIND/NAMESPACE/NAME, as people see it.
+func serviceName(s string) string {
+	if kind, rest, ok := strings.Cut(s, "/"); ok {
+		return strings.ToLower(kind) + "/" + rest
+	}
+	return s
 }
 
 // size returns a number of bytes with a unit; it is not known if it is negative.

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -27,7 +28,7 @@ func (r *run) create() *cobra.Command {
 		Example: "  cardea create group ops\n  cardea create user alice --type HUMAN --group ops",
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usagef("create needs a kind: namespace, group, user, service, secret, credential")
+				return usagef("create needs a kind: namespace, group, user, service, secret, credential, tcpmapping, secret.v1")
 			}
 			k, err := findKind(args[0])
 			if err != nil {
@@ -38,7 +39,8 @@ func (r *run) create() *cobra.Command {
 			return u
 		},
 	}
-	c.AddCommand(r.createNamespace(), r.createGroup(), r.createUser(), r.createService(), r.createSecret(), r.createCredential())
+	c.AddCommand(r.createNamespace(), r.createGroup(), r.createUser(), r.createService(), r.createSecret(), r.createCredential(),
+		r.createTCPMapping(), r.createKubernetesSecret())
 	return c
 }
 
@@ -46,16 +48,29 @@ func (r *run) create() *cobra.Command {
 // flags.
 func (r *run) creator(k api.Kind, short, example string, object func(name string) (api.Object, error)) *cobra.Command {
 	c := &cobra.Command{
-		Use: strings.ToLower(k.Name) + " NAME", Aliases: append([]string{k.Plural}, k.Short...),
+		Use: typed(k, k.Name) + " NAME", Aliases: append([]string{typed(k, k.Plural)}, k.Short...),
 		Short: short, Example: "  cardea create " + example, Args: cobra.ExactArgs(1),
+	}
+	var namespace string
+	if k.IsForeign() || k.Name == api.KindService {
+		namespaceFlag(c, &namespace)
 	}
 	out := output(c, formatTable, formatJSON, formatYAML, formatName)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		o, err := object(args[0])
+		name, err := ownName(k, namespace, args[0])
 		if err != nil {
 			return err
 		}
-		o.Header().Kind, o.Header().Metadata.Name = k.Name, args[0]
+		o, err := object(name)
+		if err != nil {
+			return err
+		}
+		h := o.Header()
+		h.Kind, h.Metadata.Name = k.Name, name
+		if k.IsForeign() {
+			h.Metadata.Namespace = namespace
+			o.Default() // its apiVersion
+		}
 		done, err := r.createObject(c, o)
 		if err != nil {
 			return err
@@ -67,14 +82,6 @@ func (r *run) creator(k api.Kind, short, example string, object func(name string
 		return printObjects(r.Out, out.value, []json.RawMessage{done.Object}, true, false)
 	}
 	return c
-}
-
-func kindOf(name string) api.Kind {
-	k, ok := api.KindOf(name)
-	if !ok {
-		panic("cli: no kind " + name)
-	}
-	return k
 }
 
 func policyFlag(c *cobra.Command, policies *[]string) {
@@ -208,6 +215,61 @@ func (r *run) createSecret() *cobra.Command {
 	return c
 }
 
+func (r *run) createTCPMapping() *cobra.Command {
+	var spec api.TCPMappingSpec
+	var port int
+	c := r.creator(foreignKind(api.GroupAmbassador, api.KindTCPMapping), "Create a TCPMapping: connections to a port, or to a server name at it, go to a service",
+		"tcpmapping ssh --port 2222 --service upstream:22\n  cardea create tcpmapping db --port 5432 --host db.example.com --service db:5432 -n prod", func(name string) (api.Object, error) {
+			if port == 0 || spec.Service == "" {
+				u := usagef("a TCPMapping needs --port and --service")
+				u.hint = fmt.Sprintf("cardea create tcpmapping %s --port PORT --service HOST:PORT", name)
+				return nil, u
+			}
+			spec.Port = &port
+			return &api.TCPMapping{Spec: spec}, nil
+		})
+	c.Flags().IntVar(&port, "port", 0, "the port to listen at")
+	c.Flags().StringVar(&spec.Address, "address", "", "the IP address to listen at; every one if it is left out")
+	c.Flags().StringVar(&spec.Host, "host", "", "the server name that the client must ask for; TLS ends here")
+	c.Flags().StringVar(&spec.Service, "service", "", "where connections go: HOST:PORT")
+	c.Flags().StringVar(&spec.TLS.Name, "tls", "", "the TLSContext by which the upstream is spoken to")
+	return c
+}
+
+func (r *run) createKubernetesSecret() *cobra.Command {
+	var cert, certKey string
+	var files []string
+	c := r.creator(foreignKind(api.GroupKubernetes, api.KindSecret), "Create a Kubernetes Secret, which TLSContexts and Hosts name",
+		"secret.v1 supersecret --cert server.pem --cert-key server.key -n default\n  cardea create secret.v1 clients-ca --file tls.crt=ca.pem", func(string) (api.Object, error) {
+			if (cert == "") != (certKey == "") || cert == "" && len(files) == 0 {
+				return nil, usagef("a Kubernetes Secret needs --cert with --cert-key, or --file KEY=FILE")
+			}
+			s := &api.KubernetesSecret{Type: "Opaque", Data: map[string][]byte{}}
+			if cert != "" {
+				if _, err := tls.LoadX509KeyPair(cert, certKey); err != nil {
+					return nil, fmt.Errorf("--cert %s and --cert-key %s: %w", cert, certKey, err)
+				}
+				s.Type = "kubernetes.io/tls"
+				files = append(files, "tls.crt="+cert, "tls.key="+certKey)
+			}
+			for _, f := range files {
+				key, file, ok := strings.Cut(f, "=")
+				if !ok || key == "" {
+					return nil, usagef("--file: %.100q is not KEY=FILE", f)
+				}
+				var err error
+				if _, s.Data[key], err = r.read(file); err != nil {
+					return nil, err
+				}
+			}
+			return s, nil
+		})
+	c.Flags().StringVar(&cert, "cert", "", "the file of a certificate chain, PEM; needs --cert-key")
+	c.Flags().StringVar(&certKey, "cert-key", "", "the file of the key of --cert, PEM")
+	c.Flags().StringArrayVar(&files, "file", nil, "KEY=FILE: a value, such as ca.crt=ca.pem or crl.pem=crl.pem; may be repeated")
+	return c
+}
+
 // A tokenAnswer is what create credential -o json prints.
 type tokenAnswer struct {
 	Token string `json:"token"`
@@ -285,7 +347,7 @@ func (r *run) createCredential() *cobra.Command {
 			return err
 		}
 		var token api.TokenResponse
-		if err := call.Do(c.Context(), http.MethodPost, objectPath(k, o.Metadata.Name)+"/token", nil, &token); err != nil {
+		if err := call.Do(c.Context(), http.MethodPost, k.Path("")+"/"+url.PathEscape(o.Metadata.Name)+"/token", nil, &token); err != nil {
 			if !rotate {
 				return hinted(fmt.Errorf("the Credential %s was created, but not its token: %w", o.Metadata.Name, err),
 					fmt.Sprintf("cardea create credential %s --rotate", o.Metadata.Name))

@@ -186,7 +186,7 @@ func (d *demo) up(ctx context.Context, listen string) error {
 // program returns cardea as a person of the demo runs it.
 func (d *demo) program(who string, in io.Reader, out, err io.Writer) *Program {
 	return &Program{Version: d.version, In: in, Out: out, Err: err, Getenv: func(name string) string {
-		if name == variable("home") {
+		if name == variables("home")[0] {
 			return filepath.Join(d.dir, who)
 		}
 		return ""

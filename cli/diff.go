@@ -3,13 +3,13 @@ package cli
 import (
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"strings"
 
 	"github.com/rogpeppe/go-internal/diff"
 	"github.com/spf13/cobra"
 
 	"cardea/api"
+	"cardea/client"
 	"cardea/manifest"
 )
 
@@ -21,12 +21,12 @@ func (r *run) diff() *cobra.Command {
 		Use:   "diff [-f] PATH…",
 		Short: "Show what apply would change",
 		Long: "Reads documents as apply does and shows, for each resource that apply would change, how.\n" +
-			"Nothing is changed.",
+			"Nothing is changed. With --exit-code the exit status is 3 if there is a difference.",
 		Example: "  cardea diff -f service.yaml\n  cardea diff ./resources --prune --set prod",
 	}
 	fileFlag(c, &files)
 	opt.flags(c)
-	c.Flags().BoolVar(&exitCode, "exit-code", false, "fail if there is a difference, for scripts")
+	c.Flags().BoolVar(&exitCode, "exit-code", false, "exit with status 3 if there is a difference, for scripts")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		opt.dryRun, opt.diff = true, true
 		_, out, err := r.send(c.Context(), append(files, args...), opt)
@@ -48,7 +48,7 @@ func (r *run) diff() *cobra.Command {
 		if n == 0 {
 			fmt.Fprintln(r.Err, "apply would change nothing")
 		} else if exitCode {
-			return fmt.Errorf("apply would change %s", count(n, "resource"))
+			return statusError{fmt.Errorf("apply would change %s", count(n, "resource")), ExitDiffers}
 		}
 		return nil
 	}
@@ -66,7 +66,7 @@ func difference(x api.Result) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	name := slashName(x.Kind, x.Name)
+	name := resultName(&x)
 	text := string(diff.Diff(name+" (now)", []byte(before), name+" (after apply)", []byte(after)))
 	if _, rest, ok := strings.Cut(text, "\n"); ok && strings.HasPrefix(text, "diff ") {
 		text = rest // the line that repeats the names
@@ -100,14 +100,14 @@ func plainLines(text string) string {
 	return strings.Join(lines, "\n")
 }
 
-// patch sends a merge patch (RFC 7386) for one Object.
+// patch sends a merge patch (RFC 7386) for one Object of ours.
 func (r *run) patch(c *cobra.Command, k api.Kind, name string, patch any) (*api.WriteResponse, error) {
-	call, err := r.api(c.Context())
+	o, err := r.objects(c.Context(), k)
 	if err != nil {
 		return nil, err
 	}
-	var out api.WriteResponse
-	if err := call.Do(c.Context(), http.MethodPatch, objectPath(k, name), patch, &out); err != nil {
+	out, err := o.Patch(c.Context(), "", name, patch, client.WriteOptions{})
+	if err != nil {
 		return nil, missing(k, r.unchanged(located(nil, err)))
 	}
 	r.tellAll(locate(nil, out.Warnings))

@@ -3,31 +3,35 @@ package cli
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"cardea/api"
+	"cardea/client"
 	"cardea/manifest"
 )
 
 func (r *run) edit() *cobra.Command {
 	var allowLockout bool
+	var namespace string
 	c := &cobra.Command{
 		Use:   "edit KIND NAME",
 		Short: "Change one resource in an editor",
 		Long: "Opens a resource as YAML in $VISUAL or $EDITOR and writes what you save. If the cluster\n" +
 			"refuses it, or it was changed meanwhile, your text is kept in a file.",
-		Example:           "  cardea edit service nats\n  EDITOR=nano cardea edit user alice",
+		Example:           "  cardea edit service nats\n  EDITOR=nano cardea edit user alice\n  cardea edit tcpmapping ssh -n default",
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: completeKinds,
 	}
+	namespaceFlag(c, &namespace)
 	c.Flags().BoolVar(&allowLockout, "allow-lockout", false, "also if you could no longer write policies afterwards")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		k, err := findKind(args[0])
@@ -37,46 +41,53 @@ func (r *run) edit() *cobra.Command {
 		if !k.ByHand && !k.Updatable {
 			return fmt.Errorf("a %s is kept by the cluster itself and cannot be changed", k.Name)
 		}
-		call, err := r.api(c.Context())
+		o, err := r.objects(c.Context(), k)
 		if err != nil {
 			return err
 		}
-		var raw json.RawMessage
-		if err := call.Do(c.Context(), http.MethodGet, objectPath(k, args[1]), nil, &raw); err != nil {
+		ns, name, err := target(c.Context(), o, namespace, args[1])
+		if err != nil {
+			return err
+		}
+		raw, err := o.Get(c.Context(), ns, name)
+		if err != nil {
 			return missing(k, err)
 		}
 		before, err := editable(raw)
 		if err != nil {
 			return err
 		}
-		file, after, err := r.inEditor(c, before)
+		// The directory is the editor's, too, for what it keeps beside the file.
+		dir, err := os.MkdirTemp("", "cardea-edit-") // mode 0700
 		if err != nil {
+			return err
+		}
+		file := filepath.Join(dir, strings.ToLower(k.Name)+".yaml")
+		after, err := r.inEditor(c.Context(), file, before)
+		if err != nil {
+			os.RemoveAll(dir)
 			return err
 		}
 		kept := func(err error) error {
 			return hinted(err, "your text is in "+file+": mend it and cardea apply -f "+file)
 		}
 		if bytes.Equal(before, after) {
-			os.Remove(file)
-			fmt.Fprintf(r.Err, "%s was not changed\n", slashName(k.Name, args[1]))
+			os.RemoveAll(dir)
+			fmt.Fprintf(r.Err, "%s was not changed\n", keyName(api.Key{Group: k.Group, Kind: k.Name, Namespace: ns, Name: name}))
 			return nil
 		}
 		docs, found := manifest.Decode(file, after)
 		if err := found.Err(); err != nil {
 			return kept(r.unchanged(err))
 		}
-		if len(docs) != 1 || docs[0].Object.Header().Kind != k.Name {
+		if len(docs) != 1 || docs[0].Object == nil || kindOfObject(docs[0].Object).Path("") != k.Path("") {
 			return kept(fmt.Errorf("the text must be one %s", k.Name))
 		}
-		path := objectPath(k, args[1])
-		if allowLockout {
-			path += "?allowLockout=true"
-		}
-		var out api.WriteResponse
-		if err := call.Do(c.Context(), http.MethodPut, path, json.RawMessage(docs[0].JSON), &out); err != nil {
+		out, err := o.Update(c.Context(), ns, name, docs[0].JSON, client.WriteOptions{AllowLockout: allowLockout})
+		if err != nil {
 			return kept(r.unchanged(located(docs, err)))
 		}
-		os.Remove(file)
+		os.RemoveAll(dir)
 		r.tellAll(locate(docs, out.Warnings))
 		r.printResult(out.Result, false)
 		return nil
@@ -113,32 +124,27 @@ func editable(raw json.RawMessage) ([]byte, error) {
 		APIVersion json.RawMessage `json:"apiVersion"`
 		Kind       json.RawMessage `json:"kind"`
 		Metadata   json.RawMessage `json:"metadata"`
-		Spec       json.RawMessage `json:"spec"`
+		Type       json.RawMessage `json:"type,omitempty"`
+		Immutable  json.RawMessage `json:"immutable,omitempty"`
+		Spec       json.RawMessage `json:"spec,omitempty"`
 	}
 	var b bytes.Buffer
-	err = manifest.Encode(&b, document{o["apiVersion"], o["kind"], meta, o["spec"]})
+	err = manifest.Encode(&b, document{o["apiVersion"], o["kind"], meta, o["type"], o["immutable"], o["spec"]})
 	return b.Bytes(), err
 }
 
-// inEditor lets the person change text, and returns the file that holds what was
+// inEditor writes text to a file, lets the person change it and returns what was
 // saved.
-func (r *run) inEditor(c *cobra.Command, text []byte) (file string, after []byte, err error) {
-	f, err := os.CreateTemp("", "cardea-edit-*.yaml") // mode 0600
-	if err != nil {
-		return "", nil, err
-	}
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return "", nil, err
+func (r *run) inEditor(ctx context.Context, file string, text []byte) (after []byte, err error) {
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		return nil, err
 	}
 	editor := cmp.Or(r.Getenv("VISUAL"), r.Getenv("EDITOR"), "vi")
 	// Through a shell, because an editor may be set with arguments.
-	cmd := exec.CommandContext(c.Context(), "sh", "-c", editor+` "$1"`, "sh", f.Name())
+	cmd := exec.CommandContext(ctx, "sh", "-c", editor+` "$1"`, "sh", file)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if err := cmd.Run(); err != nil {
-		os.Remove(f.Name())
-		return "", nil, hinted(fmt.Errorf("the editor %q failed: %w", strings.TrimSpace(editor), err), "set VISUAL or EDITOR")
+		return nil, hinted(fmt.Errorf("the editor %q failed: %w", strings.TrimSpace(editor), err), "set VISUAL or EDITOR")
 	}
-	after, err = os.ReadFile(f.Name())
-	return f.Name(), after, err
+	return os.ReadFile(file)
 }

@@ -4,10 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"cardea/api"
 	"cardea/api/gen"
 )
 
@@ -16,23 +19,60 @@ func (r *run) explainKind() *cobra.Command {
 		Use:               "explain KIND[.FIELD]…",
 		Short:             "Say what a kind, or a field of it, is for",
 		Long:              "Says what a kind or a field is for, of which type it is, and what is in it. Needs no cluster.",
-		Example:           "  cardea explain service\n  cardea explain service.spec.config.upstream\n  cardea explain policy.spec.rules.condition",
+		Example:           "  cardea explain service\n  cardea explain service.spec.config.upstream\n  cardea explain policy.spec.rules.condition\n  cardea explain tcpmapping.spec.host",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeKinds,
 		RunE: func(_ *cobra.Command, args []string) error {
-			name, field, _ := strings.Cut(args[0], ".")
-			k, err := findKind(name)
-			if err != nil {
+			name, field := kindAndField(args[0])
+			k, ok := api.FindKind(name) // one that is not yet to be had, too
+			if !ok {
+				_, err := findKind(name)
 				return err
 			}
-			d, err := gen.Explain(k.Name, field)
+			schema := reflect.TypeOf(k.New()).Elem().Name() // of kinds that share a type it is one
+			d, err := gen.Explain(schema, field)
 			if err != nil {
-				return hinted(errors.New(err.Error()), "cardea explain "+strings.ToLower(k.Name))
+				return hinted(errors.New(err.Error()), nearField(schema, field, "cardea explain "+typed(k, k.Name)))
 			}
 			printDoc(r.Out, &d)
 			return nil
 		},
 	}
+}
+
+// kindAndField parts KIND.FIELD. The name of a kind may have a version behind it.
+func kindAndField(word string) (kind, field string) {
+	kind, field, _ = strings.Cut(word, ".")
+	version, rest, _ := strings.Cut(field, ".")
+	if _, ok := api.FindKind(kind + "." + version); ok {
+		return kind + "." + version, rest
+	}
+	return kind, field
+}
+
+// nearField returns the hint to a field that there is not: which one was probably
+// meant, or else where to look.
+func nearField(schema, field, look string) string {
+	steps := strings.Split(field, ".")
+	for i, step := range steps {
+		parent, err := gen.Explain(schema, strings.Join(steps[:i], "."))
+		if err != nil {
+			break
+		}
+		var names []string
+		for _, f := range parent.Fields {
+			names = append(names, f.Path[strings.LastIndexByte(f.Path, '.')+1:])
+		}
+		step, _, _ = strings.Cut(step, "[")
+		if slices.Contains(names, step) {
+			continue
+		}
+		if near := api.Nearest(step, names); near != "" {
+			return "did you mean " + strings.Join(append(steps[:i:i], near), ".") + "?"
+		}
+		break
+	}
+	return look
 }
 
 // textWidth is how wide running text is printed.

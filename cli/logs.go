@@ -28,13 +28,13 @@ func (r *run) logs() *cobra.Command {
 		Use:   "logs",
 		Short: "Show what happened",
 		Long: "Shows the access log: each connection that was opened, ended or denied, and each write to\n" +
-			"the API. -o json prints one record a line.",
+			"the API. -o wide adds the decision and how it was routed; -o json prints one record a line.",
 		Example: "  cardea logs --user alice --since 1h\n  cardea logs -f --type DENIED\n  cardea logs -o json | jq .\n  cardea logs verify",
 		Args:    noArgs,
 	}
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what happens from now")
 	c.Flags().StringVar(&user, "user", "", "only records of that User")
-	c.Flags().StringVar(&service, "service", "", "only records of that Service")
+	c.Flags().StringVar(&service, "service", "", "only records of that Service, or TCPMapping: NAME or KIND/NAMESPACE/NAME")
 	c.Flags().StringVar(&session, "session", "", "only records of that Session")
 	c.Flags().StringVar(&device, "device", "", "only records of that Device")
 	c.Flags().StringVar(&decision, "decision", "", "only the records of that decision")
@@ -42,13 +42,13 @@ func (r *run) logs() *cobra.Command {
 	c.Flags().StringVar(&since, "since", "", "only records from then on: a time, or how long ago (1h)")
 	c.Flags().StringVar(&until, "until", "", "only records before then: a time, or how long ago (1h)")
 	c.Flags().IntVarP(&limit, "limit", "n", 0, "only so many, the latest; 0 is all")
-	out := output(c, formatTable, formatJSON)
+	out := output(c, formatTable, formatWide, formatJSON)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if typ = strings.ToUpper(typ); typ != "" && !slices.Contains(recordTypes(), typ) {
 			return usagef("--type: must be one of %s, found %.40q", strings.Join(recordTypes(), ", "), typ)
 		}
 		q := url.Values{}
-		for name, value := range map[string]string{"user": user, "service": service, "session": session, "device": device, "decision": decision, "type": typ} {
+		for name, value := range map[string]string{"user": user, "service": logName(service), "session": session, "device": device, "decision": decision, "type": typ} {
 			if value != "" {
 				q.Set(name, value)
 			}
@@ -80,17 +80,21 @@ func (r *run) logs() *cobra.Command {
 			_, err := fmt.Fprintf(r.Out, "%s\n", line)
 			return err
 		}
-		t := &logTable{w: r.Out, batch: logBatch}
+		t := &logTable{w: r.Out, batch: logBatch, wide: out.value == formatWide}
 		if follow {
 			t.batch = 1
 		}
-		if out.value == formatTable {
+		if !t.wide {
+			t.width = terminalWidth(r.Out)
+		}
+		isTable := out.value != formatJSON
+		if isTable {
 			each = func(line json.RawMessage) error {
 				var rec api.AccessLog
 				if err := json.Unmarshal(line, &rec); err != nil {
 					return fmt.Errorf("the cluster sent a record that is not understood: %w", err)
 				}
-				return t.add(logCells(&rec))
+				return t.add(&rec)
 			}
 		}
 		err = call.Stream(c.Context(), http.MethodGet, "/api/logs?"+q.Encode(), nil, each)
@@ -99,9 +103,9 @@ func (r *run) logs() *cobra.Command {
 			return nil
 		case follow && err == nil:
 			return hinted(errors.New("the cluster ended the stream: it stopped, or you may not read on"), "cardea logs -f --since TIME goes on from a time")
-		case out.value == formatTable && err == nil && t.widths == nil && len(t.rows) == 0:
+		case isTable && err == nil && t.widths == nil && len(t.rows) == 0:
 			fmt.Fprintln(r.Err, "there are no such records")
-		case out.value == formatTable && (err == nil || len(t.rows) > 0):
+		case isTable && (err == nil || len(t.rows) > 0):
 			err = errors.Join(t.flush(), err)
 		}
 		return err
@@ -130,19 +134,34 @@ func recordTypes() []string {
 // logBatch is how many records are laid out together.
 const logBatch = 500
 
+// logName returns a name to filter by as the log has it: of another system's
+// resource KIND/NAMESPACE/NAME, or KIND/NAME, with the kind's own name.
+func logName(name string) string {
+	kind, rest, ok := strings.Cut(name, "/")
+	if !ok {
+		return name
+	}
+	if k, known := api.FindKind(kind); known {
+		return k.Name + "/" + rest
+	}
+	return name
+}
+
 // A logTable is the log for a person, who may wait for its next row: rows are
 // written in batches, and a column never becomes narrower from one to the next.
 // The headings come with the first batch.
 type logTable struct {
 	w      io.Writer
 	batch  int
+	wide   bool // with what few want to see
+	width  int  // the last cell of a line is cut to fit into so many characters; 0 is whole
 	widths []int
 	rows   [][]string
 }
 
-// add adds a row, and writes the batch if that makes it full.
-func (t *logTable) add(row []string) error {
-	t.rows = append(t.rows, row)
+// add adds a record, and writes the batch if that makes it full.
+func (t *logTable) add(rec *api.AccessLog) error {
+	t.rows = append(t.rows, logCells(rec, t.wide))
 	if len(t.rows) < t.batch {
 		return nil
 	}
@@ -152,21 +171,38 @@ func (t *logTable) add(row []string) error {
 // flush writes the rows that were not written, and the headings before the first.
 func (t *logTable) flush() error {
 	if t.widths == nil {
-		t.rows = slices.Insert(t.rows, 0, []string{"TIME", "TYPE", "USER", "SERVICE", "SOURCE", "BYTES", "REASON", "DECISION"})
-		t.widths = []int{24, 6, 12, 16, 21, 13, 26, 0} // fit most, so that the rows of logs -f stay in line
+		headings := []string{"TIME", "TYPE", "USER", "SERVICE", "SOURCE", "BYTES", "REASON"}
+		t.widths = []int{24, 6, 6, 16, 21, 13, 0} // fit most, so that the rows of logs -f stay in line
+		if t.wide {
+			headings = slices.Insert(headings, 6, "DECISION", "LISTENER", "VERSION", "UPSTREAM")
+			t.widths = slices.Insert(t.widths, 6, 44, 8, 8, 16)
+		}
+		t.rows = slices.Insert(t.rows, 0, headings)
 	}
+	last := len(t.widths) - 1
 	for _, row := range t.rows {
-		for i, c := range row {
+		for i, c := range row[:last] {
 			t.widths[i] = max(t.widths[i], utf8.RuneCountInString(c))
 		}
 	}
+	left := 0
+	if t.width > 0 {
+		left = t.width
+		for _, n := range t.widths[:last] {
+			left -= n + 2
+		}
+		left = max(left, leastReason)
+	}
 	var b strings.Builder
 	for _, row := range t.rows {
-		last := len(row) - 1
 		for i, c := range row[:last] {
 			fmt.Fprintf(&b, "%-*s  ", t.widths[i], c)
 		}
-		b.WriteString(row[last] + "\n")
+		reason := row[last]
+		if left > 0 {
+			reason = short(reason, left)
+		}
+		b.WriteString(reason + "\n")
 	}
 	t.rows = t.rows[:0]
 	_, err := io.WriteString(t.w, b.String())
@@ -174,32 +210,34 @@ func (t *logTable) flush() error {
 }
 
 // logCells returns the cells of a record.
-func logCells(rec *api.AccessLog) []string {
+func logCells(rec *api.AccessLog, wide bool) []string {
 	c := &rec.Entry.Common
-	cells := []string{rec.Metadata.CreatedAt.UTC().Format("2006-01-02T15:04:05.000Z"), "", "-", "-", "-", "-", "-", cmp.Or(c.DecisionID, "-")}
+	cells := []string{rec.Metadata.CreatedAt.UTC().Format("2006-01-02T15:04:05.000Z"), "", "-", "-", "-", "-", "-"}
 	if c.UserRef != nil {
 		cells[2] = quoted(c.UserRef.Name)
 	}
 	if s := cmp.Or(c.ServiceRef, rec.Metadata.TargetRef); s != nil {
-		cells[3] = quoted(s.Name)
+		cells[3] = quoted(refName(s))
 	}
 	if f := c.Facts; f != nil && f.IP != "" {
 		cells[4] = quoted(net.JoinHostPort(f.IP, strconv.Itoa(f.Port)))
 	}
+	reason := ""
 	if c.Reason != nil {
-		cells[6] = string(c.Reason.Type)
+		reason = string(c.Reason.Type)
 		if c.Reason.Count > 1 {
-			cells[6] += fmt.Sprintf(" ×%d", c.Reason.Count)
+			reason += fmt.Sprintf(" ×%d", c.Reason.Count)
 		}
 	}
-	switch info := &rec.Entry.Info; {
+	info := &rec.Entry.Info
+	switch {
 	case info.TCP != nil:
 		cells[1] = string(info.TCP.Type)
 		if info.TCP.ReceivedBytes != nil && info.TCP.SentBytes != nil {
 			cells[5] = size(*info.TCP.ReceivedBytes) + "/" + size(*info.TCP.SentBytes)
 		}
 		if info.TCP.Type == api.LogEnd {
-			cells[6] = endWords(info.TCP, c.Reason)
+			reason = endWords(info.TCP, c.Reason)
 		}
 	case info.API != nil:
 		cells[1] = "API"
@@ -208,16 +246,69 @@ func logCells(rec *api.AccessLog) []string {
 		}
 		what := info.API.Verb
 		if info.API.Kind != "" {
-			what += " " + strings.TrimSuffix(slashName(info.API.Kind, info.API.Name), "/")
+			what += " " + strings.TrimSuffix(strings.ToLower(info.API.Kind)+"/"+info.API.Name, "/")
 		}
 		if c.Status == api.StatusDenied {
-			what += ": " + cells[6]
+			what += ": " + reason
 		}
-		cells[6] = plain(what)
+		reason = plain(what)
 	case c.Status == api.StatusDenied:
 		cells[1] = string(api.LogDenied)
 	}
+	if c.Status == api.StatusDenied && info.API == nil && c.Reason != nil && c.Reason.Words != "" {
+		reason += ": " + plain(short(c.Reason.Words, longDetail))
+	}
+	if r := c.Route; r != nil {
+		reason += plain(routeWords(r, info.TCP != nil && info.TCP.Type == api.LogEnd))
+	}
+	cells[6] = cmp.Or(reason, "-")
+	if wide {
+		r := cmp.Or(c.Route, new(api.LogRoute))
+		for i, cell := range []string{c.DecisionID, r.Listener, r.Version, c.Upstream} {
+			cells = slices.Insert(cells, 6+i, "-")
+			if cell != "" {
+				cells[6+i] = quoted(cell)
+			}
+		}
+	}
 	return cells
+}
+
+// routeWords says how a connection was routed: when it begins, by what; when it
+// ends, what was odd about it.
+func routeWords(r *api.LogRoute, ended bool) string {
+	if !ended {
+		if r.Match == "" {
+			return ""
+		}
+		return " (" + r.Match + ")"
+	}
+	var words string
+	switch {
+	case r.Retries == 1:
+		words = "; after 1 retry"
+	case r.Retries > 1:
+		words = fmt.Sprintf("; after %d retries", r.Retries)
+	}
+	if r.UpstreamVerified != nil && !*r.UpstreamVerified {
+		words += "; the upstream was NOT VERIFIED: " + short(r.UpstreamWords, longDetail)
+	}
+	return words
+}
+
+// How many characters of a detail are shown, and what the reason is never cut below.
+const (
+	longDetail  = 160
+	leastReason = 40
+)
+
+// refName names the Object of a reference: one of ours by its name alone, as it is
+// a Service, one of another system by kind, namespace and name.
+func refName(ref *api.Ref) string {
+	if group, _ := api.GroupOf(ref.APIVersion); group != api.GroupCore && ref.Kind != "" {
+		return keyName(api.Key{Group: group, Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name})
+	}
+	return ref.Name
 }
 
 // revoked is the reason of an END whose right was withdrawn; the record then says
@@ -233,15 +324,7 @@ func endWords(info *api.TCPInfo, reason *api.LogReason) string {
 	if detail == "" {
 		return plain(info.CloseReason)
 	}
-	return plain(info.CloseReason) + ": " + plain(short(detail, 160))
-}
-
-// short cuts what is longer than so many characters.
-func short(s string, most int) string {
-	if r := []rune(s); len(r) > most {
-		return string(r[:most-1]) + "…"
-	}
-	return s
+	return plain(info.CloseReason) + ": " + plain(short(detail, longDetail))
 }
 
 func (r *run) logsVerify() *cobra.Command {

@@ -4,11 +4,16 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 
 	"cardea/api"
 	"cardea/manifest"
@@ -27,17 +32,26 @@ const (
 type table struct {
 	headings []string // may be empty
 	rows     [][]string
+	width    int // the last cell of a line is cut to fit into so many characters; 0 is whole
 }
 
 func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
 
 // print writes the table; an empty cell is a dash if there are headings.
 func (t *table) print(w io.Writer) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	line := func(cells []string) {
+	lines := t.rows
+	if len(t.headings) > 0 {
+		lines = slices.Concat([][]string{t.headings}, t.rows)
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, columnGap, ' ', 0)
+	most := t.lastWidth(lines)
+	for _, cells := range lines {
 		for i, c := range cells {
 			if c = plain(c); c == "" && len(t.headings) > 0 {
 				c = "-"
+			}
+			if i == len(t.headings)-1 && most > 0 {
+				c = short(c, most)
 			}
 			if i > 0 {
 				io.WriteString(tw, "\t")
@@ -46,13 +60,51 @@ func (t *table) print(w io.Writer) error {
 		}
 		io.WriteString(tw, "\n")
 	}
-	if len(t.headings) > 0 {
-		line(t.headings)
-	}
-	for _, r := range t.rows {
-		line(r)
-	}
 	return tw.Flush()
+}
+
+// The gap between columns, and what a column is never cut below.
+const (
+	columnGap = 3
+	leastCell = 20
+)
+
+// lastWidth returns how wide the last column may be, 0 for any width.
+func (t *table) lastWidth(lines [][]string) int {
+	if t.width == 0 || len(t.headings) < 2 {
+		return 0
+	}
+	left := t.width
+	for i := range len(t.headings) - 1 {
+		widest := 1
+		for _, cells := range lines {
+			widest = max(widest, utf8.RuneCountInString(plain(cells[i])))
+		}
+		left -= widest + columnGap
+	}
+	return max(left, leastCell)
+}
+
+// terminalWidth returns how many characters a line of a terminal has, 0 for what is
+// none.
+func terminalWidth(w io.Writer) int {
+	f, ok := w.(*os.File)
+	if !ok {
+		return 0
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0
+	}
+	return int(size.Col)
+}
+
+// short cuts what is longer than so many characters.
+func short(s string, most int) string {
+	if r := []rune(s); len(r) > most {
+		return string(r[:most-1]) + "…"
+	}
+	return s
 }
 
 // plain makes text fit for a terminal: what holds anything but printable
@@ -111,20 +163,29 @@ func printObjects(w io.Writer, format string, list []json.RawMessage, alone, mix
 	}
 	if format == formatName {
 		for _, o := range objects {
-			fmt.Fprintln(w, slashName(o.Header().Kind, o.Header().Metadata.Name))
+			fmt.Fprintln(w, keyName(o.Header().Key()))
 		}
 		return nil
 	}
 	return printTables(w, objects, format == formatWide, mixed)
 }
 
-// decode reads an Object as the API sends it.
-func decode(raw json.RawMessage) (api.Object, error) {
+// head reads what every Object has of one that the API sent.
+func head(raw json.RawMessage) (api.Head, error) {
 	var h api.Head
 	if err := json.Unmarshal(raw, &h); err != nil {
-		return nil, fmt.Errorf("the cluster sent an Object that is not understood: %w", err)
+		return h, fmt.Errorf("the cluster sent an Object that is not understood: %w", err)
 	}
-	k, ok := api.KindOf(h.Kind)
+	return h, nil
+}
+
+// decode reads an Object as the API sends it.
+func decode(raw json.RawMessage) (api.Object, error) {
+	h, err := head(raw)
+	if err != nil {
+		return nil, err
+	}
+	k, ok := api.KindIn(h.Key().Group, h.Kind)
 	if !ok {
 		return nil, fmt.Errorf("the cluster sent a %s, which is not known here (is it of another version?)", quoted(h.Kind))
 	}
@@ -135,21 +196,22 @@ func decode(raw json.RawMessage) (api.Object, error) {
 	return o, nil
 }
 
-// slashName returns KIND/NAME as people see it.
-func slashName(kind, name string) string { return strings.ToLower(kind) + "/" + name }
-
 // printTables writes a table for each run of Objects of one kind.
 func printTables(w io.Writer, objects []api.Object, wide, mixed bool) error {
 	for first := true; len(objects) > 0; first = false {
-		k, _ := api.KindOf(objects[0].Header().Kind)
+		k := kindOfObject(objects[0])
 		n := 1
-		for n < len(objects) && objects[n].Header().Kind == k.Name {
+		for n < len(objects) && objects[n].Header().Kind == k.Name && objects[n].Header().Key().Group == objects[0].Header().Key().Group {
 			n++
 		}
 		if !first {
 			fmt.Fprintln(w)
 		}
-		if err := kindTable(k, objects[:n], wide, mixed).print(w); err != nil {
+		t := kindTable(k, objects[:n], wide, mixed)
+		if !wide {
+			t.width = terminalWidth(w)
+		}
+		if err := t.print(w); err != nil {
 			return err
 		}
 		objects = objects[n:]
@@ -171,7 +233,7 @@ func kindTable(k api.Kind, objects []api.Object, wide, mixed bool) *table {
 		m := o.Header().Metadata
 		row := []string{m.Name}
 		if mixed {
-			row[0] = slashName(k.Name, m.Name)
+			row[0] = typed(k, k.Name) + "/" + m.Name
 		}
 		for _, c := range k.Columns {
 			if wide || !c.Wide {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -61,9 +62,18 @@ func TestLogTable(t *testing.T) {
 	end := func(reason, words string) api.AccessLogInfo {
 		return api.AccessLogInfo{TCP: &api.TCPInfo{Type: api.LogEnd, CloseReason: reason, Error: words}}
 	}
-	var b strings.Builder
-	table := &logTable{w: &b, batch: 2}
-	for _, rec := range []*api.AccessLog{
+	mapping := api.AccessLogCommon{
+		ServiceRef: &api.Ref{APIVersion: "getambassador.io/v2", Kind: "TCPMapping", Namespace: "default", Name: "my-host-1"}, Status: api.StatusAllowed,
+		IsPublic: true, IsAnonymous: true, DecisionID: "cccc-dddd", Facts: &api.Facts{IP: "192.0.2.1", Port: 4711}, Reason: &api.LogReason{Type: api.ReasonAnonymous},
+		Upstream: "10.0.0.1:9999", Route: &api.LogRoute{Listener: "*:2222", Match: "sni my-host-1", Version: "v7"},
+	}
+	mended := mapping
+	mended.Route = &api.LogRoute{Listener: "*:2222", Match: "sni my-host-1", Version: "v7", Retries: 2, UpstreamVerified: new(bool), UpstreamWords: "it is self-signed"}
+	nowhere := api.AccessLogCommon{
+		Status: api.StatusDenied, Facts: &api.Facts{IP: "192.0.2.1", Port: 4712}, Route: &api.LogRoute{Listener: "*:2222"},
+		Reason: &api.LogReason{Type: api.ReasonNoRoute, Words: `nothing is served there for the name "other"`},
+	}
+	records := []*api.AccessLog{
 		record(alice, api.AccessLogInfo{TCP: &api.TCPInfo{Type: api.LogStart}}),
 		record(alice, api.AccessLogInfo{TCP: &api.TCPInfo{Type: api.LogEnd, ReceivedBytes: n(17), SentBytes: n(5 << 30), CloseReason: "REVOKED"}}),
 		record(alice, api.AccessLogInfo{TCP: &api.TCPInfo{Type: api.LogEnd, ReceivedBytes: n(-1), SentBytes: n(-1), CloseReason: "CRASHED"}}),
@@ -75,13 +85,22 @@ func TestLogTable(t *testing.T) {
 		record(alice, end("DIAL_TIMEOUT", strings.Repeat("long ", 30))),
 		record(alice, end("UPSTREAM_TLS", "a\x1b[2J name")),
 		record(revoked, end("REVOKED", "")),
-	} {
-		if err := table.add(logCells(rec)); err != nil {
+		record(mapping, api.AccessLogInfo{TCP: &api.TCPInfo{Type: api.LogStart}}),
+		record(mended, end("CLIENT", "")),
+		record(nowhere, api.AccessLogInfo{TCP: &api.TCPInfo{Type: api.LogDenied}}),
+	}
+	var b strings.Builder
+	for _, table := range []*logTable{{batch: 2}, {batch: 500, width: 130}, {batch: 500, wide: true}} {
+		table.w = &b
+		fmt.Fprintf(&b, "--- width %d, wide %v\n", table.width, table.wide)
+		for _, rec := range records {
+			if err := table.add(rec); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := table.flush(); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if err := table.flush(); err != nil {
-		t.Fatal(err)
 	}
 	golden(t, "logs.txt", b.String())
 }
@@ -91,6 +110,7 @@ func TestConnTable(t *testing.T) {
 		{ID: "aaaa", Service: "nats.default", User: "alice", Session: "alice-x", Source: "127.0.0.1:1", Upstream: "10.0.0.1:4222", ConfigName: "default",
 			Tunnel: "cardea/1", StartedAt: when(), ReceivedBytes: 1023, SentBytes: 1 << 20, DecisionID: "dddd",
 			Rule: &api.RuleRef{Policy: "allow-all", Owner: &api.Key{Kind: "User", Name: "alice"}, Effect: api.Allow}},
+		{ID: "cccc", Service: "TCPMapping/default/ssh", Source: "192.0.2.1:4711", Upstream: "10.0.0.2:22", StartedAt: when().Add(30 * time.Second)},
 		{ID: "bbbb", Service: "nats.default", StartedAt: when().Add(time.Minute), ReceivedBytes: 1024},
 	}
 	var b strings.Builder
@@ -107,6 +127,12 @@ func TestPrintObjects(t *testing.T) {
 		json.RawMessage(`{"kind":"User","metadata":{"name":"alice","uid":"u1","createdAt":"2026-01-31T18:00:00Z"},"spec":{"type":"HUMAN","groups":["a1","b2"]}}`),
 		json.RawMessage(`{"kind":"User","metadata":{"name":"bob"},"spec":{"type":"HUMAN","isDisabled":true}}`),
 		json.RawMessage(`{"kind":"Group","metadata":{"name":"a1"},"spec":{}}`),
+		json.RawMessage(`{"apiVersion":"core/v1","kind":"Secret","metadata":{"name":"password"},"spec":{}}`),
+		json.RawMessage(`{"apiVersion":"v1","kind":"Secret","metadata":{"name":"supersecret","namespace":"default"},"type":"kubernetes.io/tls","status":{"keys":["tls.crt","tls.key"]}}`),
+		json.RawMessage(`{"apiVersion":"getambassador.io/v2","kind":"TCPMapping","metadata":{"name":"ssh"},"spec":{"port":2222,"service":"upstream:22"},` +
+			`"status":{"conditions":[{"type":"Accepted","status":"True"}]}}`),
+		json.RawMessage(`{"apiVersion":"getambassador.io/v3alpha1","kind":"TCPMapping","metadata":{"name":"ssh","namespace":"prod"},"spec":{"port":2222,"host":"a.example","tls":"out",` +
+			`"service":"upstream:22","weight":70},"status":{"conditions":[{"type":"Accepted","status":"False","message":"TCPMapping default/test has the same address, port and host"}]}}`),
 	}
 	var b strings.Builder
 	for _, format := range []string{formatTable, formatWide, formatJSON, formatYAML, formatName} {
@@ -116,7 +142,7 @@ func TestPrintObjects(t *testing.T) {
 		}
 	}
 	b.WriteString("--- one\n")
-	if err := printObjects(&b, formatJSON, list[2:], true, false); err != nil {
+	if err := printObjects(&b, formatJSON, list[2:3], true, false); err != nil {
 		t.Fatal(err)
 	}
 	b.WriteString("--- none\n")
@@ -135,4 +161,24 @@ func TestReport(t *testing.T) {
 	printReport(&b, &api.VerifyReport{OK: true, Records: 1, Segments: 2, Heads: 3, Notes: []string{"The last 3 lines are not signed yet."}})
 	printReport(&b, &api.VerifyReport{Records: 4, Segments: 1, Open: 1, Findings: []string{"Line 3 was changed."}})
 	golden(t, "verify.txt", b.String())
+}
+
+// TestTableWidth cuts the last column of a table, and no other.
+func TestTableWidth(t *testing.T) {
+	for width, want := range map[int]string{
+		0:  "NAME     STATE\nssh      Accepted=False: it is not alone\nlonger   -\n",
+		32: "NAME     STATE\nssh      Accepted=False: it is …\nlonger   -\n",
+		5:  "NAME     STATE\nssh      Accepted=False: it …\nlonger   -\n",
+	} {
+		var b strings.Builder
+		table := table{headings: []string{"NAME", "STATE"}, width: width}
+		table.add("ssh", "Accepted=False: it is not alone")
+		table.add("longer", "")
+		if err := table.print(&b); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.String(); got != want {
+			t.Errorf("in %d characters: got\n%s\nwant\n%s", width, got, want)
+		}
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -67,6 +68,9 @@ func (r *run) login() *cobra.Command {
 		if mustBe != "" && api.HasCode(err, api.CodeConflict) {
 			return hinted(fmt.Errorf("this home is logged in as %s (Session %s), and the token is another User's", old.User, old.Session),
 				"use another home (CARDEA_HOME or --home), or cardea logout first, or --force")
+		}
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return err // which says what to look at
 		}
 		if _, told := errors.AsType[*api.Error](err); err != nil && !told {
 			return hinted(err, "compare the address and the fingerprint with what cardea up prints")

@@ -50,6 +50,7 @@ func (r *run) up() *cobra.Command {
 	c.Flags().StringVar(&cfg.Store, "store", "", "postgres://… to keep resources in PostgreSQL; in the data directory if left out (or CARDEA_STORE)")
 	c.Flags().StringVar(&cfg.Metrics, "metrics-listen", "", "HOST:PORT that serves /metrics, /livez and /readyz to everyone by plain HTTP (or CARDEA_METRICS_LISTEN)")
 	c.Flags().DurationVar(&cfg.Grace, "grace", 0, "how long live connections may go on after SIGTERM or Ctrl-C; a second one ends the process at once (or CARDEA_GRACE)")
+	ambassadorFlags(c, &cfg.AmbassadorID, &cfg.AmbassadorNamespace, &cfg.TLSFiles)
 	fileFlag(c, &files)
 	c.Flags().StringVar(&ready, "ready-file", "", `file that gets {"address", "caSHA256", "token"} once it serves; ready.json in the data directory if standard output is no terminal`)
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -57,6 +58,11 @@ func (r *run) up() *cobra.Command {
 		var err error
 		if cfg.DataDir, err = r.dataDir(cfg.DataDir); err != nil {
 			return err
+		}
+		for i, dir := range cfg.TLSFiles {
+			if cfg.TLSFiles[i], err = filepath.Abs(dir); err != nil {
+				return err
+			}
 		}
 		var docs []manifest.Document
 		if len(files) > 0 {
@@ -124,7 +130,17 @@ func (r *run) printReady(s server.Ready, dataDir, ready string) {
 	if s.Connections > 0 {
 		t.add("  connections", fmt.Sprintf("at most %d at once, by the limit of descriptors", s.Connections))
 	}
+	if len(s.Listeners) > 0 {
+		t.add("  public ports", strings.Join(s.Listeners, ", "))
+	}
 	t.print(r.Out)
+	if s.NotInForce > 0 {
+		words := "are"
+		if s.NotInForce == 1 {
+			words = "is"
+		}
+		fmt.Fprintf(r.Out, "\n%s %s not in force: cardea check says why\n", count(s.NotInForce, "object"), words)
+	}
 	if s.Token != "" {
 		r.printFirstLogin(s, ready)
 	} else {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -24,8 +25,19 @@ func usagef(format string, args ...any) usageError {
 	return usageError{words: fmt.Sprintf(format, args...)}
 }
 
-// asUsage makes an error of cobra's a usageError.
-func asUsage(err error) error {
+// A statusError is an error with an exit status of its own.
+type statusError struct {
+	error
+	status int
+}
+
+func (e statusError) Unwrap() error { return e.error }
+
+// badValue is what is said of the value of a flag.
+var badValue = regexp.MustCompile(`^invalid argument (".*") for "(?:-., )?(--[a-z0-9-]+)" flag: (.*)$`)
+
+// asUsage makes an error of cobra's, about a call of c, a usageError.
+func asUsage(c *cobra.Command, err error) error {
 	if _, ok := errors.AsType[usageError](err); ok {
 		return err
 	}
@@ -39,7 +51,47 @@ func asUsage(err error) error {
 			words = strings.Replace(fmt.Sprintf(x.ours, want, got), " 1 arguments", " 1 argument", 1)
 		}
 	}
+	if m := badValue.FindStringSubmatch(words); m != nil {
+		return usagef("%s: %s, found %s", m[2], valueRule(m[3]), m[1])
+	}
+	if flag, ok := strings.CutPrefix(words, "flag needs an argument: --"); ok {
+		return usagef("--%s needs a value", flag)
+	}
+	if flag, ok := strings.CutPrefix(words, "unknown flag: --"); ok {
+		u := usagef("%s has no flag --%s", c.CommandPath(), flag)
+		if near := api.Nearest(flag, flagNames(c)); near != "" {
+			u.hint = "did you mean --" + near + "?"
+		}
+		return u
+	}
 	return usagef("%s", words)
+}
+
+// flagNames returns the names of the flags that c has, as its help lists them.
+func flagNames(c *cobra.Command) []string {
+	var names []string
+	for use := range strings.Lines(c.LocalFlags().FlagUsages() + c.InheritedFlags().FlagUsages()) {
+		if _, rest, ok := strings.Cut(use, "--"); ok {
+			name, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// valueRule says what the value of a flag must be, in place of what the packages of
+// Go say of one that they cannot read.
+func valueRule(words string) string {
+	for _, x := range []struct{ part, rule string }{
+		{"strconv.ParseInt", "must be a whole number"},
+		{"strconv.ParseBool", "must be true or false"},
+		{"time: ", "must be a duration such as 30s or 5m"},
+	} {
+		if strings.HasPrefix(words, x.part) {
+			return x.rule
+		}
+	}
+	return words
 }
 
 // noArgs lets a verb have no arguments; it stands in for cobra.NoArgs, whose words
@@ -79,7 +131,7 @@ func tell(w io.Writer, err error) {
 		}
 		if e.DecisionID != "" {
 			words += " (decision " + e.DecisionID + ")"
-			hint = "an administrator finds that decision by cardea logs"
+			hint = "an administrator finds that decision by cardea logs --decision " + e.DecisionID
 		}
 		hint = cmp.Or(e.Hint, hint)
 	}
@@ -117,24 +169,37 @@ func joined(err error) []error {
 
 // environment sets the flags of c that were not given and have a variable.
 func (r *run) environment(c *cobra.Command) error {
-	for _, name := range []string{"home", "token", "ca-sha256", "token-file", "data-dir", "domain", "listen", "store", "metrics-listen", "grace"} {
-		f, variable := c.Flags().Lookup(name), variable(name)
-		if f == nil || f.Changed || r.Getenv(variable) == "" {
+	for _, name := range []string{"home", "token", "ca-sha256", "token-file", "data-dir", "domain", "listen", "store", "metrics-listen", "grace",
+		"ambassador-id", "ambassador-namespace", "tls-files"} {
+		f := c.Flags().Lookup(name)
+		if f == nil || f.Changed {
 			continue
 		}
 		if name == "token" && c.Flags().Changed("token-file") || name == "token-file" && c.Flags().Changed("token") {
 			continue // a token was given, in the other way
 		}
-		if err := c.Flags().Set(name, r.Getenv(variable)); err != nil {
-			return usagef("%s: %v", variable, err)
+		for _, variable := range variables(name) {
+			value := r.Getenv(variable)
+			if value == "" {
+				continue
+			}
+			if err := c.Flags().Set(name, value); err != nil {
+				return usagef("%s: %s", variable, valueRule(err.Error()))
+			}
+			break
 		}
 	}
 	return nil
 }
 
-// variable returns the variable of a flag.
-func variable(flag string) string {
-	return "CARDEA_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+// variables returns the variables of a flag, the one that wins first: that of
+// Cardea, and for what Ambassador has, too, its.
+func variables(flag string) []string {
+	name := strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+	if strings.HasPrefix(flag, "ambassador-") {
+		return []string{"CARDEA_" + name, name}
+	}
+	return []string{"CARDEA_" + name}
 }
 
 // A choice is the value of a flag that is one of a few words.

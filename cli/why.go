@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cardea/api"
+	"cardea/client"
 	"cardea/rpc"
 )
 
@@ -33,6 +34,11 @@ func (r *run) why() *cobra.Command {
 	c.Flags().StringVar(&request, "request", "", "what is known of the request, as JSON")
 	out := output(c, formatTable, formatJSON)
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if strings.Contains(args[1], "/") {
+			u := usagef("%.100q is no Service: nobody is asked who he is where another system's resources lead", args[1])
+			u.hint = "cardea route PORT [--sni NAME] [--from IP] says where a connection would go, and why"
+			return u
+		}
 		in := api.WhyRequest{Subject: args[0], Service: args[1]}
 		if request != "" {
 			d := json.NewDecoder(strings.NewReader(request))
@@ -69,14 +75,13 @@ func nearby(ctx context.Context, call *rpc.Client, user string, err error) error
 		return err
 	}
 	k := kindOf(api.KindUser)
-	list, failure := listKind(ctx, call, k)
+	list, _, failure := client.Objects{API: call, Kind: k}.List(ctx, client.Selection{})
 	if failure != nil {
 		return missing(k, err)
 	}
 	var names []string
 	for _, raw := range list {
-		var h api.Head
-		if json.Unmarshal(raw, &h) == nil {
+		if h, err := head(raw); err == nil {
 			names = append(names, h.Metadata.Name)
 		}
 	}

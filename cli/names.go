@@ -1,0 +1,190 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"cardea/api"
+	"cardea/client"
+)
+
+// findKind returns the kind that a person means, if there can be Objects of it.
+func findKind(name string) (api.Kind, error) {
+	if k, ok := api.FindKind(name); ok && !k.Later {
+		return k, nil
+	} else if ok {
+		return k, laterKind(k.Name)
+	}
+	for _, later := range api.LaterKinds() {
+		if l := strings.ToLower(later); slices.Contains([]string{l, l + "s"}, strings.ToLower(name)) {
+			return api.Kind{}, laterKind(later)
+		}
+	}
+	u := usagef("there is no kind %q", name)
+	u.hint = "the kinds are " + kindNames()
+	var known []string
+	for _, k := range api.Kinds() {
+		known = append(known, typed(k, k.Name), typed(k, k.Plural))
+	}
+	if near := api.Nearest(name, known); near != "" {
+		u.hint = "did you mean " + near + "?"
+	}
+	return api.Kind{}, u
+}
+
+func laterKind(name string) error {
+	return hinted(fmt.Errorf("the kind %s is not yet available", name), "the kinds are "+kindNames())
+}
+
+func kindNames() string {
+	var names []string
+	for _, k := range api.Kinds() {
+		if !k.Later {
+			names = append(names, typed(k, k.Name))
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+// typed returns the name or plural of a kind as a person types it: where it is also
+// that of another kind, with the version behind it.
+func typed(k api.Kind, word string) string {
+	word = strings.ToLower(word)
+	if found, ok := api.FindKind(word); ok && found.APIGroup() != k.APIGroup() {
+		return word + "." + k.Versions[0]
+	}
+	return word
+}
+
+// completeKinds completes the first argument of a verb.
+func completeKinds(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, k := range api.Kinds() {
+		if !k.Later {
+			names = append(names, typed(k, k.Plural))
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// keyName returns KIND/NAME, or KIND/NAMESPACE/NAME, as people see it.
+func keyName(key api.Key) string {
+	kind := strings.ToLower(key.Kind)
+	if k, ok := api.KindIn(key.Group, key.Kind); ok {
+		kind = typed(k, k.Name)
+	}
+	if key.Namespace != "" {
+		return kind + "/" + key.Namespace + "/" + key.Name
+	}
+	return kind + "/" + key.Name
+}
+
+// resultName names the Object that was written.
+func resultName(x *api.Result) string {
+	return keyName(api.Key{Group: x.Group, Kind: x.Kind, Namespace: x.Namespace, Name: x.Name})
+}
+
+// titled returns KIND NAME, or KIND NAMESPACE/NAME, for a sentence.
+func titled(key api.Key) string {
+	if key.Namespace != "" {
+		return key.Kind + " " + key.Namespace + "/" + key.Name
+	}
+	return key.Kind + " " + key.Name
+}
+
+// kindOf returns the kind of that name of ours.
+func kindOf(name string) api.Kind {
+	k, ok := api.KindOf(name)
+	if !ok {
+		panic("cli: no kind " + name)
+	}
+	return k
+}
+
+// foreignKind returns the kind of that name of another system.
+func foreignKind(group, name string) api.Kind {
+	k, ok := api.KindIn(group, name)
+	if !ok {
+		panic("cli: no kind " + group + " " + name)
+	}
+	return k
+}
+
+// kindOfObject returns the kind that an Object is of.
+func kindOfObject(o api.Object) api.Kind {
+	k, _ := api.KindIn(o.Header().Key().Group, o.Header().Kind) // it was made as one of that kind
+	return k
+}
+
+// objects returns the Objects of a kind, for the Session of the home.
+func (r *run) objects(ctx context.Context, k api.Kind) (client.Objects, error) {
+	call, err := r.api(ctx)
+	return client.Objects{API: call, Kind: k}, err
+}
+
+// namespaceFlag adds -n to a verb whose names are those of one kind.
+func namespaceFlag(c *cobra.Command, namespace *string) {
+	c.Flags().StringVarP(namespace, "namespace", "n", "", "the Namespace of a Service, or that of another system's resource in its own")
+}
+
+// target returns the namespace and name of the Object that a person means by what
+// was typed and -n: NAME, NAMESPACE/NAME, or /NAME for one of no namespace. A NAME
+// alone is looked for in all namespaces.
+func target(ctx context.Context, o client.Objects, namespace, word string) (ns, name string, err error) {
+	k := o.Kind
+	if !k.IsForeign() {
+		name, err := ownName(k, namespace, word)
+		return "", name, err
+	}
+	if ns, name, ok := strings.Cut(word, "/"); ok {
+		if namespace != "" && namespace != ns {
+			return "", "", usagef("-n %s is not the namespace of %s", namespace, word)
+		}
+		return ns, name, nil
+	}
+	if namespace != "" {
+		return namespace, word, nil
+	}
+	list, _, err := o.List(ctx, client.Selection{})
+	if err != nil {
+		return "", "", err
+	}
+	var found []string
+	for _, raw := range list {
+		h, err := head(raw)
+		if err != nil {
+			return "", "", err
+		}
+		if h.Metadata.Name == word {
+			ns, found = h.Metadata.Namespace, append(found, h.Metadata.Namespace+"/"+word)
+		}
+	}
+	if len(found) > 1 {
+		return "", "", hinted(fmt.Errorf("there are several %s of the name %s: %s", typed(k, k.Plural), word, strings.Join(found, ", ")),
+			"name one as NAMESPACE/NAME, or with -n NAMESPACE")
+	}
+	return ns, word, nil // if there is none, the cluster says so
+}
+
+// ownName returns the name of an Object by a name and -n, which is a part of the
+// name of a Service of ours.
+func ownName(k api.Kind, namespace, word string) (string, error) {
+	switch {
+	case namespace == "", k.IsForeign():
+		return word, nil
+	case k.Name != api.KindService:
+		return "", usagef("-n: a %s is in no namespace", k.Name)
+	case !strings.Contains(word, "."):
+		return word + "." + namespace, nil
+	case api.NamespaceOf(word) != namespace:
+		return "", usagef("-n %s is not the Namespace of %s", namespace, word)
+	}
+	return word, nil
+}

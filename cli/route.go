@@ -1,0 +1,222 @@
+package cli
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"cardea/api"
+	"cardea/client"
+	"cardea/manifest"
+)
+
+func (r *run) route() *cobra.Command {
+	var q api.RouteQuestion
+	var files []string
+	var opt offline
+	c := &cobra.Command{
+		Use:   "route PORT [--sni NAME | --no-tls] [--from IP]",
+		Short: "Show where a connection to a public port would go, and why",
+		Long: "Asks the routing table of the cluster, or with -f that of documents, where a connection to a\n" +
+			"public port would go. It fails if the connection would be refused. A client is taken to speak\n" +
+			"TLS, without a server name unless --sni says one.",
+		Example: "  cardea route 2222 --sni my-host-1\n  cardea route 5432 --no-tls --from 192.0.2.1\n  cardea route 2222 --sni my-host-1 -f ./resources",
+		Args:    cobra.ExactArgs(1),
+	}
+	c.Flags().StringVar(&q.Address, "address", "", "the IP address that the client connects to")
+	c.Flags().StringVar(&q.SNI, "sni", "", "the server name that the client asks for")
+	c.Flags().BoolVar(&q.NoTLS, "no-tls", false, "the client does not speak TLS")
+	c.Flags().StringArrayVar(&q.ALPN, "alpn", nil, "a protocol that the client offers (ALPN); may be repeated")
+	c.Flags().StringVar(&q.From, "from", "", "the IP address that the client comes from")
+	fileFlag(c, &files)
+	opt.flags(c)
+	out := output(c, formatTable, formatJSON, formatYAML)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if err := readQuestion(&q, args[0]); err != nil {
+			return err
+		}
+		a, err := r.ask(c, q, files, &opt)
+		if err != nil {
+			return err
+		}
+		offline := len(files) > 0
+		a.Open = a.Open || offline // documents open no port
+		switch out.value {
+		case formatJSON:
+			err = printJSON(r.Out, a)
+		case formatYAML:
+			err = manifest.Encode(r.Out, a)
+		default:
+			printAnswer(r.Out, &q, &a)
+		}
+		if err == nil {
+			err = refusal(&q, &a, offline)
+		}
+		return err
+	}
+	return c
+}
+
+// readQuestion reads the port, and says what of a question cannot be.
+func readQuestion(q *api.RouteQuestion, port string) (err error) {
+	if q.Port, err = strconv.Atoi(port); err != nil || q.Port < 1 || q.Port > 65535 {
+		return usagef("%.40q is not a port: 1 to 65535", port)
+	}
+	for flag, address := range map[string]string{"address": q.Address, "from": q.From} {
+		if _, err := netip.ParseAddr(address); address != "" && err != nil {
+			return usagef("--%s: %.60q is not an IP address", flag, address)
+		}
+	}
+	if q.NoTLS && (q.SNI != "" || len(q.ALPN) > 0) {
+		return usagef("--no-tls and --sni or --alpn cannot both be: they are said in TLS")
+	}
+	return nil
+}
+
+// ask asks the cluster, or the table that documents make.
+func (r *run) ask(c *cobra.Command, q api.RouteQuestion, files []string, opt *offline) (api.RouteAnswer, error) {
+	if len(files) > 0 {
+		docs, _, err := r.documents(files)
+		if err != nil {
+			return api.RouteAnswer{}, r.problems(err, "the documents are not valid")
+		}
+		table, err := opt.table(docs)
+		if err != nil {
+			return api.RouteAnswer{}, err
+		}
+		return table.Ask(q), nil
+	}
+	call, err := r.api(c.Context())
+	if err != nil {
+		return api.RouteAnswer{}, err
+	}
+	return client.Route(c.Context(), call, q)
+}
+
+// asked says a question in words.
+func asked(q *api.RouteQuestion) string {
+	words := strconv.Itoa(q.Port)
+	if q.Address != "" {
+		words = netip.AddrPortFrom(netip.MustParseAddr(q.Address), uint16(q.Port)).String()
+	}
+	switch {
+	case q.NoTLS:
+		words += " without TLS"
+	case q.SNI != "":
+		words += " with server name " + quoted(q.SNI)
+	default:
+		words += " with TLS and no server name"
+	}
+	if len(q.ALPN) > 0 {
+		words += ", offering " + quoted(strings.Join(q.ALPN, ","))
+	}
+	if q.From != "" {
+		words += ", from " + q.From
+	}
+	return words
+}
+
+// printAnswer tells an answer to a person: where the connection goes, then who
+// shares it, then why.
+func printAnswer(w io.Writer, q *api.RouteQuestion, a *api.RouteAnswer) {
+	fmt.Fprintf(w, "%s → %s\n", asked(q), plain(destination(a)))
+	if a.Refused == "" {
+		printMembers(w, a)
+	}
+	if len(a.Steps) > 0 {
+		fmt.Fprint(w, "\nWhy:\n")
+	}
+	for i, s := range a.Steps {
+		fmt.Fprintf(w, "%3d. %s\n", i+1, plain(s))
+	}
+}
+
+// printMembers tells who shares a connection's row, and what is odd about each.
+func printMembers(w io.Writer, a *api.RouteAnswer) {
+	if len(a.Members) > 1 {
+		t := &table{headings: []string{"MEMBER", "SHARE", "ENDPOINTS", "TLS"}}
+		for _, m := range a.Members {
+			t.add(keyName(m.Object), fmt.Sprintf("%d of %d", m.Weight, m.Of), strings.Join(m.Endpoints, ", "), m.TLS)
+		}
+		fmt.Fprintln(w)
+		t.print(w)
+		if a.Version != "" {
+			fmt.Fprintf(w, "Within version %s, which the log names, each gets exactly its share.\n", plain(a.Version))
+		}
+	}
+	notes := "\nNotes:\n"
+	for _, m := range a.Members {
+		for _, n := range m.Notes {
+			fmt.Fprintf(w, "%s  - %s: %s\n", notes, keyName(m.Object), plain(n))
+			notes = ""
+		}
+	}
+}
+
+// destination says in a line where a connection goes.
+func destination(a *api.RouteAnswer) string {
+	if a.Refused != "" {
+		return "refused: " + a.Refused
+	}
+	var parts []string
+	if a.Owner != nil {
+		parts = append(parts, titled(*a.Owner))
+	}
+	var words []string
+	switch len(a.Members) {
+	case 0:
+	case 1:
+		m := a.Members[0]
+		if to := strings.Join(m.Endpoints, " or "); to != "" {
+			parts = append(parts, to)
+		}
+		words = append(words, m.TLS)
+	default:
+		parts = append(parts, fmt.Sprintf("one of %d members", len(a.Members)))
+	}
+	line := strings.Join(parts, " → ")
+	for _, x := range append([]string{a.TLS}, words...) {
+		if x != "" {
+			line += ", " + x
+		}
+	}
+	if !a.Open {
+		line += "; but the port is NOT OPEN"
+	}
+	return line
+}
+
+// refusal returns that a connection would not be served, with the way out; nil if
+// it would. offline is set if it was asked of documents.
+func refusal(q *api.RouteQuestion, a *api.RouteAnswer, offline bool) error {
+	if a.Refused == "" && a.Open {
+		return nil
+	}
+	var look string
+	switch {
+	case offline:
+		look = "cardea check -f PATH says how each document stands"
+	case a.Owner != nil:
+		look = describes(*a.Owner) + " says how it stands"
+	case a.Listener == "":
+		look = "cardea get tcpmappings, and cardea get services -o wide, list who listens where"
+	default:
+		look = "cardea get tcpmappings lists what " + a.Listener + " takes"
+	}
+	if a.Refused == "" {
+		return hinted(fmt.Errorf("%s is not open", cmp.Or(a.Listener, strconv.Itoa(q.Port))), look)
+	}
+	return hinted(errors.New("such a connection is refused"), look)
+}
+
+// describes returns the command that shows an Object.
+func describes(key api.Key) string {
+	kind, name, _ := strings.Cut(keyName(key), "/")
+	return "cardea describe " + kind + " " + name
+}
