@@ -58,7 +58,7 @@ const plan = `
 	control          : api manifest dialect/* store secret policy identity identity/* cert audit ingress rpc
 	client           : api relay relay/* tunnel tunnel/* rpc
 	server           : api api/gen dialect/* relay/* store store/* secret identity identity/* cert policy/* audit audit/* tunnel/* ingress upstream proxy mode control
-	cli              : api api/gen manifest rpc client server policy/local
+	cli              : api api/gen manifest rpc client control server policy/local
 	cmd/*            : cli
 	examples/*       : api client
 	bench/*          : *

@@ -87,12 +87,12 @@ func (h *house) health(ctx context.Context) (checks []api.HealthCheck) {
 		few = fmt.Errorf("%d of %d are open", used, limit)
 	}
 	warn("descriptors", few, fmt.Sprintf("%d of %d are open", used, limit), "raise the limit (ulimit -n, LimitNOFILE)")
-	p := h.public.Stats()
+	p := h.router.Stats()
 	var closed error
 	if p.Closed > 0 {
 		closed = fmt.Errorf("%d of %d cannot be opened", p.Closed, p.Open+p.Closed)
 	}
-	warn("public ports", closed, fmt.Sprintf("%d open", p.Open), "cardea describe service NAME says why")
+	warn("public ports", closed, fmt.Sprintf("%d open", p.Open), "cardea check says why")
 	free, err := freeSpace(h.cfg.DataDir)
 	if err == nil && free < leastFree {
 		err = fmt.Errorf("%d MiB are left", free>>20)

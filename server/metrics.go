@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"cardea/api"
 	"cardea/ingress"
 )
 
@@ -84,8 +85,15 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 
 	g := f.gate.Stats()
 	gauge("connections", "Live connections.", float64(g.Live))
-	for service, n := range g.Services {
-		gauge("service_connections", "Live connections of a Service.", float64(n), "service", service)
+	gauge("connections_waiting", "Connections that wait for others to end.", float64(g.Waiting))
+	for of, x := range g.Objects {
+		labels := []string{"kind", of.Kind, "name", of.Name}
+		gauge("object_connections", "Live connections of a Service or mapping.", float64(x.Live), labels...)
+		counter("object_received_bytes_total", "Bytes from clients, of connections that ended.", x.Received, labels...)
+		counter("object_sent_bytes_total", "Bytes to clients, of connections that ended.", x.Sent, labels...)
+		for reason, n := range x.Ends {
+			counter("object_ends_total", "Connections that ended.", n, append(labels, "reason", string(reason))...)
+		}
 	}
 	gauge("decisions_held", "Decisions that live connections hang on.", float64(g.Held))
 	gauge("records_owed", "Records of ended connections that the log has not taken yet.", float64(g.Owed))
@@ -124,12 +132,24 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	gauge("tunnels_idle", "Those of them without a stream.", float64(t.Idle))
 	counter("streams_total", "Streams that were opened.", t.Streams)
 
-	p := f.public.Stats()
-	gauge("public_ports", "Public ports that are open.", float64(p.Open), "state", "open")
-	gauge("public_ports", "Public ports that are open.", float64(p.Closed), "state", "closed")
-	counter("public_accepted_total", "Connections to public ports.", p.Accepted)
-	counter("public_refused_total", "Connections to public ports that were refused before anything was decided.", p.Refused)
-	counter("accept_failures_total", "Failures of accepting at public ports.", p.Failures)
+	p := f.router.Stats()
+	gauge("public_ports", "Public ports.", float64(p.Open), "state", "open")
+	gauge("public_ports", "Public ports.", float64(p.Closed), "state", "closed")
+	for _, l := range p.Listeners {
+		counter("listener_accepted_total", "Connections to a public port.", l.Accepted, "listener", l.Listener)
+		counter("listener_accept_failures_total", "Failures of accepting at a public port.", l.Failures, "listener", l.Listener)
+		for reason, n := range l.Refused {
+			counter("listener_refused_total", "Connections to a public port that were refused before anything was decided.", n, "listener", l.Listener, "reason", string(reason))
+		}
+	}
+	for _, e := range f.upstreams.Stats() {
+		object := objectLabel(e.Object)
+		counter("endpoint_connections_total", "Connections that were made to an endpoint.", e.Dialled, "object", object, "endpoint", e.Endpoint)
+		counter("endpoint_retries_total", "Attempts to reach an endpoint because another one had failed.", e.Retries, "object", object, "endpoint", e.Endpoint)
+		for reason, n := range e.Failed {
+			counter("endpoint_failures_total", "Attempts to reach an endpoint that failed.", n, "object", object, "endpoint", e.Endpoint, "reason", reason)
+		}
+	}
 
 	j, s := f.journal.Stats(), f.sink.Stats()
 	counter("log_records_total", "Records that the access log ever took.", j.Records)
@@ -148,4 +168,15 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	used, limit := f.descriptors()
 	gauge("descriptors", "Descriptors that are open.", float64(used))
 	gauge("descriptors_limit", "Descriptors that may be open.", float64(limit))
+}
+
+// objectLabel is what figures call an Object; a Service is its name.
+func objectLabel(k api.Key) string {
+	switch {
+	case k.Name == "":
+		return "others"
+	case k.Group == api.GroupCore || k.Group == "":
+		return k.Name
+	}
+	return k.String()
 }

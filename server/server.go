@@ -5,6 +5,7 @@ package server
 import (
 	"context"
 	"crypto/rand"
+	cryptotls "crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -59,8 +61,13 @@ type Config struct {
 	Grace time.Duration
 	// Documents are applied by the owner of the cluster, before it serves.
 	Documents []json.RawMessage
-	Version   string // of the program
-	Log       *slog.Logger
+	// AmbassadorID and AmbassadorNamespace say how Ambassador's resources are read:
+	// those of which ambassador_id, in which namespace. "" is "default".
+	AmbassadorID, AmbassadorNamespace string
+	// TLSFiles are directories, absolute, of files that those resources may name.
+	TLSFiles []string
+	Version  string // of the program
+	Log      *slog.Logger
 }
 
 // Ready says how to reach a cluster that serves.
@@ -72,6 +79,11 @@ type Ready struct {
 	Metrics  string // HOST:PORT, or ""
 	// Connections is how many relayed connections the limit of descriptors allows.
 	Connections int
+	// Listeners are the public ports, each with how many routes it has: "*:2222 (3
+	// routes)".
+	Listeners []string
+	// NotInForce is how many Objects were to be part of the routing table and are not.
+	NotInForce int
 }
 
 // The places in a data directory.
@@ -126,7 +138,9 @@ type house struct {
 	doors     *doors
 	admission *ingress.Admission // of the cluster's own port
 	crowd     *ingress.Admission // of public ports
-	public    *ingress.Public
+	router    *ingress.Router
+	routing   *routing
+	upstreams *upstream.Dialer
 	gate      *proxy.Gate
 	tunnels   *tls.Server
 	control   *control.Server
@@ -181,39 +195,43 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	sessions := &certificate.Verifier{Roots: h.authority.Pool}
 	h.refusals = refusals.New(h.journal, time.Now, cfg.Log)
 	h.doors = &doors{record: h.refusals.Refuse, counts: map[api.ReasonType]int64{}}
-	h.decider = &local.Decider{Store: h.store, Identity: identity.Any{api.EvidenceCertificate: sessions}, Log: cfg.Log}
+	h.decider = &local.Decider{
+		Store: h.store, Identity: identity.Any{api.EvidenceCertificate: sessions}, RouteNamespace: cfg.AmbassadorNamespace, Log: cfg.Log,
+	}
 	h.admission = &ingress.Admission{Descriptors: h.descriptors, Limits: ingress.AdmissionLimits{Share: strangerShare}}
 	// Of one network Public limits the rate.
 	h.crowd = &ingress.Admission{Descriptors: h.descriptors, Limits: ingress.AdmissionLimits{Rate: -1, Share: publicShare}}
-	h.public = h.publicPorts()
-	h.settings = &settings{store: h.store, journal: h.journal, public: h.public}
+	h.settings = &settings{store: h.store, journal: h.journal}
 	uses := &secret.Uses{Keeper: h.keeper, Store: h.store, Now: time.Now}
+	h.router = h.publicPorts(uses)
+	h.routing = newRouting(h.store, h.router, h.routingOptions())
 	instance, err := instanceOf(cfg)
 	if err != nil {
 		return nil, err
 	}
-	upstreams := &upstream.Dialer{
+	h.upstreams = &upstream.Dialer{
 		Hosts: h.settings.hosts, Allow: h.settings.allow, Own: h.listeners, ForbidInsecure: h.settings.forbidInsecure,
-		Certificate: uses.Certificate, Loopback: isLoopback(h.socket.Addr()), Log: cfg.Log,
+		RequireVerification: h.settings.requireVerification, Certificate: uses.Certificate, Material: uses.Material,
+		Loopback: isLoopback(h.socket.Addr()), Log: cfg.Log,
 	}
 	h.sink = &otlp.Sink{
 		Source: h.journal, Marks: h.store, Instance: instance, Version: cfg.Version, Collector: h.settings.collector,
-		Dial: upstreams.DialContext, Secret: uses.Text, Log: cfg.Log,
+		Dial: h.upstreams.DialContext, Secret: uses.Text, Log: cfg.Log,
 	}
 	h.gate = proxy.New(proxy.Rooms{
-		Decider: h.decider, Dial: upstreams.Dial, Audit: h.journal, Refuse: h.refusals.Refuse, Engine: relaycopy.New(),
+		Decider: h.decider, Dial: h.upstreams.Dial, Audit: h.journal, Refuse: h.refusals.Refuse, Engine: relaycopy.New(),
 		Modes: mode.All(), Log: cfg.Log, Grace: cfg.Grace,
 	})
 	h.control = &control.Server{
-		Domain: cfg.Domain, Store: h.store, Decider: h.decider, Explainer: h.decider, Await: h.await, Check: local.NewChecker(), Proposed: h.decider.Propose,
+		Domain: cfg.Domain, AmbassadorNamespace: cfg.AmbassadorNamespace, Store: h.store, Decider: h.decider, Explainer: h.decider, Await: h.await, Check: local.NewChecker(), Proposed: h.decider.Propose,
 		Keeper: h.keeper, Authority: h.authority, Verifier: sessions, Live: h.live,
 		Conns: h.gate, Logs: h.journal, Audit: h.journal, Refuse: h.refusals.Refuse, Log: cfg.Log, Now: time.Now,
-		Health: h.health, Metrics: h.metricsHandler(), Backup: h.backup, Rotate: h.rotate, OpenAPI: []byte(gen.OpenAPI),
+		Route: h.router.Ask, Health: h.health, Metrics: h.metricsHandler(), Backup: h.backup, Rotate: h.rotate, OpenAPI: []byte(gen.OpenAPI),
 	}
 	h.expirer = &control.Expirer{Store: h.store, Audit: h.journal, Log: cfg.Log, Now: time.Now}
 	h.tunnels = &tls.Server{
-		Handler: arrivals{h.gate, h.doors}, Domain: cfg.Domain, Certificate: h.authority.ServerCertificate,
-		ClientCAs: h.authority.Pool, Admit: h.admission.Enter, Alive: h.alive, Log: cfg.Log,
+		Handler: arrivals{h.gate, h.doors}, Domain: cfg.Domain, Certificate: h.serverCertificate,
+		ClientCAs: h.authority.Pool, Public: h.router.PublicName, Admit: h.admission.Enter, Alive: h.alive, Log: cfg.Log,
 	}
 	return h, nil
 }
@@ -286,7 +304,7 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 
 	start(append(h.store.run, h.journal.Run, h.authority.Run)...)
 	start(h.sink.Run)
-	start(h.decider.Run, h.settings.run, h.refusals.Run)
+	start(h.decider.Run, h.settings.run, h.routing.run, h.refusals.Run)
 	if err := h.decider.Ready(ctx); err != nil {
 		return err
 	}
@@ -304,8 +322,9 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	// have to be cut. What is not for the API the gate then refuses.
 	door := &ingress.Listener{Listener: h.socket, Handle: h.tunnels.Conn, Refused: h.doors.refuse, Log: h.cfg.Log}
 	start(door.Serve)
-	start(h.gate.Run, h.public.Run)
+	start(h.gate.Run, h.router.Run)
 	r := Ready{Address: h.socket.Addr().String(), Domain: h.cfg.Domain, CASHA256: h.authority.Fingerprint(), Token: token, Connections: h.connections()}
+	r.Listeners, r.NotInForce = h.router.Summary()
 	if h.metrics != nil {
 		r.Metrics = h.metrics.Addr().String()
 	}
@@ -325,13 +344,29 @@ func (h *house) await(ctx context.Context, rev api.Revision) error {
 	if err := h.settings.await(ctx, rev); err != nil {
 		return err
 	}
+	if err := h.routing.await(ctx, rev); err != nil {
+		return err
+	}
 	return h.decider.Await(ctx, rev)
 }
 
-// publicPorts returns the public ports of Services, which are at the host of the
-// cluster's own address.
-func (h *house) publicPorts() *ingress.Public {
-	terminator := &tls.Terminator{Admit: h.crowd.Enter, Certificate: h.authority.NameCertificate}
+// publicPorts returns what keeps the public ports.
+func (h *house) publicPorts(uses *secret.Uses) *ingress.Router {
+	terminator := new(tls.Terminator)
+	return &ingress.Router{
+		Handle: func(a api.Arrival) { h.gate.Arrive(a) }, Terminate: terminator.Accept,
+		Material: func(ctx context.Context, m *api.Material) (*secret.Material, error) {
+			return uses.Material(ctx, m, "", "")
+		},
+		ClusterCertificate: h.authority.NameCertificate, ClusterCAs: h.authority.Pool, Settings: h.settings.routing,
+		Upstreams: func(listener string, source netip.Addr) []api.Arrival { return h.gate.Peers(listener, source) },
+		Refused:   h.doors.refuse, Admission: h.crowd, Log: h.cfg.Log,
+	}
+}
+
+// routingOptions says where this process listens, and what its command line says
+// of Objects of other systems.
+func (h *house) routingOptions() control.RoutingOptions {
 	host, _, err := net.SplitHostPort(h.socket.Addr().String())
 	if err != nil {
 		host = ""
@@ -339,15 +374,19 @@ func (h *house) publicPorts() *ingress.Public {
 	if given, _, err := net.SplitHostPort(h.cfg.Listen); err == nil && given == "" {
 		host = "" // every address of both families
 	}
-	return &ingress.Public{
-		Host: host, Domain: h.cfg.Domain, Handle: func(a api.Arrival) { h.gate.Arrive(a) }, TLS: terminator.Accept,
-		Refused: h.doors.refuse, Admission: h.crowd, Log: h.cfg.Log,
+	return control.RoutingOptions{
+		DiagnoseOptions: control.DiagnoseOptions{
+			AmbassadorID: h.cfg.AmbassadorID, AmbassadorNamespace: h.cfg.AmbassadorNamespace, Domain: h.cfg.Domain, Files: below(h.cfg.TLSFiles),
+		},
+		Host: host, Own: h.own(),
 	}
 }
 
 // listeners are our own addresses, which no upstream may have.
-func (h *house) listeners() []netip.AddrPort {
-	own := h.public.Addresses()
+func (h *house) listeners() []netip.AddrPort { return append(h.router.Addresses(), h.own()...) }
+
+// own are the addresses of the cluster itself.
+func (h *house) own() (own []netip.AddrPort) {
 	for _, l := range []net.Listener{h.socket, h.metrics} {
 		if l == nil {
 			continue
@@ -357,6 +396,16 @@ func (h *house) listeners() []netip.AddrPort {
 		}
 	}
 	return own
+}
+
+// serverCertificate returns the certificate of the cluster's own port for a hello:
+// that of a public Service for a name of its own.
+func (h *house) serverCertificate(hello *cryptotls.ClientHelloInfo) (*cryptotls.Certificate, error) {
+	c, err := h.router.PublicCertificate(hello.ServerName)
+	if c != nil || err != nil {
+		return c, err
+	}
+	return h.authority.ServerCertificate(hello)
 }
 
 // alive reports whether the Session of a certificate may still be used, so that
@@ -375,17 +424,26 @@ func (h *house) alive(leaf *x509.Certificate) bool {
 
 // live adds to an Object what is true of it in this process and not stored.
 func (h *house) live(o api.Object) api.Object {
-	svc, ok := o.(*api.Service)
-	if !ok {
+	svc, isService := o.(*api.Service)
+	if _, ok := o.(api.Routable); !ok && !(isService && svc.Spec.IsPublic) {
 		return o
 	}
-	conditions := h.public.Conditions(svc.Metadata.Name)
-	if len(conditions) == 0 {
-		return o
+	key := o.Header().Key()
+	status := h.router.Status(key)
+	if status == nil {
+		status = new(api.RouteStatus)
 	}
-	c := *svc
-	c.Status.Conditions = conditions
-	return &c
+	if seen := h.upstreams.Verification(key); seen != nil {
+		status.Conditions = append(slices.DeleteFunc(status.Conditions, func(c api.StatusCondition) bool { return c.Type == seen.Type }), *seen)
+	}
+	if isService {
+		c := *svc
+		c.Status.Conditions = status.Conditions
+		return &c
+	}
+	c := api.Clone(o).(api.Routable)
+	*c.RouteStatus() = *status
+	return c
 }
 
 // backup writes all Objects to w.

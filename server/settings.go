@@ -5,26 +5,19 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 
 	"cardea/api"
 	"cardea/audit/journal"
-	"cardea/ingress"
 	"cardea/store"
 )
 
 // settings is the ClusterConfig as it stands, for rooms that need a part of it
-// and no store. It tells the log how it is to be kept, and the public ports which
-// ones they are.
+// and no store. It tells the log how it is to be kept.
 type settings struct {
 	store   store.Store
 	journal *journal.Journal
-	public  *ingress.Public
-
-	services map[string]*api.Service // the public ones; run's alone
 
 	mu      sync.Mutex
 	config  *api.ClusterConfig // nil before the first
@@ -46,9 +39,9 @@ func (s *settings) run(ctx context.Context) error {
 	return nil
 }
 
-// load reads everything, and returns the revision that it is of.
+// load reads the ClusterConfig, and returns the revision that it is of.
 func (s *settings) load(ctx context.Context) (at api.Revision, err error) {
-	config, services := new(api.ClusterConfig), map[string]*api.Service{}
+	config := new(api.ClusterConfig)
 	err = s.store.View(ctx, func(r store.Reader) error {
 		at = r.Revision()
 		c, err := store.Get[*api.ClusterConfig](r, api.Key{Group: api.GroupCore, Kind: api.KindClusterConfig, Name: api.ClusterConfigName})
@@ -58,22 +51,12 @@ func (s *settings) load(ctx context.Context) (at api.Revision, err error) {
 		case !api.HasCode(err, api.CodeNotFound): // it is missing before the first start
 			return err
 		}
-		for rec, err := range r.List(api.GroupCore, api.KindService) {
-			if err != nil {
-				return err
-			}
-			if err := public(services, rec, false); err != nil {
-				return err
-			}
-		}
 		return nil
 	})
-	if err != nil {
-		return at, err
+	if err == nil {
+		s.apply(config, at)
 	}
-	s.services = services
-	s.apply(ctx, config, true, at)
-	return at, nil
+	return at, err
 }
 
 // follow takes over what changes after a revision.
@@ -83,52 +66,24 @@ func (s *settings) follow(ctx context.Context, from api.Revision) error {
 			return err
 		}
 		var config *api.ClusterConfig
-		ports := false
 		for _, x := range c.Changes {
-			switch x.Key.Kind {
-			case api.KindClusterConfig:
+			if x.Key.Kind == api.KindClusterConfig {
 				config = new(api.ClusterConfig)
 				if err := json.Unmarshal(x.JSON, config); err != nil {
 					return fmt.Errorf("server: decode %s: %w", x.Key, err)
 				}
-			case api.KindService:
-				_, was := s.services[x.Key.Name]
-				if err := public(s.services, x.Record, x.Deleted); err != nil {
-					return err
-				}
-				_, is := s.services[x.Key.Name]
-				ports = ports || was || is
 			}
 		}
-		s.apply(ctx, config, ports, c.Revision)
-	}
-	return nil
-}
-
-// public notes a Service that has a public port, or that it has none.
-func public(services map[string]*api.Service, rec store.Record, deleted bool) error {
-	delete(services, rec.Key.Name)
-	if deleted {
-		return nil
-	}
-	svc := new(api.Service)
-	if err := json.Unmarshal(rec.JSON, svc); err != nil {
-		return fmt.Errorf("server: decode %s: %w", rec.Key, err)
-	}
-	if svc.Spec.IsPublic {
-		services[rec.Key.Name] = svc
+		s.apply(config, c.Revision)
 	}
 	return nil
 }
 
 // apply puts into force what was read, and then says how far the store was
 // followed. A nil config stays as it is.
-func (s *settings) apply(ctx context.Context, config *api.ClusterConfig, ports bool, at api.Revision) {
+func (s *settings) apply(config *api.ClusterConfig, at api.Revision) {
 	if config != nil {
 		s.journal.Configure(config.Spec.Audit)
-	}
-	if ports {
-		s.public.Set(ctx, slices.Collect(maps.Values(s.services)))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -178,6 +133,15 @@ func (s *settings) hosts() map[string][]string { return s.spec().DNS.Hosts }
 
 // forbidInsecure is ClusterConfig.spec.upstream.forbidInsecureSkipVerify.
 func (s *settings) forbidInsecure() bool { return s.spec().Upstream.ForbidInsecureSkipVerify }
+
+// requireVerification tells whether ClusterConfig.spec.routing.upstreamVerification
+// is REQUIRE.
+func (s *settings) requireVerification() bool {
+	return s.spec().Routing.UpstreamVerification == api.VerificationRequire
+}
+
+// routing is ClusterConfig.spec.routing.
+func (s *settings) routing() *api.ClusterRouting { return &s.spec().Routing }
 
 // collector is ClusterConfig.spec.collector.
 func (s *settings) collector() *api.Collector { return s.spec().Collector }

@@ -1,0 +1,221 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"cardea/api"
+	"cardea/control"
+	"cardea/ingress"
+	"cardea/store"
+)
+
+// routing keeps the routing table what the store says. It follows the store, and
+// makes a new table of all that is in force whenever something of it has changed:
+// changes that come while a table is being made go into the next one together.
+type routing struct {
+	store   store.Store
+	router  *ingress.Router
+	options control.RoutingOptions
+
+	mu      sync.Mutex
+	objects objects       // as the store has them
+	changed api.Revision  // when they last did
+	read    api.Revision  // how far the store was read
+	reached api.Revision  // that the table in force is of
+	moved   chan struct{} // closed, and made anew, when reached moves; nil if nobody waits
+	work    chan struct{} // wakes the builder
+
+	table *ingress.Table // in force; the builder's alone
+}
+
+// objects are those that the routing table is made of.
+type objects map[api.Key]api.Object
+
+func newRouting(st store.Store, r *ingress.Router, o control.RoutingOptions) *routing {
+	return &routing{store: st, router: r, options: o, objects: objects{}, work: make(chan struct{}, 1)}
+}
+
+// run follows the store, and makes tables, until ctx is done.
+func (r *routing) run(ctx context.Context) error {
+	var building sync.WaitGroup
+	defer building.Wait()
+	building.Go(func() { r.build(ctx) })
+	for ctx.Err() == nil {
+		at, err := r.load(ctx)
+		if err == nil {
+			err = r.follow(ctx, at)
+		}
+		if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrCompacted) {
+			return err
+		}
+	}
+	return nil
+}
+
+// load reads everything, and returns the revision that it is of.
+func (r *routing) load(ctx context.Context) (at api.Revision, err error) {
+	all := objects{}
+	err = r.store.View(ctx, func(rd store.Reader) error {
+		at = rd.Revision()
+		for _, k := range api.Kinds() {
+			if !control.IsRouting(api.Key{Group: k.APIGroup(), Kind: k.Name}) {
+				continue
+			}
+			for rec, err := range rd.List(k.APIGroup(), k.Name) {
+				if err != nil {
+					return err
+				}
+				if _, err := all.take(rec, false); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return at, err
+	}
+	r.change(at, func() bool { r.objects = all; return true })
+	return at, nil
+}
+
+// follow takes over what changes after a revision.
+func (r *routing) follow(ctx context.Context, from api.Revision) error {
+	for c, err := range r.store.Watch(ctx, from) {
+		if err != nil {
+			return err
+		}
+		var failed error
+		r.change(c.Revision, func() (changed bool) {
+			for _, x := range c.Changes {
+				matters, err := r.objects.take(x.Record, x.Deleted)
+				if err != nil {
+					failed = err
+				}
+				changed = changed || matters
+			}
+			return changed
+		})
+		if failed != nil {
+			return failed
+		}
+	}
+	return nil
+}
+
+// take notes an Object, or that it is gone, and reports whether that matters: a
+// Service that has no public port does not.
+func (o objects) take(rec store.Record, deleted bool) (matters bool, err error) {
+	_, was := o[rec.Key]
+	delete(o, rec.Key)
+	if deleted || !control.IsRouting(rec.Key) {
+		return was, nil
+	}
+	x, err := store.Decode(rec)
+	if err != nil {
+		return was, fmt.Errorf("server: %w", err)
+	}
+	if s, ok := x.(*api.Service); ok && !s.Spec.IsPublic {
+		return was, nil
+	}
+	o[rec.Key] = x
+	return true, nil
+}
+
+// change does what a commit says, and wakes the builder if that changes the table.
+func (r *routing) change(at api.Revision, do func() bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	idle := r.reached == r.read // the table is of all that was read
+	r.read = at
+	if do() {
+		r.changed = at
+	} else if idle {
+		r.reach(at) // this, too, does not change it
+		return
+	}
+	select {
+	case r.work <- struct{}{}:
+	default: // it knows
+	}
+}
+
+// build makes a table of what was read whenever that has changed, until ctx is done.
+func (r *routing) build(ctx context.Context) {
+	var made api.Revision // of the last change that is in the table
+	for {
+		select {
+		case <-r.work:
+		case <-ctx.Done():
+			return
+		}
+		r.mu.Lock()
+		var all control.RoutingObjects
+		at, changed := r.read, r.changed
+		if changed != made {
+			for _, o := range r.objects {
+				all.Add(o)
+			}
+		}
+		r.mu.Unlock()
+		if changed != made {
+			opt := r.options
+			opt.Now = time.Now()
+			r.table, made = control.Compile(all, opt, r.table), changed
+			r.router.Set(ctx, r.table)
+		}
+		r.mu.Lock()
+		r.reach(at)
+		r.mu.Unlock()
+	}
+}
+
+// reach notes of which revision the table in force is. mu must be held.
+func (r *routing) reach(at api.Revision) {
+	r.reached = at
+	if r.moved != nil {
+		close(r.moved)
+		r.moved = nil
+	}
+}
+
+// await returns when the table in force is of that revision or a later one.
+func (r *routing) await(ctx context.Context, rev api.Revision) error {
+	for {
+		r.mu.Lock()
+		if r.reached.Compare(rev) >= 0 {
+			r.mu.Unlock()
+			return nil
+		}
+		if r.moved == nil {
+			r.moved = make(chan struct{})
+		}
+		moved := r.moved
+		r.mu.Unlock()
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// below returns what reports whether a file is below one of the directories.
+func below(dirs []string) func(string) bool {
+	if len(dirs) == 0 {
+		return nil
+	}
+	return func(path string) bool {
+		return slices.ContainsFunc(dirs, func(dir string) bool {
+			rel, err := filepath.Rel(dir, path)
+			return err == nil && filepath.IsAbs(path) && rel != ".." && !strings.HasPrefix(rel, "../")
+		})
+	}
+}

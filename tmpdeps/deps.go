@@ -1,4 +1,0 @@
-// Package tmpdeps holds dependencies.
-package tmpdeps
-
-import _ "github.com/miekg/dns"
