@@ -36,6 +36,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if strings.HasSuffix(filepath.Base(os.Args[0]), ".test") { // and not one of the programs of scripts
+		cluster.Isolate()
+	}
 	testscript.Main(m, map[string]func(){
 		"cardea":        cardea,
 		"echo-upstream": echoUpstream,
@@ -45,6 +48,11 @@ func TestMain(m *testing.M) {
 		"await-file":    awaitFile,
 		"fetch":         fetch,
 		"until":         until,
+		"certificate":   certificate,
+		"tls-secret":    tlsSecret,
+		"echo-tls":      echoTLS,
+		"dial":          dial,
+		"counts":        counts,
 	})
 }
 
@@ -127,6 +135,7 @@ func scripts(t *testing.T, store func(name string) (string, error)) {
 			"terminate": terminate,
 			"documents": documents,
 			"newstore":  newStore,
+			"machine":   machine,
 		},
 	})
 }
@@ -139,6 +148,23 @@ func newStore(ts *testscript.TestScript, _ bool, _ []string) {
 	url, err := ts.Value(newest{}).(func() (string, error))()
 	ts.Check(err)
 	ts.Setenv("CARDEA_STORE", url)
+}
+
+// machine NAME OURS ITS: makes another machine, as far as the network goes, between
+// which and this one there is a wire with those two addresses, and sets NAME to what
+// `ip netns exec` calls it. It takes root.
+func machine(ts *testscript.TestScript, _ bool, args []string) {
+	name := fmt.Sprintf("cardea-%d-%s", os.Getpid(), strings.ToLower(args[0]))
+	run := func(args ...string) { ts.Check(ts.Exec("ip", args...)) }
+	run("netns", "add", name)
+	ts.Defer(func() { exec.Command("ip", "netns", "del", name).Run() })
+	run("link", "add", args[0]+"0", "type", "veth", "peer", "name", args[0]+"1", "netns", name)
+	run("address", "add", args[1]+"/24", "dev", args[0]+"0")
+	run("link", "set", args[0]+"0", "up")
+	run("-n", name, "address", "add", args[2]+"/24", "dev", args[0]+"1")
+	run("-n", name, "link", "set", args[0]+"1", "up")
+	run("-n", name, "link", "set", "lo", "up")
+	ts.Setenv(args[0], name)
 }
 
 // terminate: sends SIGTERM to every `up` of the script.
