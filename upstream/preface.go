@@ -85,7 +85,7 @@ func explainPreface(caller context.Context, name string, timeout time.Duration, 
 }
 
 // proxyHeader returns what an upstream is told of a client: what was seen here, and
-// not what another proxy said, but for the address.
+// not what another proxy said, but for the two addresses of the client's connection.
 func proxyHeader(v api.ProxyVersion, f *api.Facts, id string) *proxyproto.Header {
 	h := &proxyproto.Header{Version: 1}
 	if v == api.ProxyV2 {
@@ -100,8 +100,12 @@ func proxyHeader(v api.ProxyVersion, f *api.Facts, id string) *proxyproto.Header
 		return h
 	}
 	h.Source = netip.AddrPortFrom(client, uint16(f.Port))
+	to := f.Listener
+	if f.Proxy != nil && f.Proxy.Destination != "" {
+		to = f.Proxy.Destination
+	}
 	var err error
-	if h.Destination, err = netip.ParseAddrPort(f.Listener); err != nil {
+	if h.Destination, err = netip.ParseAddrPort(to); err != nil {
 		h.Destination = netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
 	}
 	if h.Version == 1 {

@@ -124,6 +124,8 @@ func start(t *testing.T, address string, cmd *exec.Cmd) {
 	}
 	t.Cleanup(func() {
 		cmd.Process.Signal(os.Interrupt)
+		kill := time.AfterFunc(5*time.Second, func() { cmd.Process.Kill() }) // MariaDB does not mind interrupts
+		defer kill.Stop()
 		cmd.Wait()
 		log.Close()
 	})

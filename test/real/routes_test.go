@@ -26,9 +26,14 @@ func route(name, port, host, service, more string) string {
 	return fmt.Sprintf("---\napiVersion: getambassador.io/v3alpha1\nkind: TCPMapping\nmetadata: {name: %s}\nspec: {port: %s, %sservice: %q%s}\n", name, port, host, service, more)
 }
 
-// annotated gives the first metadata of a document an annotation.
-func annotated(document, key, value string) string {
-	return strings.Replace(document, "metadata: {", fmt.Sprintf("metadata: {annotations: {cardea/%s: %q}, ", key, value), 1)
+// annotated gives the first metadata of a document annotations: KEY and VALUE in
+// turn.
+func annotated(document string, annotations ...string) string {
+	var list []string
+	for i := 0; i+1 < len(annotations); i += 2 {
+		list = append(list, fmt.Sprintf("cardea/%s: %q", annotations[i], annotations[i+1]))
+	}
+	return strings.Replace(document, "metadata: {", "metadata: {annotations: {"+strings.Join(list, ", ")+"}, ", 1)
 }
 
 // tlsSecret is a Secret of Kubernetes with what issue wrote to a directory.
@@ -113,11 +118,10 @@ func TestPostgreSQLByName(t *testing.T) {
 	write(t, filepath.Join(dir, "ca.pem"), ca.pem)
 	ca.issue(t, dir, "ended", "ended.test")
 	port := freePort(t)
-	postgres := func(document string) string { return annotated(document, "starttls", "postgres") }
 	up(t, hostsYAML(map[string]string{"pg.internal": "127.0.0.1"})+
-		postgres(annotated(route("db-a", port, "db-a.test", "pg.internal:"+a, ""), "tls", "passthrough"))+
-		postgres(annotated(route("db-b", port, "db-b.test", "pg.internal:"+b, ""), "tls", "passthrough"))+
-		postgres(route("ended", port, "ended.test", "https://pg.internal:"+b, ""))+
+		annotated(route("db-a", port, "db-a.test", "pg.internal:"+a, ""), "starttls", "postgres", "tls", "passthrough")+
+		annotated(route("db-b", port, "db-b.test", "pg.internal:"+b, ""), "starttls", "postgres", "tls", "passthrough")+
+		annotated(route("ended", port, "ended.test", "https://pg.internal:"+b, ""), "starttls", "postgres")+
 		tlsContext("ended", "ended.test", "ended")+tlsSecret(t, dir, "ended"))
 	query := func(host, mode string, sql ...string) (string, error) {
 		args := []string{fmt.Sprintf("host=%s hostaddr=127.0.0.1 port=%s user=app dbname=postgres sslmode=%s sslrootcert=%s connect_timeout=20", host, port, mode, filepath.Join(dir, "ca.pem")), "-At"}
