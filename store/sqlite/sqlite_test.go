@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 
@@ -50,16 +49,6 @@ func set(t *testing.T, s store.Store, kind, name string, v int) api.Revision {
 		t.Fatal(err)
 	}
 	return r
-}
-
-// next returns the first commit after from, or the error of the watch.
-func next(t *testing.T, s store.Store, from api.Revision) (store.Commit, error) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	for c, err := range s.Watch(ctx, from) {
-		return c, err
-	}
-	return store.Commit{}, errors.New("the watch ended")
 }
 
 func TestContract(t *testing.T) {
