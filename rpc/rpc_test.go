@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -48,6 +49,20 @@ func TestDo(t *testing.T) {
 	}
 	if want := "POST /api/x alice"; out.Token != want {
 		t.Errorf("got %q, want %q", out.Token, want)
+	}
+}
+
+// An answer that took longer to work out than the server gives to answers arrives.
+func TestLateAnswer(t *testing.T) {
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(-time.Second)); err != nil {
+			t.Error(err)
+		}
+		Answer(w, api.TokenResponse{Token: "late"})
+	})
+	var out api.TokenResponse
+	if err := c.Do(t.Context(), "POST", "/api/x", nil, &out); err != nil || out.Token != "late" {
+		t.Errorf("got %q, %v", out.Token, err)
 	}
 }
 

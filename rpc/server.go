@@ -85,6 +85,8 @@ func send(w http.ResponseWriter, status int, v any) {
 	if err != nil {
 		panic("rpc: an answer that does not marshal: " + err.Error())
 	}
+	// However long it took to work out: it has its own time to be taken.
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(takeTimeout))
 	head(w)
 	w.WriteHeader(status)
 	w.Write(append(b, '\n')) // an error means that the caller has gone
@@ -117,7 +119,7 @@ func Fail(w http.ResponseWriter, err error, log *slog.Logger) {
 
 // Lines sends what seq yields as JSON lines, each as soon as it is there. An
 // error cuts the connection, so that the caller cannot take what it got for the
-// whole; log holds the details. A caller who does not take a line for lineTimeout
+// whole; log holds the details. A caller who does not take a line for takeTimeout
 // is given up.
 func Lines[T any](w http.ResponseWriter, seq iter.Seq2[T, error], log *slog.Logger) {
 	head(w)
@@ -132,11 +134,12 @@ func Lines[T any](w http.ResponseWriter, seq iter.Seq2[T, error], log *slog.Logg
 			panic(http.ErrAbortHandler)
 		}
 		// A server may bound its answers; this one is as long as its caller wants.
-		out.SetWriteDeadline(time.Now().Add(lineTimeout))
+		out.SetWriteDeadline(time.Now().Add(takeTimeout))
 		if enc.Encode(v) != nil || out.Flush() != nil {
 			return
 		}
 	}
 }
 
-const lineTimeout = 30 * time.Second
+// takeTimeout is how long a caller may take for an answer, or for a line of one.
+const takeTimeout = time.Minute
