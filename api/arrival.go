@@ -26,11 +26,27 @@ type Arrival struct {
 type Refusal struct {
 	Facts  Facts
 	Reason ReasonType
-	// Service is the one that was asked for, SERVICE.NAMESPACE, if that is known:
-	// the port tells it.
-	Service string
-	Words   string // detail for the log
+	// Object is what the connection was to, as far as that is known, and Route where it
+	// came in. They are shared and must not be written to.
+	Object *Ref
+	Route  *LogRoute
+	// Anonymous says that nobody who comes to Object is asked who he is.
+	Anonymous bool
+	Words     string // detail for the log
 	// Record is the record of the refusal, if more is known than the rest says. It
 	// may stand for several refusals of the same kind.
 	Record *AccessLog
+}
+
+// Ref returns a reference to the Object of a key, of which no more is known. Foreign
+// kinds are named in their first version.
+func (k Key) Ref() *Ref {
+	r := &Ref{APIVersion: k.Group, Kind: k.Kind, Namespace: k.Namespace, Name: k.Name}
+	switch kind, known := KindIn(k.Group, k.Kind); {
+	case k.Group == GroupCore, k.Group == "":
+		r.APIVersion = Version
+	case known && kind.IsForeign():
+		r.APIVersion += "/" + kind.Versions[0]
+	}
+	return r
 }

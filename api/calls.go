@@ -40,7 +40,8 @@ import (
 // version of our kinds are core/v1. Those of other systems' kinds are
 // getambassador.io/v3alpha1, v2 or v1, or kubernetes/v1, all versions of a group
 // for the same Objects, of which each is returned as it was written; namespace=N
-// names the namespace of one of them, and it has none without.
+// names the namespace of one of them; without, it is that which Objects are of that
+// name none.
 //
 // A failure is an Error with the HTTP status of its code: INVALID 400,
 // UNAUTHENTICATED 401, PERMISSION_DENIED 403, NOT_FOUND 404, CONFLICT 409,
@@ -167,8 +168,9 @@ type Result struct {
 	After  json.RawMessage `json:"after,omitempty"`
 }
 
-// An ApplyResponse says what became of each document, in order. It is sent once
-// every decision is made on the new state.
+// An ApplyResponse says what became of each document, in order, but for those that
+// a warning calls skipped. It is sent once every decision is made on the new state.
+// The Document of a warning about what no document says is -1.
 type ApplyResponse struct {
 	Results  []Result  `json:"results"`
 	Warnings []Problem `json:"warnings,omitempty"`

@@ -179,8 +179,9 @@ type ClusterRouting struct {
 	// rest.
 	UpstreamVerification Verification `json:"upstreamVerification,omitempty"`
 	// TrustedProxies are the networks (CIDR) from which PROXY headers are taken, where
-	// a listener wants them; private networks and loopback if it is left out.
-	TrustedProxies []string `json:"trustedProxies,omitempty"`
+	// a listener wants them; private networks and loopback if it is left out, nobody if
+	// it is empty.
+	TrustedProxies []string `json:"trustedProxies,omitzero"`
 	// HelloTimeout is how long a client may take until its first bytes are there and,
 	// on a port that has to read its hello, until that is whole; 5 seconds. A silent
 	// client of a port that also takes any bytes waits a fifth of it and then gets

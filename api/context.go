@@ -62,6 +62,10 @@ type ClientCertificate struct {
 	DNS     []string `json:"dns,omitempty"`
 }
 
+// FactKubernetesSecret is the kind of a Secret of Kubernetes in APIFacts, where kinds
+// have no group beside them.
+const FactKubernetesSecret = "KubernetesSecret"
+
 // APIFacts is what ctx.request.api says of a call to Cardea's own API.
 type APIFacts struct {
 	// Verb is get, list, watch, create, update, delete, renew, why, route, conns,
@@ -73,6 +77,7 @@ type APIFacts struct {
 	// have, join for a Group of which it makes somebody a member, escalate for an
 	// Object into which it writes what rules say or read.
 	Verb string `json:"verb"`
+	// Kind is that of the Object; of a Secret of Kubernetes it is FactKubernetesSecret.
 	Kind string `json:"kind,omitempty"`
 	Name string `json:"name,omitempty"`
 	// Namespace is that of a Service, or of an Object of another system.

@@ -15,8 +15,10 @@ import (
 
 // Installations say for which installations of Ambassador an Object is.
 type Installations struct {
+	// AmbassadorID names the installations that it is for; _automatic_ is every one, and
+	// default counts if it is left out.
 	AmbassadorID      AmbassadorIDs `json:"ambassador_id,omitempty"`
-	AmbassadorIDCamel AmbassadorIDs `json:"ambassadorId,omitempty"`
+	AmbassadorIDCamel AmbassadorIDs `json:"ambassadorId,omitempty"` // another spelling of ambassador_id
 }
 
 // DefaultAmbassadorID is the installation that an Object is for if it names none.

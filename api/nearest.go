@@ -4,7 +4,8 @@ import "strings"
 
 // Nearest returns the name that was probably meant by s, or "" if none is near:
 // one that differs in case, '_' and '-' only, or else the one that takes the
-// fewest edits, at most one for each three letters.
+// fewest edits, at most one for each three letters. Of equally near ones it is the last
+// of the alphabet, which of versions is the newest.
 func Nearest(s string, names []string) string {
 	s = folded(s)
 	best, least := "", 0
@@ -14,7 +15,7 @@ func Nearest(s string, names []string) string {
 		if len(s) > len(f)+limit || len(f) > len(s)+limit {
 			continue
 		}
-		if d := Distance(s, f); d <= limit && (best == "" || d < least) {
+		if d := Distance(s, f); d <= limit && (best == "" || d < least || d == least && name > best) {
 			best, least = name, d
 		}
 	}

@@ -121,9 +121,11 @@ func (ProxyVersion) Values() []string { return []string{string(ProxyV1), string(
 // A Termination says how the TLS of clients is ended.
 type Termination struct {
 	// Certificate is what the clients are shown. ClusterName is, instead, the server
-	// name of a certificate of the cluster's own CA.
-	Certificate *Material
-	ClusterName string
+	// name of a certificate of the cluster's own CA, and ClusterHosts the names and
+	// *.DOMAIN that it is for beside that.
+	Certificate  *Material
+	ClusterName  string
+	ClusterHosts []string
 	// ClientCA is what certificates of clients are verified against; nil asks for none.
 	ClientCA *Material
 	CRL      *Material // revocation lists; nil for none
@@ -159,6 +161,9 @@ type Material struct {
 	// lists) and its key.
 	Chain string `json:"chain,omitempty"`
 	Key   string `json:"key,omitempty"`
+	// Service is the one that shows the certificate at its public port, if it is a
+	// Service: a Secret of ours may be bound to others.
+	Service string `json:"-"`
 }
 
 // String says for a person where it is.
@@ -191,10 +196,11 @@ type RouteStatus struct {
 
 // The types of conditions of a RouteStatus.
 const (
-	ConditionAccepted         = "Accepted"         // the Object is part of the table
-	ConditionResolved         = "ResolvedRefs"     // what it refers to is there and good
-	ConditionListening        = "Listening"        // its port is open
-	ConditionUpstreamVerified = "UpstreamVerified" // its upstream's certificate verifies, as last seen
+	ConditionAccepted          = "Accepted"          // the Object is part of the table
+	ConditionResolved          = "ResolvedRefs"      // what it refers to is there and good
+	ConditionListening         = "Listening"         // its port is open
+	ConditionUpstreamVerified  = "UpstreamVerified"  // its upstream's certificate verifies, as last seen
+	ConditionUpstreamReachable = "UpstreamReachable" // a connection to its upstream can be made, as last tried
 )
 
 // Set makes a condition what it is now; one that stays as it was keeps its Since.

@@ -758,6 +758,24 @@ func (s *Service) upstream() string {
 	return c.Upstream.URL
 }
 
+// publicPlace returns where the public port is, and which server names are the
+// Service's, for a table: "*:443 db.example.com". The address of one that names none
+// is left out: it is that of the cluster's own listener.
+func (s *Service) publicPlace() string {
+	p := s.Spec.Public
+	if !s.Spec.IsPublic {
+		return ""
+	}
+	if p == nil {
+		p = new(ServicePublic)
+	}
+	place := Bind{strings.TrimPrefix(p.Address, "*"), s.Status.Port}.String()
+	if p.Address == "" {
+		place = strconv.Itoa(s.Status.Port)
+	}
+	return strings.Join(append([]string{place}, p.Hosts...), " ")
+}
+
 func serviceKind() Kind {
 	return Kind{Name: KindService, Plural: "services", Short: []string{"svc"}, ByHand: true,
 		New: func() Object { return new(Service) },
@@ -772,7 +790,13 @@ func serviceKind() Kind {
 			{Heading: "UPSTREAM", Cell: func(o Object) string {
 				return o.(*Service).upstream()
 			}},
-			{Heading: "PUBLIC", Wide: true, Cell: func(o Object) string { return yes(o.(*Service).Spec.IsPublic) }},
+			{Heading: "PUBLIC", Wide: true, Cell: func(o Object) string { return o.(*Service).publicPlace() }},
 			{Heading: "DISABLED", Wide: true, Cell: func(o Object) string { return yes(o.(*Service).Spec.IsDisabled) }},
+			{Heading: "STATE", Cell: func(o Object) string {
+				if s := o.(*Service); s.Spec.IsPublic {
+					return (&RouteStatus{Conditions: s.Status.Conditions}).Summary()
+				}
+				return ""
+			}},
 		}}
 }

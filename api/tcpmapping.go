@@ -10,7 +10,21 @@ import (
 const KindTCPMapping = "TCPMapping"
 
 // A TCPMapping is Ambassador's: connections to a port, and with host to a server
-// name, go to a service. The versions of it have the same fields.
+// name, go to a service. The versions of it have the same fields. What these do not
+// say, metadata.annotations do, as text:
+//
+//   - cardea/tls: passthrough leaves TLS to the service; only the server name is read.
+//   - cardea/alpn: the client must offer one of these protocols, such as h2,http/1.1.
+//   - cardea/sources: the client must come from one of these networks, such as 10.0.0.0/8,fd00::/8.
+//   - cardea/proxy-protocol: v1 or v2 of the PROXY header that the service is sent first.
+//   - cardea/starttls: postgres, if clients ask for TLS as PostgreSQL's do.
+//   - cardea/upstream-verification: REQUIRE or REPORT, of the certificate of the service.
+//   - cardea/connect-timeout: until the connection to the service is there, such as 3s.
+//   - cardea/pending-timeout: of a connection that waits for another to end, such as 5s.
+//   - cardea/max-duration: of a connection, such as 8h.
+//   - cardea/half-close-timeout: of a connection of which one side has finished, such as 30s.
+//   - cardea/on-removal: cut or drain, what becomes of live connections when it is deleted.
+//   - cardea/connections-per-second: new ones that one source network may open, such as 50.
 type TCPMapping struct {
 	Head
 	Spec   TCPMappingSpec `json:"spec"`
@@ -22,28 +36,39 @@ type TCPMappingSpec struct {
 	Installations
 	// Address is the IP address to listen on; every one, if it is left out.
 	Address string `json:"address,omitempty"`
-	Port    *int   `json:"port,omitempty"`
+	// Port is the TCP port to listen at: 1 to 65535, required.
+	Port *int `json:"port,omitempty"`
 	// Host makes the listener end TLS, and is the server name that the client must ask
-	// for.
+	// for: NAME, *.DOMAIN or *, which is any or none.
 	Host string `json:"host,omitempty"`
-	// Service is where connections go: [SCHEME://]HOST[:PORT].
+	// Service is where connections go: [SCHEME://]HOST[:PORT], required. Without a port
+	// it is 443 with TLS, else 80.
 	Service string `json:"service,omitempty"`
 	// TLS makes the connection to the service speak TLS: true, or the name of a
 	// TLSContext.
 	TLS NameOrBool `json:"tls,omitzero"`
 	// Weight is the share, in per cent, of the connections of the mappings with the
-	// same address, port and host.
+	// same address, port and host: 0 to 100.
 	Weight *int `json:"weight,omitempty"`
-	// IdleTimeoutMs ends a connection on which nothing passed for so many milliseconds.
+	// IdleTimeoutMs ends a connection on which nothing passed for so many milliseconds;
+	// 0 is never.
 	IdleTimeoutMs *Digits `json:"idle_timeout_ms,omitempty"`
-	EnableIPv4    *bool   `json:"enable_ipv4,omitempty"`
-	EnableIPv6    *bool   `json:"enable_ipv6,omitempty"`
+	// EnableIPv4 uses the IPv4 addresses of the service's name; as the Module says if it
+	// is left out, else true.
+	EnableIPv4 *bool `json:"enable_ipv4,omitempty"`
+	// EnableIPv6 uses its IPv6 addresses, before those of IPv4; as the Module says if it
+	// is left out, else false.
+	EnableIPv6 *bool `json:"enable_ipv6,omitempty"`
 	// CircuitBreakers bound the connections; an empty list takes away those of the
 	// Module.
 	CircuitBreakers *[]CircuitBreaker `json:"circuit_breakers,omitempty"`
-	Resolver        string            `json:"resolver,omitempty"`
-	ClusterTag      string            `json:"cluster_tag,omitempty"`
-	StatsName       string            `json:"stats_name,omitempty"`
+	// Resolver names a resolver, which says how the service is found: by DNS, that of
+	// Kubernetes or not.
+	Resolver string `json:"resolver,omitempty"`
+	// ClusterTag has no effect here.
+	ClusterTag string `json:"cluster_tag,omitempty"`
+	// StatsName is what metrics call it, instead of its name.
+	StatsName string `json:"stats_name,omitempty"`
 	// V3StatsName is stats_name in the stored form of version v2.
 	V3StatsName string `json:"v3StatsName,omitempty"`
 	// V2ExplicitTLS is what the conversion from version v2 keeps; it says nothing new.
@@ -54,11 +79,11 @@ type TCPMappingSpec struct {
 
 // A CircuitBreaker bounds the connections of one priority.
 type CircuitBreaker struct {
-	Priority           string `json:"priority,omitempty"` // default or high
-	MaxConnections     *int   `json:"max_connections,omitempty"`
-	MaxPendingRequests *int   `json:"max_pending_requests,omitempty"`
-	MaxRequests        *int   `json:"max_requests,omitempty"`
-	MaxRetries         *int   `json:"max_retries,omitempty"`
+	Priority           string `json:"priority,omitempty"`             // default or high, which means nothing for TCP
+	MaxConnections     *int   `json:"max_connections,omitempty"`      // open at once; 0 refuses everybody
+	MaxPendingRequests *int   `json:"max_pending_requests,omitempty"` // connections that may wait until there are fewer
+	MaxRequests        *int   `json:"max_requests,omitempty"`         // means nothing for TCP
+	MaxRetries         *int   `json:"max_retries,omitempty"`          // means nothing for TCP
 }
 
 // AnnotationPrefix begins the annotations of a TCPMapping that say what its spec has no

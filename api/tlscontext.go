@@ -25,26 +25,34 @@ type TLSContextSpec struct {
 	// secret_namespacing is false.
 	Secret string `json:"secret,omitempty"`
 	TLSSettings
+	// SecretNamespacing says whether a dot in the name of a Secret parts it from its
+	// namespace; true if it is left out, here and in the Module.
 	SecretNamespacing *bool `json:"secret_namespacing,omitempty"`
 }
 
 // TLSSettings are what a TLSContext and the tls of a Host have in common.
 type TLSSettings struct {
-	CertChainFile   string `json:"cert_chain_file,omitempty"`
-	PrivateKeyFile  string `json:"private_key_file,omitempty"`
+	// CertChainFile is the path of a certificate chain, PEM, below a directory of
+	// --tls-files; PrivateKeyFile has its key.
+	CertChainFile  string `json:"cert_chain_file,omitempty"`
+	PrivateKeyFile string `json:"private_key_file,omitempty"` // path of the key of cert_chain_file, PEM
+	// CASecret names the Secret with the certificates of CAs that the other side is
+	// verified against: clients, or the service.
 	CASecret        string `json:"ca_secret,omitempty"`
-	CACertChainFile string `json:"cacert_chain_file,omitempty"`
-	CRLSecret       string `json:"crl_secret,omitempty"`
+	CACertChainFile string `json:"cacert_chain_file,omitempty"` // path of such certificates, PEM
+	// CRLSecret names the Secret with revocation lists of those CAs.
+	CRLSecret string `json:"crl_secret,omitempty"`
 	// V3CRLSecret is crl_secret in the stored form of version v2.
 	V3CRLSecret  string `json:"v3CRLSecret,omitempty"`
-	CRLFile      string `json:"crl_file,omitempty"`
-	CertRequired *bool  `json:"cert_required,omitempty"`
+	CRLFile      string `json:"crl_file,omitempty"`      // path of such revocation lists, PEM
+	CertRequired *bool  `json:"cert_required,omitempty"` // refuses clients that show no certificate; it needs a CA
 	// ALPNProtocols are in one text, with commas between them.
 	ALPNProtocols string               `json:"alpn_protocols,omitempty"`
-	MinTLSVersion AmbassadorTLSVersion `json:"min_tls_version,omitempty"`
-	MaxTLSVersion AmbassadorTLSVersion `json:"max_tls_version,omitempty"`
-	CipherSuites  []string             `json:"cipher_suites,omitempty"`
-	ECDHCurves    []string             `json:"ecdh_curves,omitempty"`
+	MinTLSVersion AmbassadorTLSVersion `json:"min_tls_version,omitempty"` // v1.2 if it is left out
+	MaxTLSVersion AmbassadorTLSVersion `json:"max_tls_version,omitempty"` // v1.3 if it is left out
+	// CipherSuites are those of TLS 1.2 and older, by their IANA or OpenSSL names.
+	CipherSuites []string `json:"cipher_suites,omitempty"`
+	ECDHCurves   []string `json:"ecdh_curves,omitempty"` // X25519, P-256, P-384, P-521
 	// RedirectCleartextFrom has no effect on TCP.
 	RedirectCleartextFrom *int `json:"redirect_cleartext_from,omitempty"`
 	// SNI is the server name that the service is asked for.

@@ -1,6 +1,7 @@
 package gen
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -29,6 +30,7 @@ type schema struct {
 	Description string
 	Enum        []string
 	NotYet      json.RawMessage `json:"x-not-yet"`
+	Written     string          `json:"x-written"` // how a person writes what can be of several types
 	Items       *schema
 	Properties  map[string]schema
 	Order       []string `json:"x-order"`
@@ -149,7 +151,7 @@ func (b book) typeOf(s schema) string {
 		}
 		return "free object"
 	case "":
-		return "–"
+		return cmp.Or(s.Written, "–")
 	}
 	return s.Type
 }

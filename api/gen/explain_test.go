@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"cardea/api"
 )
 
 func TestExplain(t *testing.T) {
@@ -46,5 +48,44 @@ func TestExplain(t *testing.T) {
 	}
 	if _, err = Explain("Usr", ""); err == nil {
 		t.Error("a kind that is not there was explained")
+	}
+}
+
+// TestExplainForeign: each field of Ambassador's documents has a text, and a type as
+// people write it.
+func TestExplainForeign(t *testing.T) {
+	types := map[string]string{}
+	for _, at := range [][2]string{{"TCPMapping", "spec"}, {"TCPMapping", "spec.circuit_breakers"}, {"TLSContext", "spec"}} {
+		d, err := Explain(at[0], at[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range d.Fields {
+			if types[f.Path] = f.Type; f.Text == "" || f.Type == "–" {
+				t.Errorf("%s: type %q, text %q", f.Path, f.Type, f.Text)
+			}
+		}
+	}
+	for path, want := range map[string]string{
+		"TCPMapping.spec.tls": "true, false or a name", "TCPMapping.spec.idle_timeout_ms": "a whole number, or text of digits",
+		"TCPMapping.spec.ambassador_id": "text or a list of texts", "TCPMapping.spec.labels": "anything", "TCPMapping.spec.circuit_breakers": "list of object",
+	} {
+		if types[path] != want {
+			t.Errorf("%s is %q, want %q", path, types[path], want)
+		}
+	}
+	if d, err := Explain("TCPMapping", "spec.enable_ipv4"); err != nil || !strings.HasPrefix(d.Text, "enable_ipv4 uses ") {
+		t.Errorf("spec.enable_ipv4: %+v, %v", d, err)
+	}
+	d, err := Explain("TCPMapping", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{api.AnnotationTLS, api.AnnotationALPN, api.AnnotationSources, api.AnnotationProxyProtocol, api.AnnotationStartTLS,
+		api.AnnotationUpstreamVerification, api.AnnotationConnectTimeout, api.AnnotationPendingTimeout, api.AnnotationMaxDuration,
+		api.AnnotationHalfCloseTimeout, api.AnnotationOnRemoval, api.AnnotationConnectionsPerSecond} {
+		if !strings.Contains(d.Text, "\n- "+api.AnnotationPrefix+name+": ") {
+			t.Errorf("the annotation %s has no line in %s", name, d.Text)
+		}
 	}
 }

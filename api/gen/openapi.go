@@ -11,17 +11,18 @@ const OpenAPI = `{
     "description": "APIFacts is what ctx.request.api says of a call to Cardea's own API.",
     "properties": {
      "kind": {
+      "description": "kind is that of the Object; of a Secret of Kubernetes it is FactKubernetesSecret.",
       "type": "string"
      },
      "name": {
       "type": "string"
      },
      "namespace": {
-      "description": "Namespace is that of a Service, or of an Object of another system.",
+      "description": "namespace is that of a Service, or of an Object of another system.",
       "type": "string"
      },
      "verb": {
-      "description": "Verb is get, list, watch, create, update, delete, renew, why, route, conns, kill, logs, metrics, backup or rotate; apply asks for create or update of each document. A write may ask for more: use for a Secret that it names, publish for a Service or TCPMapping that opens a port, or needs no Session, approve for the state of a Session or Device and the terms of Sessions, impersonate for a User as whom it lets somebody log in, attach for a Policy that it gives and the writer does not have, join for a Group of which it makes somebody a member, escalate for an Object into which it writes what rules say or read.",
+      "description": "verb is get, list, watch, create, update, delete, renew, why, route, conns, kill, logs, metrics, backup or rotate; apply asks for create or update of each document. A write may ask for more: use for a Secret that it names, publish for a Service or TCPMapping that opens a port, or needs no Session, approve for the state of a Session or Device and the terms of Sessions, impersonate for a User as whom it lets somebody log in, attach for a Policy that it gives and the writer does not have, join for a Group of which it makes somebody a member, escalate for an Object into which it writes what rules say or read.",
       "type": "string"
      }
     },
@@ -41,7 +42,7 @@ const OpenAPI = `{
     "description": "An ApplyRequest is a list of documents that are written together or not at all.",
     "properties": {
      "diff": {
-      "description": "Diff asks for the Objects before and after in each Result.",
+      "description": "diff asks for the Objects before and after in each Result.",
       "type": "boolean"
      },
      "documents": {
@@ -54,11 +55,11 @@ const OpenAPI = `{
       "type": "boolean"
      },
      "prune": {
-      "description": "Prune deletes what bears the stamp of Set and is not among the documents.",
+      "description": "prune deletes what bears the stamp of Set and is not among the documents.",
       "type": "boolean"
      },
      "set": {
-      "description": "Set stamps what is written as belonging to a set; CONFLICT if it bears the stamp of another.",
+      "description": "set stamps what is written as belonging to a set; CONFLICT if it bears the stamp of another.",
       "type": "string"
      }
     },
@@ -76,7 +77,7 @@ const OpenAPI = `{
    },
    "ApplyResponse": {
     "additionalProperties": false,
-    "description": "An ApplyResponse says what became of each document, in order. It is sent once every decision is made on the new state.",
+    "description": "An ApplyResponse says what became of each document, in order, but for those that a warning calls skipped. It is sent once every decision is made on the new state. The Document of a warning about what no document says is -1.",
     "properties": {
      "results": {
       "items": {
@@ -253,7 +254,7 @@ const OpenAPI = `{
       "type": "array"
      },
      "hasKey": {
-      "description": "HasKey is whether the private key of it is there too.",
+      "description": "hasKey is whether the private key of it is there too.",
       "type": "boolean"
      },
      "notAfter": {
@@ -282,19 +283,23 @@ const OpenAPI = `{
     "description": "A CircuitBreaker bounds the connections of one priority.",
     "properties": {
      "max_connections": {
+      "description": "open at once; 0 refuses everybody",
       "type": "integer"
      },
      "max_pending_requests": {
+      "description": "connections that may wait until there are fewer",
       "type": "integer"
      },
      "max_requests": {
+      "description": "means nothing for TCP",
       "type": "integer"
      },
      "max_retries": {
+      "description": "means nothing for TCP",
       "type": "integer"
      },
      "priority": {
-      "description": "default or high",
+      "description": "default or high, which means nothing for TCP",
       "type": "string"
      }
     },
@@ -353,11 +358,11 @@ const OpenAPI = `{
     "description": "ClientCertificateSource says where the certificate is by which Cardea shows itself to the upstream.",
     "properties": {
      "fromSecret": {
-      "description": "FromSecret names a Secret with a certificate chain and its key, PEM.",
+      "description": "fromSecret names a Secret with a certificate chain and its key, PEM.",
       "type": "string"
      },
      "trustedCAs": {
-      "description": "TrustedCAs is of the older form: PEM of what the upstream is verified against.",
+      "description": "trustedCAs is of the older form: PEM of what the upstream is verified against.",
       "items": {
        "type": "string"
       },
@@ -453,7 +458,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/Authorization"
        }
       ],
-      "description": "Authorization applies to every request to every Service."
+      "description": "authorization applies to every request to every Service."
      },
      "collector": {
       "allOf": [
@@ -461,7 +466,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/Collector"
        }
       ],
-      "description": "Collector receives every record of the access log, as it is made."
+      "description": "collector receives every record of the access log, as it is made."
      },
      "device": {
       "$ref": "#/components/schemas/ClusterDevice"
@@ -511,7 +516,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "noEffect": {
-      "description": "NoEffect lists the fields of spec that are kept and have no effect yet.",
+      "description": "noEffect lists the fields of spec that are kept and have no effect yet.",
       "items": {
        "type": "string"
       },
@@ -538,7 +543,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/FallbackZone"
        }
       ],
-      "description": "FallbackZone has no effect yet: there is no DNS server of the cluster's own."
+      "description": "fallbackZone has no effect yet: there is no DNS server of the cluster's own."
      },
      "hosts": {
       "additionalProperties": {
@@ -547,7 +552,7 @@ const OpenAPI = `{
        },
        "type": "array"
       },
-      "description": "Hosts maps upstream host names to their addresses, before any other resolver is asked.",
+      "description": "hosts maps upstream host names to their addresses, before any other resolver is asked.",
       "type": "object"
      }
     },
@@ -597,7 +602,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/Duration"
        }
       ],
-      "description": "DrainTime is how long the connections of a TCPMapping that is deleted may go on; 10 minutes."
+      "description": "drainTime is how long the connections of a TCPMapping that is deleted may go on; 10 minutes."
      },
      "helloTimeout": {
       "allOf": [
@@ -605,17 +610,17 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/Duration"
        }
       ],
-      "description": "HelloTimeout is how long a client may take until its first bytes are there and, on a port that has to read its hello, until that is whole; 5 seconds. A silent client of a port that also takes any bytes waits a fifth of it and then gets those, as protocols need in which the server speaks first."
+      "description": "helloTimeout is how long a client may take until its first bytes are there and, on a port that has to read its hello, until that is whole; 5 seconds. A silent client of a port that also takes any bytes waits a fifth of it and then gets those, as protocols need in which the server speaks first."
      },
      "trustedProxies": {
-      "description": "TrustedProxies are the networks (CIDR) from which PROXY headers are taken, where a listener wants them; private networks and loopback if it is left out.",
+      "description": "trustedProxies are the networks (CIDR) from which PROXY headers are taken, where a listener wants them; private networks and loopback if it is left out, nobody if it is empty.",
       "items": {
        "type": "string"
       },
       "type": "array"
      },
      "upstreamVerification": {
-      "description": "UpstreamVerification is REQUIRE to refuse every upstream that does not verify. Left out, it is REPORT for the TCPMappings that name no CA, and REQUIRE for the rest.",
+      "description": "upstreamVerification is REQUIRE to refuse every upstream that does not verify. Left out, it is REPORT for the TCPMappings that name no CA, and REQUIRE for the rest.",
       "enum": [
        "REQUIRE",
        "REPORT"
@@ -653,14 +658,14 @@ const OpenAPI = `{
     "description": "ClusterUpstream says what upstreams may be.",
     "properties": {
      "allow": {
-      "description": "Allow lists addresses (CIDR) that upstreams may have although they are refused by default: loopback where the cluster listens elsewhere, link-local and metadata addresses, multicast, the cluster's own listeners (each only by its one address, /32 or /128).",
+      "description": "allow lists addresses (CIDR) that upstreams may have although they are refused by default: loopback where the cluster listens elsewhere, link-local and metadata addresses, multicast, the cluster's own listeners (each only by its one address, /32 or /128).",
       "items": {
        "type": "string"
       },
       "type": "array"
      },
      "forbidInsecureSkipVerify": {
-      "description": "ForbidInsecureSkipVerify refuses every upstream that is not verified.",
+      "description": "forbidInsecureSkipVerify refuses every upstream that is not verified.",
       "type": "boolean"
      }
     },
@@ -675,21 +680,21 @@ const OpenAPI = `{
     "description": "A Collector is where records go: an OTLP receiver (OpenTelemetry Protocol).",
     "properties": {
      "headers": {
-      "description": "Headers are sent with each request.",
+      "description": "headers are sent with each request.",
       "items": {
        "$ref": "#/components/schemas/CollectorHeader"
       },
       "type": "array"
      },
      "trustedCAs": {
-      "description": "TrustedCAs is what its certificate is verified against; the system's if it is left out.",
+      "description": "trustedCAs is what its certificate is verified against; the system's if it is left out.",
       "items": {
        "type": "string"
       },
       "type": "array"
      },
      "url": {
-      "description": "URL is grpc://HOST:PORT, grpcs://HOST:PORT (with TLS), http://HOST:PORT/PATH or https://HOST:PORT/PATH; the path is /v1/logs if it is left out.",
+      "description": "url is grpc://HOST:PORT, grpcs://HOST:PORT (with TLS), http://HOST:PORT/PATH or https://HOST:PORT/PATH; the path is /v1/logs if it is left out.",
       "type": "string"
      }
     },
@@ -958,10 +963,10 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/Authorization"
        }
       ],
-      "description": "Authorization is copied onto the Sessions that it makes."
+      "description": "authorization is copied onto the Sessions that it makes."
      },
      "autoDelete": {
-      "description": "AutoDelete deletes it when it has been used MaxAuthentications times. Its Sessions stay.",
+      "description": "autoDelete deletes it when it has been used MaxAuthentications times. Its Sessions stay.",
       "type": "boolean"
      },
      "expiresAt": {
@@ -973,7 +978,7 @@ const OpenAPI = `{
       "type": "boolean"
      },
      "maxAuthentications": {
-      "description": "MaxAuthentications is how often the token can be used; 0 is any number.",
+      "description": "maxAuthentications is how often the token can be used; 0 is any number.",
       "type": "integer"
      },
      "sessionType": {
@@ -1030,7 +1035,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "tokenSHA256": {
-      "description": "TokenSHA256 is the SHA-256, in hex, of the token. The API never returns it.",
+      "description": "tokenSHA256 is the SHA-256, in hex, of the token. The API never returns it.",
       "type": "string"
      },
      "totalAuthentications": {
@@ -1060,10 +1065,10 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/ServiceConfig"
        }
       ],
-      "description": "Config is the config that was chosen; it is shared and must not be written to."
+      "description": "config is the config that was chosen; it is shared and must not be written to."
      },
      "dependsOn": {
-      "description": "DependsOn names everything that was read, also what was looked for and does not exist: when one of them changes, ask again. It is shared and must not be written to.",
+      "description": "dependsOn names everything that was read, also what was looked for and does not exist: when one of them changes, ask again. It is shared and must not be written to.",
       "items": {
        "$ref": "#/components/schemas/Key"
       },
@@ -1080,7 +1085,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "lease": {
-      "description": "Lease is how long the answer holds if the Decider cannot be asked again.",
+      "description": "lease is how long the answer holds if the Decider cannot be asked again.",
       "type": "integer"
      },
      "limits": {
@@ -1089,7 +1094,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/Limits"
        }
       ],
-      "description": "Limits bound what is granted."
+      "description": "limits bound what is granted."
      },
      "message": {
       "description": "the rule's message for the caller",
@@ -1112,14 +1117,14 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/Subject"
        }
       ],
-      "description": "Subject is who asks for what, as far as it could be told."
+      "description": "subject is who asks for what, as far as it could be told."
      },
      "timeBound": {
-      "description": "TimeBound is set if the clock was read: ask again each second.",
+      "description": "timeBound is set if the clock was read: ask again each second.",
       "type": "boolean"
      },
      "until": {
-      "description": "Until is when the answer stops to hold for certain (a Session's expiry); zero if that is not known.",
+      "description": "until is when the answer stops to hold for certain (a Session's expiry); zero if that is not known.",
       "format": "date-time",
       "type": "string"
      },
@@ -1265,7 +1270,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "id": {
-      "description": "ID stays the same as long as the machine does: 64 hexadecimal digits.",
+      "description": "id stays the same as long as the machine does: 64 hexadecimal digits.",
       "type": "string"
      },
      "macAddresses": {
@@ -1367,7 +1372,7 @@ const OpenAPI = `{
     "description": "DeviceSpec is what an administrator sets.",
     "properties": {
      "attrs": {
-      "description": "Attrs is what policies read of a Device, written by administrators only.",
+      "description": "attrs is what policies read of a Device, written by administrators only.",
       "type": "object"
      },
      "authorization": {
@@ -1412,7 +1417,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/DeviceReport"
        }
       ],
-      "description": "Reported is what the Device says of itself; nobody has verified it."
+      "description": "reported is what the Device says of itself; nobody has verified it."
      },
      "seenAt": {
       "description": "when it was registered last",
@@ -1482,7 +1487,7 @@ const OpenAPI = `{
       "type": "array"
      },
      "rules": {
-      "description": "Rules are tried from the top; the first that matches names the config. If none does, it is spec.config; if one cannot be evaluated, the request is denied.",
+      "description": "rules are tried from the top; the first that matches names the config. If none does, it is spec.config; if one cannot be evaluated, the request is denied.",
       "items": {
        "$ref": "#/components/schemas/ConfigRule"
       },
@@ -1535,7 +1540,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "decisionID": {
-      "description": "DecisionID is that of the decision that refused, for 'why' and the log.",
+      "description": "decisionID is that of the decision that refused, for 'why' and the log.",
       "type": "string"
      },
      "hint": {
@@ -1573,14 +1578,14 @@ const OpenAPI = `{
       "$ref": "#/components/schemas/Decision"
      },
      "hints": {
-      "description": "Hints say what would change the answer.",
+      "description": "hints say what would change the answer.",
       "items": {
        "type": "string"
       },
       "type": "array"
      },
      "hypothetical": {
-      "description": "Hypothetical is set if the subject has no Session and the decision is the one that a new Session would get.",
+      "description": "hypothetical is set if the subject has no Session and the decision is the one that a new Session would get.",
       "type": "boolean"
      },
      "steps": {
@@ -1835,7 +1840,7 @@ const OpenAPI = `{
       "type": "boolean"
      },
      "warning": {
-      "description": "Warning is set if what is wrong keeps nobody from being served: readiness does not depend on it.",
+      "description": "warning is set if what is wrong keeps nobody from being served: readiness does not depend on it.",
       "type": "boolean"
      },
      "words": {
@@ -1911,29 +1916,36 @@ const OpenAPI = `{
     "description": "HostSpec is what an administrator sets.",
     "properties": {
      "acmeProvider": {
-      "description": "A Ported is data that is kept as it came and has no effect here."
+      "description": "A Ported is data that is kept as it came and has no effect here.",
+      "x-written": "anything"
      },
      "ambassadorId": {
-      "description": "AmbassadorIDs is a list of names that may be written as one text."
+      "description": "another spelling of ambassador_id",
+      "x-written": "text or a list of texts"
      },
      "ambassador_id": {
-      "description": "AmbassadorIDs is a list of names that may be written as one text."
+      "description": "ambassador_id names the installations that it is for; _automatic_ is every one, and default counts if it is left out.",
+      "x-written": "text or a list of texts"
      },
      "hostname": {
       "description": "* if it is left out",
       "type": "string"
      },
      "mappingSelector": {
-      "description": "A Ported is data that is kept as it came and has no effect here."
+      "description": "A Ported is data that is kept as it came and has no effect here.",
+      "x-written": "anything"
      },
      "previewUrl": {
-      "description": "A Ported is data that is kept as it came and has no effect here."
+      "description": "A Ported is data that is kept as it came and has no effect here.",
+      "x-written": "anything"
      },
      "requestPolicy": {
-      "description": "What follows has no effect on TCP."
+      "description": "What follows has no effect on TCP.",
+      "x-written": "anything"
      },
      "selector": {
-      "description": "A Ported is data that is kept as it came and has no effect here."
+      "description": "A Ported is data that is kept as it came and has no effect here.",
+      "x-written": "anything"
      },
      "tls": {
       "allOf": [
@@ -1941,7 +1953,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/HostTLS"
        }
       ],
-      "description": "TLS says what else there is to say of TLS. It may be written with lowerCamelCase names, too."
+      "description": "tls says what else there is to say of TLS. It may be written with lowerCamelCase names, too."
      },
      "tlsContext": {
       "allOf": [
@@ -1949,7 +1961,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/HostSecret"
        }
       ],
-      "description": "TLSContext names a TLSContext."
+      "description": "tlsContext names a TLSContext."
      },
      "tlsSecret": {
       "allOf": [
@@ -1957,7 +1969,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/HostSecret"
        }
       ],
-      "description": "TLSSecret names the Secret with certificate and key."
+      "description": "tlsSecret names the Secret with certificate and key."
      }
     },
     "type": "object",
@@ -1983,7 +1995,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "alpn_protocols": {
-      "description": "ALPNProtocols are in one text, with commas between them.",
+      "description": "alpn_protocols are in one text, with commas between them.",
       "type": "string"
      },
      "caCertChainFile": {
@@ -1993,9 +2005,11 @@ const OpenAPI = `{
       "type": "string"
      },
      "ca_secret": {
+      "description": "ca_secret names the Secret with the certificates of CAs that the other side is verified against: clients, or the service.",
       "type": "string"
      },
      "cacert_chain_file": {
+      "description": "path of such certificates, PEM",
       "type": "string"
      },
      "certChainFile": {
@@ -2005,9 +2019,11 @@ const OpenAPI = `{
       "type": "boolean"
      },
      "cert_chain_file": {
+      "description": "cert_chain_file is the path of a certificate chain, PEM, below a directory of --tls-files; PrivateKeyFile has its key.",
       "type": "string"
      },
      "cert_required": {
+      "description": "refuses clients that show no certificate; it needs a CA",
       "type": "boolean"
      },
      "cipherSuites": {
@@ -2017,6 +2033,7 @@ const OpenAPI = `{
       "type": "array"
      },
      "cipher_suites": {
+      "description": "cipher_suites are those of TLS 1.2 and older, by their IANA or OpenSSL names.",
       "items": {
        "type": "string"
       },
@@ -2026,9 +2043,11 @@ const OpenAPI = `{
       "type": "string"
      },
      "crl_file": {
+      "description": "path of such revocation lists, PEM",
       "type": "string"
      },
      "crl_secret": {
+      "description": "crl_secret names the Secret with revocation lists of those CAs.",
       "type": "string"
      },
      "ecdhCurves": {
@@ -2038,6 +2057,7 @@ const OpenAPI = `{
       "type": "array"
      },
      "ecdh_curves": {
+      "description": "X25519, P-256, P-384, P-521",
       "items": {
        "type": "string"
       },
@@ -2053,6 +2073,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "max_tls_version": {
+      "description": "v1.3 if it is left out",
       "enum": [
        "v1.0",
        "v1.1",
@@ -2071,6 +2092,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "min_tls_version": {
+      "description": "v1.2 if it is left out",
       "enum": [
        "v1.0",
        "v1.1",
@@ -2083,21 +2105,22 @@ const OpenAPI = `{
       "type": "string"
      },
      "private_key_file": {
+      "description": "path of the key of cert_chain_file, PEM",
       "type": "string"
      },
      "redirectCleartextFrom": {
       "type": "integer"
      },
      "redirect_cleartext_from": {
-      "description": "RedirectCleartextFrom has no effect on TCP.",
+      "description": "redirect_cleartext_from has no effect on TCP.",
       "type": "integer"
      },
      "sni": {
-      "description": "SNI is the server name that the service is asked for.",
+      "description": "sni is the server name that the service is asked for.",
       "type": "string"
      },
      "v3CRLSecret": {
-      "description": "V3CRLSecret is crl_secret in the stored form of version v2.",
+      "description": "v3CRLSecret is crl_secret in the stored form of version v2.",
       "type": "string"
      }
     },
@@ -2285,7 +2308,7 @@ const OpenAPI = `{
        "contentEncoding": "base64",
        "type": "string"
       },
-      "description": "Data and StringData are there in input only; they are sealed before they are stored.",
+      "description": "data and StringData are there in input only; they are sealed before they are stored.",
       "type": "object"
      },
      "immutable": {
@@ -2337,13 +2360,13 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/CertificateFacts"
        }
       ],
-      "description": "Certificate is what can be told of the certificate in tls.crt."
+      "description": "certificate is what can be told of the certificate in tls.crt."
      },
      "keyID": {
       "type": "string"
      },
      "keys": {
-      "description": "Keys are the names of the values, in order: tls.crt, tls.key, …",
+      "description": "keys are the names of the values, in order: tls.crt, tls.key, …",
       "items": {
        "type": "string"
       },
@@ -2351,11 +2374,11 @@ const OpenAPI = `{
      },
      "sealed": {
       "contentEncoding": "base64",
-      "description": "Sealed is the encrypted values (the JSON of data), and KeyID names the key. The API never returns Sealed.",
+      "description": "sealed is the encrypted values (the JSON of data), and KeyID names the key. The API never returns Sealed.",
       "type": "string"
      },
      "sha256": {
-      "description": "SHA256 is a keyed hash of the values, in hex.",
+      "description": "sha256 is a keyed hash of the values, in hex.",
       "type": "string"
      }
     },
@@ -2393,7 +2416,7 @@ const OpenAPI = `{
       "type": "integer"
      },
      "pending": {
-      "description": "Pending is how many connections may wait, each for at most PendingTimeout, until there is one less than Connections; zero is none.",
+      "description": "pending is how many connections may wait, each for at most PendingTimeout, until there is one less than Connections; zero is none.",
       "type": "integer"
      },
      "pendingTimeout": {
@@ -2423,7 +2446,7 @@ const OpenAPI = `{
       "type": "array"
      },
      "next": {
-      "description": "Next is the name to go on after, if there are more than were asked for. Of foreign Objects it is NAMESPACE/NAME.",
+      "description": "next is the name to go on after, if there are more than were asked for. Of foreign Objects it is NAMESPACE/NAME.",
       "type": "string"
      },
      "revision": {
@@ -2482,13 +2505,16 @@ const OpenAPI = `{
     "description": "ListenerSpec is what an administrator sets.",
     "properties": {
      "ambassadorId": {
-      "description": "AmbassadorIDs is a list of names that may be written as one text."
+      "description": "another spelling of ambassador_id",
+      "x-written": "text or a list of texts"
      },
      "ambassador_id": {
-      "description": "AmbassadorIDs is a list of names that may be written as one text."
+      "description": "ambassador_id names the installations that it is for; _automatic_ is every one, and default counts if it is left out.",
+      "x-written": "text or a list of texts"
      },
      "hostBinding": {
-      "description": "A Ported is data that is kept as it came and has no effect here."
+      "description": "A Ported is data that is kept as it came and has no effect here.",
+      "x-written": "anything"
      },
      "l7Depth": {
       "type": "integer"
@@ -2497,7 +2523,7 @@ const OpenAPI = `{
       "type": "integer"
      },
      "protocol": {
-      "description": "Protocol is the short form of protocolStack: HTTP, HTTPS, HTTPPROXY, HTTPSPROXY, TCP or TLS.",
+      "description": "protocol is the short form of protocolStack: HTTP, HTTPS, HTTPPROXY, HTTPSPROXY, TCP or TLS.",
       "type": "string"
      },
      "protocolStack": {
@@ -2600,7 +2626,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "now": {
-      "description": "Now is the clock of the cluster: a client whose own differs says so.",
+      "description": "now is the clock of the cluster: a client whose own differs says so.",
       "format": "date-time",
       "type": "string"
      },
@@ -2608,7 +2634,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "state": {
-      "description": "State is that of the Session: with PENDING nothing can be reached until an administrator approves it.",
+      "description": "state is that of the Session: with PENDING nothing can be reached until an administrator approves it.",
       "enum": [
        "ACTIVE",
        "PENDING",
@@ -2662,7 +2688,7 @@ const OpenAPI = `{
       "type": "object"
      },
      "applySet": {
-      "description": "ApplySet is the set that the Object was applied with: apply --prune deletes what bears the set and is no longer in the input.",
+      "description": "applySet is the set that the Object was applied with: apply --prune deletes what bears the set and is no longer in the input.",
       "type": "string"
      },
      "createdAt": {
@@ -2687,11 +2713,11 @@ const OpenAPI = `{
       "type": "object"
      },
      "name": {
-      "description": "Name is unique among the Objects of a kind, and of a Namespace if they have one. A Service's is SERVICE.NAMESPACE.",
+      "description": "name is unique among the Objects of a kind, and of a Namespace if they have one. A Service's is SERVICE.NAMESPACE.",
       "type": "string"
      },
      "namespace": {
-      "description": "Namespace is that of a foreign Object, in the system that it comes from; our own kinds have none.",
+      "description": "namespace is that of a foreign Object, in the system that it comes from; our own kinds have none.",
       "type": "string"
      },
      "picURL": {
@@ -2777,13 +2803,15 @@ const OpenAPI = `{
     "description": "ModuleSpec is what an administrator sets.",
     "properties": {
      "ambassadorId": {
-      "description": "AmbassadorIDs is a list of names that may be written as one text."
+      "description": "another spelling of ambassador_id",
+      "x-written": "text or a list of texts"
      },
      "ambassador_id": {
-      "description": "AmbassadorIDs is a list of names that may be written as one text."
+      "description": "ambassador_id names the installations that it is for; _automatic_ is every one, and default counts if it is left out.",
+      "x-written": "text or a list of texts"
      },
      "config": {
-      "description": "Config has the defaults. Those that TCP knows are read; the rest is HTTP's, and kept.",
+      "description": "config has the defaults. Those that TCP knows are read; the rest is HTTP's, and kept.",
       "type": "object"
      }
     },
@@ -2839,7 +2867,7 @@ const OpenAPI = `{
       "$ref": "#/components/schemas/Authorization"
      },
      "parent": {
-      "description": "Parent is the Namespace that this one is in; \"\" is a root.",
+      "description": "parent is the Namespace that this one is in; \"\" is a root.",
       "type": "string"
      }
     },
@@ -2896,11 +2924,11 @@ const OpenAPI = `{
     "description": "PolicySpec is what an administrator sets.",
     "properties": {
      "attrs": {
-      "description": "Attrs is what the rules see as attrs.",
+      "description": "attrs is what the rules see as attrs.",
       "type": "object"
      },
      "enforcementRules": {
-      "description": "EnforcementRules say for which requests the rules count. Without any they always do. If a rule of effect ENFORCE matches they count; else, if one of effect IGNORE matches, or there is one of effect ENFORCE, they do not.",
+      "description": "enforcementRules say for which requests the rules count. Without any they always do. If a rule of effect ENFORCE matches they count; else, if one of effect IGNORE matches, or there is one of effect ENFORCE, they do not.",
       "items": {
        "$ref": "#/components/schemas/EnforcementRule"
       },
@@ -2937,34 +2965,34 @@ const OpenAPI = `{
     "description": "A Problem is one thing that is wrong with, or worth saying of, a document that somebody sent. It is data: whoever holds the text adds file, line and column.",
     "properties": {
      "allowed": {
-      "description": "Allowed lists the values that are possible, where they can be listed.",
+      "description": "allowed lists the values that are possible, where they can be listed.",
       "items": {
        "type": "string"
       },
       "type": "array"
      },
      "document": {
-      "description": "Document is the index, from 0, of the document in the request.",
+      "description": "document is the index, from 0, of the document in the request.",
       "type": "integer"
      },
      "found": {
-      "description": "Found is the value that breaks it, or \"\" if it is missing or would tell a secret.",
+      "description": "found is the value that breaks it, or \"\" if it is missing or would tell a secret.",
       "type": "string"
      },
      "hint": {
-      "description": "Hint is the way out: \"did you mean upstream?\"",
+      "description": "hint is the way out: \"did you mean upstream?\"",
       "type": "string"
      },
      "pointer": {
-      "description": "Pointer is the path of the field within the document (RFC 6901).",
+      "description": "pointer is the path of the field within the document (RFC 6901).",
       "type": "string"
      },
      "rule": {
-      "description": "Rule says what is expected: \"must be from 1 to 65535\".",
+      "description": "rule says what is expected: \"must be from 1 to 65535\".",
       "type": "string"
      },
      "warning": {
-      "description": "Warning is set if the document is accepted all the same.",
+      "description": "warning is set if the document is accepted all the same.",
       "type": "boolean"
      }
     },
@@ -2996,7 +3024,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "clientCertificate": {
-      "description": "ClientCertificate is set if the client showed a certificate, and CommonName is its, if the proxy verified it.",
+      "description": "clientCertificate is set if the client showed a certificate, and CommonName is its, if the proxy verified it.",
       "type": "boolean"
      },
      "commonName": {
@@ -3014,7 +3042,7 @@ const OpenAPI = `{
       "additionalProperties": {
        "type": "string"
       },
-      "description": "TLVs are the other fields that it sent: type (two hex digits) and value (hex).",
+      "description": "tlvs are the other fields that it sent: type (two hex digits) and value (hex).",
       "type": "object"
      },
      "uniqueID": {
@@ -3044,7 +3072,7 @@ const OpenAPI = `{
     "description": "PublicCertificate says where the certificate of a public port is.",
     "properties": {
      "fromSecret": {
-      "description": "FromSecret names a Secret with a certificate chain and its key, PEM.",
+      "description": "fromSecret names a Secret with a certificate chain and its key, PEM.",
       "type": "string"
      }
     },
@@ -3061,14 +3089,14 @@ const OpenAPI = `{
     "description": "Reachable is the Services that a Session may connect to now, ordered by name.",
     "properties": {
      "denied": {
-      "description": "Denied is, if it is asked for, the Services that the Session may see and not connect to, and why: those first of which it lacks least.",
+      "description": "denied is, if it is asked for, the Services that the Session may see and not connect to, and why: those first of which it lacks least.",
       "items": {
        "$ref": "#/components/schemas/DeniedService"
       },
       "type": "array"
      },
      "domain": {
-      "description": "Domain is that of the cluster: NAME.NAMESPACE.svc.DOMAIN is a Service's server name for bare TLS.",
+      "description": "domain is that of the cluster: NAME.NAMESPACE.svc.DOMAIN is a Service's server name for bare TLS.",
       "type": "string"
      },
      "items": {
@@ -3275,14 +3303,16 @@ const OpenAPI = `{
     "description": "ResolverSpec is what an administrator sets.",
     "properties": {
      "address": {
-      "description": "Address and Datacenter are those of Consul.",
+      "description": "address and Datacenter are those of Consul.",
       "type": "string"
      },
      "ambassadorId": {
-      "description": "AmbassadorIDs is a list of names that may be written as one text."
+      "description": "another spelling of ambassador_id",
+      "x-written": "text or a list of texts"
      },
      "ambassador_id": {
-      "description": "AmbassadorIDs is a list of names that may be written as one text."
+      "description": "ambassador_id names the installations that it is for; _automatic_ is every one, and default counts if it is left out.",
+      "x-written": "text or a list of texts"
      },
      "datacenter": {
       "type": "string"
@@ -3307,7 +3337,7 @@ const OpenAPI = `{
       "type": "object"
      },
      "before": {
-      "description": "Before and After are the Objects, redacted, if they were asked for.",
+      "description": "before and After are the Objects, redacted, if they were asked for.",
       "type": "object"
      },
      "group": {
@@ -3400,7 +3430,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "members": {
-      "description": "Members are where it may go, each with its share.",
+      "description": "members are where it may go, each with its share.",
       "items": {
        "$ref": "#/components/schemas/RouteShare"
       },
@@ -3507,7 +3537,7 @@ const OpenAPI = `{
       "type": "array"
      },
      "notes": {
-      "description": "Notes say what of the spec has no effect, or another one than the system that it comes from gives it.",
+      "description": "notes say what of the spec has no effect, or another one than the system that it comes from gives it.",
       "items": {
        "type": "string"
       },
@@ -3535,7 +3565,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "message": {
-      "description": "Message is told to a caller with a Session whom the rule refuses.",
+      "description": "message is told to a caller with a Session whom the rule refuses.",
       "type": "string"
      },
      "name": {
@@ -3626,7 +3656,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/SecretData"
        }
       ],
-      "description": "Data is there in input only; it is sealed before it is stored."
+      "description": "data is there in input only; it is sealed before it is stored."
      },
      "kind": {
       "type": "string"
@@ -3712,7 +3742,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/SecretBinding"
        }
       ],
-      "description": "Bind restricts what the Secret may be used for. It is checked each time."
+      "description": "bind restricts what the Secret may be used for. It is checked each time."
      }
     },
     "type": "object",
@@ -3731,18 +3761,18 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/CertificateFacts"
        }
       ],
-      "description": "Certificate is what can be told of the certificate that the value holds."
+      "description": "certificate is what can be told of the certificate that the value holds."
      },
      "keyID": {
       "type": "string"
      },
      "sealed": {
       "contentEncoding": "base64",
-      "description": "Sealed is the encrypted value, and KeyID names the key. The API never returns Sealed.",
+      "description": "sealed is the encrypted value, and KeyID names the key. The API never returns Sealed.",
       "type": "string"
      },
      "sha256": {
-      "description": "SHA256 is a keyed hash of the value, in hex: the log tells by it that a value changed, without telling the value.",
+      "description": "sha256 is a keyed hash of the value, in hex: the log tells by it that a value changed, without telling the value.",
       "type": "string"
      }
     },
@@ -3835,7 +3865,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/ClientCertificateSource"
        }
       ],
-      "description": "ClientCertificate is the older form of tls.clientCertificate."
+      "description": "clientCertificate is the older form of tls.clientCertificate."
      },
      "http": {
       "not": {},
@@ -3861,7 +3891,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "parent": {
-      "description": "Parent names the config from which this one takes what it leaves out.",
+      "description": "parent names the config from which this one takes what it leaves out.",
       "type": "string"
      },
      "postgres": {
@@ -3886,7 +3916,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/UpstreamTLS"
        }
       ],
-      "description": "TLS says how TLS to the upstream is spoken; it is spoken if this, or clientCertificate, is there, or the URL says so."
+      "description": "tls says how TLS to the upstream is spoken; it is spoken if this, or clientCertificate, is there, or the URL says so."
      },
      "upstream": {
       "$ref": "#/components/schemas/Upstream"
@@ -3919,7 +3949,7 @@ const OpenAPI = `{
       "type": "integer"
      },
      "connectionsPerSecond": {
-      "description": "ConnectionsPerSecond is how many new connections a second one source network (an address of IPv4, a /64 of IPv6) may open at the public port; 200 if it is left out. Twice as many may come at once. More are reset before anything is decided, and recorded as refusals with a count: each connection that is let in is two records of the access log, so without a bound a stranger fills the log until retention drops what is older. It has no effect without isPublic.",
+      "description": "connectionsPerSecond is how many new connections a second one source network (an address of IPv4, a /64 of IPv6) may open at the public port; 200 if it is left out. Twice as many may come at once. More are reset before anything is decided, and recorded as refusals with a count: each connection that is let in is two records of the access log, so without a bound a stranger fills the log until retention drops what is older. It has no effect without isPublic.",
       "type": "integer"
      },
      "connectionsPerSession": {
@@ -3932,7 +3962,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/Duration"
        }
       ],
-      "description": "HalfCloseTimeout ends a connection of which one side has finished and the other says nothing for so long."
+      "description": "halfCloseTimeout ends a connection of which one side has finished and the other says nothing for so long."
      },
      "idleTimeout": {
       "allOf": [
@@ -3940,7 +3970,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/Duration"
        }
       ],
-      "description": "IdleTimeout ends a connection on which nothing passed for so long."
+      "description": "idleTimeout ends a connection on which nothing passed for so long."
      },
      "maxDuration": {
       "allOf": [
@@ -3948,10 +3978,10 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/Duration"
        }
       ],
-      "description": "MaxDuration ends a connection that has lasted so long."
+      "description": "maxDuration ends a connection that has lasted so long."
      },
      "pendingConnections": {
-      "description": "PendingConnections is how many connections may wait until there is one less than connections, and PendingTimeout for how long: 5 seconds.",
+      "description": "pendingConnections is how many connections may wait until there is one less than connections, and PendingTimeout for how long: 5 seconds.",
       "type": "integer"
      },
      "pendingTimeout": {
@@ -3975,11 +4005,11 @@ const OpenAPI = `{
     "description": "ServicePublic says where the public port of a Service is, and what of its traffic is the Service's. It has no effect without isPublic.",
     "properties": {
      "address": {
-      "description": "Address is the IP address of the port: that of the cluster's own listener if it is left out; * is every address of IPv4 and IPv6, 0.0.0.0 every one of IPv4, :: every one of IPv6.",
+      "description": "address is the IP address of the port: that of the cluster's own listener if it is left out; * is every address of IPv4 and IPv6, 0.0.0.0 every one of IPv4, :: every one of IPv6.",
       "type": "string"
      },
      "alpn": {
-      "description": "ALPN lists protocols of which the client must offer one. It needs hosts.",
+      "description": "alpn lists protocols of which the client must offer one. It needs hosts.",
       "items": {
        "type": "string"
       },
@@ -3991,32 +4021,32 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/PublicCertificate"
        }
       ],
-      "description": "Certificate is what clients are shown instead of one of the cluster's CA."
+      "description": "certificate is what clients are shown instead of one of the cluster's CA."
      },
      "hosts": {
-      "description": "Hosts are the server names (SNI) that are the Service's: NAME, *.DOMAIN, or * for TLS with any name or none. With them several Services share a port.",
+      "description": "hosts are the server names (SNI) that are the Service's: NAME, *.DOMAIN, or * for TLS with any name or none. With them several Services share a port.",
       "items": {
        "type": "string"
       },
       "type": "array"
      },
      "passthrough": {
-      "description": "Passthrough leaves TLS to the upstream: the bytes stay as they are, and only the server name is read. It needs hosts, and no isTLS.",
+      "description": "passthrough leaves TLS to the upstream: the bytes stay as they are, and only the server name is read. It needs hosts, and no isTLS.",
       "type": "boolean"
      },
      "proxyProtocol": {
-      "description": "ProxyProtocol says that each connection begins with a PROXY header. It holds for all Services of the port.",
+      "description": "proxyProtocol says that each connection begins with a PROXY header. It holds for all Services of the port.",
       "type": "boolean"
      },
      "sources": {
-      "description": "Sources lists the networks (CIDR) that clients may come from.",
+      "description": "sources lists the networks (CIDR) that clients may come from.",
       "items": {
        "type": "string"
       },
       "type": "array"
      },
      "startTLS": {
-      "description": "StartTLS is the protocol in which clients ask for TLS before they speak it. It needs isTLS or passthrough.",
+      "description": "startTLS is the protocol in which clients ask for TLS before they speak it. It needs isTLS or passthrough.",
       "enum": [
        "POSTGRES"
       ],
@@ -4054,13 +4084,13 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/Deployment"
        }
       ],
-      "description": "Deployment has no effect yet: one process serves every Service."
+      "description": "deployment has no effect yet: one process serves every Service."
      },
      "dynamicConfig": {
       "$ref": "#/components/schemas/DynamicConfig"
      },
      "isAnonymous": {
-      "description": "IsAnonymous lets in who has no Session: everybody, or with authorization.enableAnonymous whom policies allow.",
+      "description": "isAnonymous lets in who has no Session: everybody, or with authorization.enableAnonymous whom policies allow.",
       "type": "boolean"
      },
      "isDisabled": {
@@ -4068,11 +4098,11 @@ const OpenAPI = `{
       "type": "boolean"
      },
      "isPublic": {
-      "description": "IsPublic opens the port of the Service itself. Without IsAnonymous it needs IsTLS, and who comes shows the certificate of a Session.",
+      "description": "isPublic opens the port of the Service itself. Without IsAnonymous it needs IsTLS, and who comes shows the certificate of a Session.",
       "type": "boolean"
      },
      "isTLS": {
-      "description": "IsTLS makes the public port speak TLS, with a certificate of the cluster's CA unless public.certificate names another.",
+      "description": "isTLS makes the public port speak TLS, with a certificate of the cluster's CA unless public.certificate names another.",
       "type": "boolean"
      },
      "limits": {
@@ -4100,7 +4130,7 @@ const OpenAPI = `{
       ]
      },
      "port": {
-      "description": "Port is the Service's own: any number of Services may have the same. Left out, it comes from the upstream's URL.",
+      "description": "port is the Service's own: any number of Services may have the same. Left out, it comes from the upstream's URL.",
       "type": "integer"
      },
      "public": {
@@ -4109,7 +4139,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/ServicePublic"
        }
       ],
-      "description": "Public says where the public port is, and what of its traffic is the Service's."
+      "description": "public says where the public port is, and what of its traffic is the Service's."
      },
      "region": {
       "type": "string"
@@ -4141,14 +4171,14 @@ const OpenAPI = `{
     "description": "ServiceStatus is what the cluster knows of it.",
     "properties": {
      "conditions": {
-      "description": "Conditions say how the Service does in this process; they are not stored.",
+      "description": "conditions say how the Service does in this process; they are not stored.",
       "items": {
        "$ref": "#/components/schemas/StatusCondition"
       },
       "type": "array"
      },
      "noEffect": {
-      "description": "NoEffect lists the fields of spec that are kept and have no effect yet.",
+      "description": "noEffect lists the fields of spec that are kept and have no effect yet.",
       "items": {
        "type": "string"
       },
@@ -4210,7 +4240,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/Duration"
        }
       ],
-      "description": "AccessTokenDuration is how long a certificate of a Session is good: 4 hours. It is renewed at half of that, by proof of the key."
+      "description": "accessTokenDuration is how long a certificate of a Session is good: 4 hours. It is renewed at half of that, by proof of the key."
      },
      "clientDuration": {
       "allOf": [
@@ -4218,7 +4248,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/Duration"
        }
       ],
-      "description": "ClientDuration is how long a Session lasts: 21 hours for people, 90 days for workloads."
+      "description": "clientDuration is how long a Session lasts: 21 hours for people, 90 days for workloads."
      },
      "clientlessDuration": {
       "allOf": [
@@ -4226,10 +4256,10 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/Duration"
        }
       ],
-      "description": "ClientlessDuration and RefreshTokenDuration have no effect: there are no clientless Sessions yet, and no refresh tokens."
+      "description": "clientlessDuration and RefreshTokenDuration have no effect: there are no clientless Sessions yet, and no refresh tokens."
      },
      "defaultState": {
-      "description": "DefaultState is that of a new Session: ACTIVE. A PENDING one waits for approval.",
+      "description": "defaultState is that of a new Session: ACTIVE. A PENDING one waits for approval.",
       "enum": [
        "ACTIVE",
        "PENDING",
@@ -4238,7 +4268,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "maxPerUser": {
-      "description": "MaxPerUser is how many Sessions a User may have: 16 for people, 128 for workloads.",
+      "description": "maxPerUser is how many Sessions a User may have: 16 for people, 128 for workloads.",
       "type": "integer"
      },
      "refreshTokenDuration": {
@@ -4263,7 +4293,7 @@ const OpenAPI = `{
       "$ref": "#/components/schemas/Authorization"
      },
      "expiresAt": {
-      "description": "ExpiresAt is when the Session ends, with its connections.",
+      "description": "expiresAt is when the Session ends, with its connections.",
       "format": "date-time",
       "type": "string"
      },
@@ -4292,7 +4322,7 @@ const OpenAPI = `{
     "description": "SessionStatus is what the cluster knows of it.",
     "properties": {
      "certificateSeconds": {
-      "description": "CertificateSeconds is how long its certificates are good; 0 is 4 hours.",
+      "description": "certificateSeconds is how long its certificates are good; 0 is 4 hours.",
       "type": "integer"
      },
      "credentialRef": {
@@ -4312,7 +4342,7 @@ const OpenAPI = `{
       "description": "the Device it was bound to"
      },
      "keySHA256": {
-      "description": "KeySHA256 is the SHA-256, in hex, of the public key (SubjectPublicKeyInfo, DER) that the Session is bound to. From login on, the key is the credential.",
+      "description": "keySHA256 is the SHA-256, in hex, of the public key (SubjectPublicKeyInfo, DER) that the Session is bound to. From login on, the key is the credential.",
       "type": "string"
      },
      "type": {
@@ -4412,7 +4442,7 @@ const OpenAPI = `{
       "$ref": "#/components/schemas/Ref"
      },
      "isAnonymous": {
-      "description": "IsAnonymous is set if nobody asked who the caller is.",
+      "description": "isAnonymous is set if nobody asked who the caller is.",
       "type": "boolean"
      },
      "mode": {
@@ -4466,7 +4496,7 @@ const OpenAPI = `{
    },
    "TCPMapping": {
     "additionalProperties": false,
-    "description": "A TCPMapping is Ambassador's: connections to a port, and with host to a server name, go to a service. The versions of it have the same fields.",
+    "description": "A TCPMapping is Ambassador's: connections to a port, and with host to a server name, go to a service. The versions of it have the same fields. What these do not say, metadata.annotations do, as text:\n- cardea/tls: passthrough leaves TLS to the service; only the server name is read.\n- cardea/alpn: the client must offer one of these protocols, such as h2,http/1.1.\n- cardea/sources: the client must come from one of these networks, such as 10.0.0.0/8,fd00::/8.\n- cardea/proxy-protocol: v1 or v2 of the PROXY header that the service is sent first.\n- cardea/starttls: postgres, if clients ask for TLS as PostgreSQL's do.\n- cardea/upstream-verification: REQUIRE or REPORT, of the certificate of the service.\n- cardea/connect-timeout: until the connection to the service is there, such as 3s.\n- cardea/pending-timeout: of a connection that waits for another to end, such as 5s.\n- cardea/max-duration: of a connection, such as 8h.\n- cardea/half-close-timeout: of a connection of which one side has finished, such as 30s.\n- cardea/on-removal: cut or drain, what becomes of live connections when it is deleted.\n- cardea/connections-per-second: new ones that one source network may open, such as 50.",
     "properties": {
      "apiVersion": {
       "type": "string"
@@ -4503,66 +4533,78 @@ const OpenAPI = `{
     "description": "TCPMappingSpec is what an administrator sets.",
     "properties": {
      "address": {
-      "description": "Address is the IP address to listen on; every one, if it is left out.",
+      "description": "address is the IP address to listen on; every one, if it is left out.",
       "type": "string"
      },
      "ambassadorId": {
-      "description": "AmbassadorIDs is a list of names that may be written as one text."
+      "description": "another spelling of ambassador_id",
+      "x-written": "text or a list of texts"
      },
      "ambassador_id": {
-      "description": "AmbassadorIDs is a list of names that may be written as one text."
+      "description": "ambassador_id names the installations that it is for; _automatic_ is every one, and default counts if it is left out.",
+      "x-written": "text or a list of texts"
      },
      "circuit_breakers": {
-      "description": "CircuitBreakers bound the connections; an empty list takes away those of the Module.",
+      "description": "circuit_breakers bound the connections; an empty list takes away those of the Module.",
       "items": {
        "$ref": "#/components/schemas/CircuitBreaker"
       },
       "type": "array"
      },
      "cluster_tag": {
+      "description": "cluster_tag has no effect here.",
       "type": "string"
      },
      "enable_ipv4": {
+      "description": "enable_ipv4 uses the IPv4 addresses of the service's name; as the Module says if it is left out, else true.",
       "type": "boolean"
      },
      "enable_ipv6": {
+      "description": "enable_ipv6 uses its IPv6 addresses, before those of IPv4; as the Module says if it is left out, else false.",
       "type": "boolean"
      },
      "host": {
-      "description": "Host makes the listener end TLS, and is the server name that the client must ask for.",
+      "description": "host makes the listener end TLS, and is the server name that the client must ask for: NAME, *.DOMAIN or *, which is any or none.",
       "type": "string"
      },
      "idle_timeout_ms": {
-      "description": "IdleTimeoutMs ends a connection on which nothing passed for so many milliseconds."
+      "description": "idle_timeout_ms ends a connection on which nothing passed for so many milliseconds; 0 is never.",
+      "x-written": "a whole number, or text of digits"
      },
      "labels": {
-      "description": "Labels have no effect on TCP."
+      "description": "labels have no effect on TCP.",
+      "x-written": "anything"
      },
      "port": {
+      "description": "port is the TCP port to listen at: 1 to 65535, required.",
       "type": "integer"
      },
      "resolver": {
+      "description": "resolver names a resolver, which says how the service is found: by DNS, that of Kubernetes or not.",
       "type": "string"
      },
      "service": {
-      "description": "Service is where connections go: [SCHEME://]HOST[:PORT].",
+      "description": "service is where connections go: [SCHEME://]HOST[:PORT], required. Without a port it is 443 with TLS, else 80.",
       "type": "string"
      },
      "stats_name": {
+      "description": "stats_name is what metrics call it, instead of its name.",
       "type": "string"
      },
      "tls": {
-      "description": "TLS makes the connection to the service speak TLS: true, or the name of a TLSContext."
+      "description": "tls makes the connection to the service speak TLS: true, or the name of a TLSContext.",
+      "x-written": "true, false or a name"
      },
      "v2ExplicitTLS": {
-      "description": "V2ExplicitTLS is what the conversion from version v2 keeps; it says nothing new."
+      "description": "v2ExplicitTLS is what the conversion from version v2 keeps; it says nothing new.",
+      "x-written": "anything"
      },
      "v3StatsName": {
-      "description": "V3StatsName is stats_name in the stored form of version v2.",
+      "description": "v3StatsName is stats_name in the stored form of version v2.",
       "type": "string"
      },
      "weight": {
-      "description": "Weight is the share, in per cent, of the connections of the mappings with the same address, port and host.",
+      "description": "weight is the share, in per cent, of the connections of the mappings with the same address, port and host: 0 to 100.",
       "type": "integer"
      }
     },
@@ -4627,53 +4669,64 @@ const OpenAPI = `{
     "description": "TLSContextSpec is what an administrator sets.",
     "properties": {
      "alpn_protocols": {
-      "description": "ALPNProtocols are in one text, with commas between them.",
+      "description": "alpn_protocols are in one text, with commas between them.",
       "type": "string"
      },
      "ambassadorId": {
-      "description": "AmbassadorIDs is a list of names that may be written as one text."
+      "description": "another spelling of ambassador_id",
+      "x-written": "text or a list of texts"
      },
      "ambassador_id": {
-      "description": "AmbassadorIDs is a list of names that may be written as one text."
+      "description": "ambassador_id names the installations that it is for; _automatic_ is every one, and default counts if it is left out.",
+      "x-written": "text or a list of texts"
      },
      "ca_secret": {
+      "description": "ca_secret names the Secret with the certificates of CAs that the other side is verified against: clients, or the service.",
       "type": "string"
      },
      "cacert_chain_file": {
+      "description": "path of such certificates, PEM",
       "type": "string"
      },
      "cert_chain_file": {
+      "description": "cert_chain_file is the path of a certificate chain, PEM, below a directory of --tls-files; PrivateKeyFile has its key.",
       "type": "string"
      },
      "cert_required": {
+      "description": "refuses clients that show no certificate; it needs a CA",
       "type": "boolean"
      },
      "cipher_suites": {
+      "description": "cipher_suites are those of TLS 1.2 and older, by their IANA or OpenSSL names.",
       "items": {
        "type": "string"
       },
       "type": "array"
      },
      "crl_file": {
+      "description": "path of such revocation lists, PEM",
       "type": "string"
      },
      "crl_secret": {
+      "description": "crl_secret names the Secret with revocation lists of those CAs.",
       "type": "string"
      },
      "ecdh_curves": {
+      "description": "X25519, P-256, P-384, P-521",
       "items": {
        "type": "string"
       },
       "type": "array"
      },
      "hosts": {
-      "description": "Hosts are the server names for which clients are shown the certificate.",
+      "description": "hosts are the server names for which clients are shown the certificate.",
       "items": {
        "type": "string"
       },
       "type": "array"
      },
      "max_tls_version": {
+      "description": "v1.3 if it is left out",
       "enum": [
        "v1.0",
        "v1.1",
@@ -4683,6 +4736,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "min_tls_version": {
+      "description": "v1.2 if it is left out",
       "enum": [
        "v1.0",
        "v1.1",
@@ -4692,25 +4746,27 @@ const OpenAPI = `{
       "type": "string"
      },
      "private_key_file": {
+      "description": "path of the key of cert_chain_file, PEM",
       "type": "string"
      },
      "redirect_cleartext_from": {
-      "description": "RedirectCleartextFrom has no effect on TCP.",
+      "description": "redirect_cleartext_from has no effect on TCP.",
       "type": "integer"
      },
      "secret": {
-      "description": "Secret names a Secret with certificate and key: NAME, or NAME.NAMESPACE unless secret_namespacing is false.",
+      "description": "secret names a Secret with certificate and key: NAME, or NAME.NAMESPACE unless secret_namespacing is false.",
       "type": "string"
      },
      "secret_namespacing": {
+      "description": "secret_namespacing says whether a dot in the name of a Secret parts it from its namespace; true if it is left out, here and in the Module.",
       "type": "boolean"
      },
      "sni": {
-      "description": "SNI is the server name that the service is asked for.",
+      "description": "sni is the server name that the service is asked for.",
       "type": "string"
      },
      "v3CRLSecret": {
-      "description": "V3CRLSecret is crl_secret in the stored form of version v2.",
+      "description": "v3CRLSecret is crl_secret in the stored form of version v2.",
       "type": "string"
      }
     },
@@ -4769,7 +4825,7 @@ const OpenAPI = `{
     "description": "A TokenResponse carries a token, once.",
     "properties": {
      "caSHA256": {
-      "description": "CASHA256 is the SHA-256 of the cluster's CA as it is now, in hex: what whoever logs in by the token pins.",
+      "description": "caSHA256 is the SHA-256 of the cluster's CA as it is now, in hex: what whoever logs in by the token pins.",
       "type": "string"
      },
      "token": {
@@ -4795,14 +4851,14 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/Duration"
        }
       ],
-      "description": "ConnectTimeout bounds the time until a connection, TLS included, is there; 10 seconds if it is left out."
+      "description": "connectTimeout bounds the time until a connection, TLS included, is there; 10 seconds if it is left out."
      },
      "container": {
       "not": {},
       "x-not-yet": true
      },
      "families": {
-      "description": "Families are the address families of the host's name that are used, IPv4 and IPv6, the preferred first; left out, both as RFC 8305 has it.",
+      "description": "families are the address families of the host's name that are used, IPv4 and IPv6, the preferred first; left out, both as RFC 8305 has it.",
       "items": {
        "enum": [
         "IPv4",
@@ -4816,7 +4872,7 @@ const OpenAPI = `{
       "$ref": "#/components/schemas/Loadbalance"
      },
      "proxyProtocol": {
-      "description": "ProxyProtocol is the version of the header by which the upstream is told who the client is, before anything else, TLS included.",
+      "description": "proxyProtocol is the version of the header by which the upstream is told who the client is, before anything else, TLS included.",
       "enum": [
        "V1",
        "V2"
@@ -4824,14 +4880,14 @@ const OpenAPI = `{
       "type": "string"
      },
      "startTLS": {
-      "description": "StartTLS is the protocol in which TLS to the upstream is asked for before it is spoken: by us, if the config says TLS; else for a client whose TLS goes through.",
+      "description": "startTLS is the protocol in which TLS to the upstream is asked for before it is spoken: by us, if the config says TLS; else for a client whose TLS goes through.",
       "enum": [
        "POSTGRES"
       ],
       "type": "string"
      },
      "url": {
-      "description": "URL is tcp://HOST:PORT, tls://HOST:PORT, or one whose scheme is that of a protocol over TCP, as postgres://HOST, and then says the port. A HOST that begins with \"_\", as _pg._tcp.db.example.com, is a name of SRV records (RFC 2782), which say hosts and ports; a port in the URL does not count then.",
+      "description": "url is tcp://HOST:PORT, tls://HOST:PORT, or one whose scheme is that of a protocol over TCP, as postgres://HOST, and then says the port. A HOST that begins with \"_\", as _pg._tcp.db.example.com, is a name of SRV records (RFC 2782), which say hosts and ports; a port in the URL does not count then.",
       "type": "string"
      },
      "user": {
@@ -4877,7 +4933,7 @@ const OpenAPI = `{
     "description": "UpstreamTLS says how TLS to an upstream is spoken. Its certificate is verified against TrustedCAs if there are any, else against those of the system.",
     "properties": {
      "alpn": {
-      "description": "ALPN lists the protocols that are offered to the upstream.",
+      "description": "alpn lists the protocols that are offered to the upstream.",
       "items": {
        "type": "string"
       },
@@ -4905,7 +4961,7 @@ const OpenAPI = `{
       "type": "array"
      },
      "insecureSkipVerify": {
-      "description": "InsecureSkipVerify accepts any certificate: whoever stands in between reads and writes everything. Each write and 'why' warn of it.",
+      "description": "insecureSkipVerify accepts any certificate: whoever stands in between reads and writes everything. Each write and 'why' warn of it.",
       "type": "boolean"
      },
      "maxVersion": {
@@ -4927,7 +4983,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "serverName": {
-      "description": "ServerName is the name that is asked for and verified; the host of the URL if it is left out.",
+      "description": "serverName is the name that is asked for and verified; the host of the URL if it is left out.",
       "type": "string"
      },
      "trustedCAs": {
@@ -5059,7 +5115,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/SessionSettings"
        }
       ],
-      "description": "Session overrides what the ClusterConfig says of Sessions."
+      "description": "session overrides what the ClusterConfig says of Sessions."
      },
      "type": {
       "enum": [
@@ -5090,7 +5146,7 @@ const OpenAPI = `{
     "description": "UserStatus is what the cluster knows of it.",
     "properties": {
      "noEffect": {
-      "description": "NoEffect lists the fields of spec that are kept and have no effect yet.",
+      "description": "noEffect lists the fields of spec that are kept and have no effect yet.",
       "items": {
        "type": "string"
       },

@@ -119,8 +119,25 @@ func (c *comments) readType(g *ast.GenDecl, t *ast.TypeSpec) {
 	c.fields[t.Name.Name] = fields
 }
 
-// sentence returns a comment as running text.
-func sentence(text string) string { return strings.Join(strings.Fields(text), " ") }
+// sentence returns a comment as running text; each item of a list, "  - …", begins a
+// line.
+func sentence(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		switch {
+		case len(words) == 0:
+			continue
+		case b.Len() == 0:
+		case words[0] == "-" && line[0] == ' ':
+			b.WriteByte('\n')
+		default:
+			b.WriteByte(' ')
+		}
+		b.WriteString(strings.Join(words, " "))
+	}
+	return b.String()
+}
 
 // called returns the types that the list of paths may name, beside the kinds.
 func called() map[string]reflect.Type {
@@ -323,6 +340,9 @@ func (g *generator) structure(t reflect.Type) object {
 				s = object{"type": "string", "pattern": "^-?[0-9]+$"}
 			}
 			if text := g.fields[t.Name()][f.Name]; text != "" {
+				if rest, ok := strings.CutPrefix(text, f.Name+" "); ok { // as Go has it
+					text = name + " " + rest
+				}
 				if s["$ref"] != nil { // the text is this field's, not the type's
 					s = object{"allOf": []any{s}}
 				}
@@ -362,8 +382,12 @@ func (g *generator) schema(t reflect.Type) object {
 	case reflect.TypeFor[api.Revision]():
 		return object{"type": "string", "pattern": `^[0-9]+\.[0-9]+$`, "description": "EPOCH.NUMBER"}
 	}
-	if _, ok := reflect.New(t).Interface().(api.Loose); ok {
-		return object{"description": g.types[t.Name()]}
+	if l, ok := reflect.New(t).Interface().(api.Loose); ok {
+		s := object{"description": g.types[t.Name()], "x-written": "anything"}
+		if err := l.SetLoose(struct{}{}); err != nil { // which says what it must be
+			s["x-written"] = err.Error()
+		}
+		return s
 	}
 	if e, ok := reflect.Zero(t).Interface().(api.Enum); ok {
 		s := object{"type": "string", "enum": e.Values()}
