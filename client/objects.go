@@ -38,7 +38,8 @@ type WriteOptions struct {
 // pageSize is how many Objects are asked for at once.
 const pageSize = 1000
 
-// Get returns an Object. The namespace is that of a foreign one, "" for none.
+// Get returns an Object. The namespace is that of a foreign one; "" is that which the
+// cluster has for those that name none.
 func (o Objects) Get(ctx context.Context, namespace, name string) (json.RawMessage, error) {
 	var out json.RawMessage
 	return out, o.API.Do(ctx, http.MethodGet, o.path(namespace, name, url.Values{}), nil, &out)

@@ -52,7 +52,16 @@ func isNobody(r api.ReasonType) bool {
 
 // about returns what a call does, and to what, as policies see it.
 func about(verb string, k api.Key) api.APIFacts {
-	return api.APIFacts{Verb: verb, Kind: k.Kind, Name: k.Name, Namespace: namespaceOf(k)}
+	return api.APIFacts{Verb: verb, Kind: policyKind(k), Name: k.Name, Namespace: namespaceOf(k)}
+}
+
+// policyKind returns what policies call the kind of an Object: a rule about a Secret of
+// ours must not be one about a Secret of Kubernetes.
+func policyKind(k api.Key) string {
+	if k.Group == api.GroupKubernetes && k.Kind == api.KindSecret {
+		return api.FactKubernetesSecret
+	}
+	return k.Kind
 }
 
 // decide asks whether the caller may do that. An answer that could not be had
@@ -97,9 +106,9 @@ func (c *call) may(verb string, k api.Key) (api.Decision, error) {
 	return d, forbidden(d, asked(verb, k))
 }
 
-// asked says what a caller wants to do: "update User alice".
+// asked says what a caller wants to do, as policies call it: "update User alice".
 func asked(verb string, k api.Key) string {
-	return strings.TrimSpace(fmt.Sprintf("%s %s %s", verb, k.Kind, nameOf(k)))
+	return strings.TrimSpace(fmt.Sprintf("%s %s %s", verb, policyKind(k), nameOf(k)))
 }
 
 // nameOf returns the name of an Object, with its namespace if it has one.

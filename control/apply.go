@@ -118,7 +118,7 @@ func (c *call) writeOne(opt options, made func(api.Key, json.RawMessage) (json.R
 		if err != nil {
 			return nil, err
 		}
-		return []json.RawMessage{raw}, checkPath(k, raw)
+		return []json.RawMessage{raw}, c.checkPath(k, raw)
 	}, opt)
 	if err != nil {
 		return nil, err
@@ -133,7 +133,7 @@ func (c *call) writeOne(opt options, made func(api.Key, json.RawMessage) (json.R
 
 // checkPath reports a body that is of another kind than the path says, or has
 // another name. If it is no Object at all, what reads it says what is wrong.
-func checkPath(k api.Key, body json.RawMessage) error {
+func (c *call) checkPath(k api.Key, body json.RawMessage) error {
 	var named api.Head
 	if json.Unmarshal(body, &named) != nil {
 		return nil
@@ -141,6 +141,7 @@ func checkPath(k api.Key, body json.RawMessage) error {
 	if named.Kind != "" && named.Kind != k.Kind {
 		return api.Errorf(api.CodeInvalid, "the path is that of a %s and the body is a %s", k.Kind, strings.ToValidUTF8(fmt.Sprintf("%.40q", named.Kind), ""))
 	}
+	place(&named, c.standardNamespace())
 	if got := named.Key(); k.Group != got.Group {
 		return api.Errorf(api.CodeInvalid, "the path is that of a kind of %s and the body of one of %.100q: it is said by its apiVersion", k.Group, got.Group)
 	} else if isOne := k.Name != ""; (isOne || k.Namespace != "") && got.Namespace != k.Namespace {

@@ -2,162 +2,269 @@ package control
 
 import (
 	"cmp"
+	"maps"
 	"reflect"
+	"slices"
 	"strings"
 
 	"cardea/api"
 	"cardea/store"
 )
 
-// foreignUses asks for each Secret that an Object of Ambassador's names, and for
-// those of the TLSContext by which a TCPMapping shows a certificate, unless what
-// names them is as before. What is named need not exist.
-func (w *writer) foreignUses(r store.Reader, before, after api.Object) ([]question, error) {
-	if after == nil {
+// standardNamespace returns the namespace that Objects of other systems are of if they
+// name none.
+func (s *Server) standardNamespace() string {
+	return cmp.Or(s.AmbassadorNamespace, api.DefaultNamespace)
+}
+
+// place sets the namespace of an Object of another system that names none: what is
+// stored has one.
+func place(h *api.Head, namespace string) {
+	if h.Key().Group != api.GroupCore && h.Metadata.Namespace == "" {
+		h.Metadata.Namespace = namespace
+	}
+}
+
+// sameForeign reports whether two documents say the same of one Object of another
+// system.
+func sameForeign(a, b api.Object) bool {
+	if a == nil || b == nil || b.Header().Key().Group == api.GroupCore {
+		return false
+	}
+	same, err := equal(a, b)
+	return err == nil && same
+}
+
+// foreignUses asks for each Secret that an Object of Ambassador's uses, by its name or
+// by what it names, unless what says so is as before. What is named need not exist.
+func (w *writer) foreignUses(r store.Reader, before, after api.Object) (list []question, err error) {
+	if after == nil || after.Header().Key().Group != api.GroupAmbassador || isSameUser(before, after) {
 		return nil, nil
 	}
-	all := secretUser{Reader: r, standard: w.namespace}
-	u := all.of(after)
+	if w.tls == nil { // what the writer writes meanwhile he is asked for on its own
+		if w.tls, err = readTLS(r); err != nil {
+			return nil, err
+		}
+	}
+	for _, n := range w.tls.secrets(after) {
+		asked, err := n.questions(r)
+		if err != nil {
+			return nil, err
+		}
+		for _, q := range asked {
+			isAsked := func(p question) bool { return p.about == q.about }
+			if !slices.ContainsFunc(list, isAsked) {
+				list = append(list, q)
+			}
+		}
+	}
+	return list, nil
+}
+
+// isSameUser reports whether an Object says as before which Secrets it uses.
+func isSameUser(before, after api.Object) bool {
 	switch o := after.(type) {
 	case *api.TLSContext:
-		if was, ok := before.(*api.TLSContext); !ok || !reflect.DeepEqual(was.Spec, o.Spec) {
-			u.context(&o.Spec, "/spec")
-		}
+		was, ok := before.(*api.TLSContext)
+		return ok && reflect.DeepEqual(was.Spec, o.Spec)
 	case *api.Host:
-		if was, ok := before.(*api.Host); !ok || !reflect.DeepEqual(was.Spec, o.Spec) {
-			u.host(&o.Spec)
-		}
+		was, ok := before.(*api.Host)
+		return ok && reflect.DeepEqual(was.Spec, o.Spec)
 	case *api.TCPMapping:
-		if was, ok := before.(*api.TCPMapping); !ok || !reflect.DeepEqual(was.Spec, o.Spec) {
-			u.mapping(o.Spec.TLS.Name)
-		}
+		was, ok := before.(*api.TCPMapping)
+		return ok && reflect.DeepEqual(was.Spec, o.Spec) && maps.Equal(was.Metadata.Annotations, o.Metadata.Annotations)
 	}
-	return u.list, u.err
+	return true
 }
 
-// A secretUser collects the questions about the Secrets that one Object uses.
-type secretUser struct {
-	store.Reader
-	namespace string // of the Object
-	standard  string // of Objects that say none
-	list      []question
-	err       error
+// A naming says that a field names a Secret, and has the keys that the name can stand
+// for.
+type naming struct {
+	pointer string
+	keys    []api.Key // that which would be used first is the first
 }
 
-// of returns a secretUser for an Object.
-func (u *secretUser) of(o api.Object) *secretUser {
-	return &secretUser{Reader: u.Reader, namespace: cmp.Or(o.Header().Metadata.Namespace, u.standard), standard: u.standard}
-}
-
-func (u *secretUser) context(s *api.TLSContextSpec, at string) {
-	u.secret(s.Secret, at+"/secret")
-	u.settings(&s.TLSSettings, at)
-}
-
-func (u *secretUser) settings(s *api.TLSSettings, at string) {
-	u.secret(s.CASecret, at+"/ca_secret")
-	u.secret(s.CRLSecret, at+"/crl_secret")
-	u.secret(s.V3CRLSecret, at+"/v3CRLSecret")
-}
-
-func (u *secretUser) host(s *api.HostSpec) {
-	if t := s.TLSSecret; t != nil && t.Namespace != "" {
-		u.kubernetes(t.Name, t.Namespace, "/spec/tlsSecret")
-	} else if t != nil {
-		u.secret(t.Name, "/spec/tlsSecret")
+// questions asks for those of the Secrets that exist, or else for the first.
+func (n *naming) questions(r store.Reader) (list []question, err error) {
+	ask := func(k api.Key) {
+		list = append(list, question{verbUse, k, n.pointer, "uses the Secret " + nameOf(k)})
 	}
-	if s.TLS != nil {
-		settings := s.TLS.Settings()
-		u.settings(&settings, "/spec/tls")
-	}
-}
-
-// mapping asks for what the TLSContexts of a name use: those of the namespace, or
-// else all.
-func (u *secretUser) mapping(context string) {
-	if context == "" {
-		return
-	}
-	var near, all []*api.TLSContext
-	for c, err := range store.AllIn[*api.TLSContext](u, api.GroupAmbassador, api.KindTLSContext) {
-		if err != nil {
-			u.err = err
-			return
-		}
-		switch {
-		case c.Metadata.Name == context && u.isHere(c.Metadata.Namespace):
-			near = append(near, c)
-			fallthrough
-		case c.Metadata.Name == context, c.Metadata.Name+"."+c.Metadata.Namespace == context:
-			all = append(all, c)
-		}
-	}
-	if len(near) > 0 {
-		all = near
-	}
-	for _, c := range all {
-		of := u.of(c)
-		of.context(&c.Spec, "")
-		for _, q := range of.list {
-			q.pointer = "/spec/tls"
-			u.list = append(u.list, q)
-		}
-		u.err = cmp.Or(u.err, of.err)
-	}
-}
-
-// isHere reports whether an Object that says that namespace is in the Object's.
-func (u *secretUser) isHere(namespace string) bool {
-	return cmp.Or(namespace, u.standard) == u.namespace
-}
-
-// secret asks for the Secrets that a name can stand for: NAME, or NAME.NAMESPACE, of
-// Kubernetes, or one of ours. If none of them exists, it asks for that which would
-// be used first.
-func (u *secretUser) secret(name, pointer string) {
-	if name == "" {
-		return
-	}
-	keys := u.kubernetesKeys(name, u.namespace)
-	if i := strings.LastIndexByte(name, '.'); i > 0 {
-		keys = append(u.kubernetesKeys(name[:i], name[i+1:]), keys...)
-	}
-	u.ask(append(keys, coreKey(api.KindSecret, name)), pointer)
-}
-
-func (u *secretUser) kubernetes(name, namespace, pointer string) {
-	u.ask(u.kubernetesKeys(name, namespace), pointer)
-}
-
-// kubernetesKeys returns the keys that a Secret of Kubernetes can have.
-func (u *secretUser) kubernetesKeys(name, namespace string) []api.Key {
-	k := api.Key{Group: api.GroupKubernetes, Kind: api.KindSecret, Namespace: namespace, Name: name}
-	none := k
-	none.Namespace = ""
-	if namespace == u.standard {
-		return []api.Key{k, none}
-	}
-	return []api.Key{k}
-}
-
-// ask asks for those of some Secrets that exist, or else for the first.
-func (u *secretUser) ask(keys []api.Key, pointer string) {
-	question := func(k api.Key) {
-		u.list = append(u.list, question{verbUse, k, pointer, "uses the Secret " + nameOf(k)})
-	}
-	isThere := false
-	for _, k := range keys {
-		rec, err := u.Get(k)
+	for _, k := range n.keys {
+		rec, err := r.Get(k)
 		switch {
 		case api.HasCode(err, api.CodeNotFound):
 		case err != nil:
-			u.err = cmp.Or(u.err, err)
+			return nil, err
 		case !isOwn(rec):
-			isThere = true
-			question(k)
+			ask(k)
 		}
 	}
-	if !isThere {
-		question(keys[0])
+	if list == nil {
+		ask(n.keys[0])
 	}
+	return list, nil
+}
+
+// namings collects those of one Object.
+type namings struct {
+	namespace string // of the Object
+	list      []naming
+}
+
+// secret notes a name: NAME, or NAME.NAMESPACE, of a Secret of Kubernetes, or one of
+// ours.
+func (n *namings) secret(name, pointer string) {
+	if name == "" {
+		return
+	}
+	keys := []api.Key{kubernetesSecret(n.namespace, name), coreKey(api.KindSecret, name)}
+	if i := strings.LastIndexByte(name, '.'); i > 0 {
+		keys = append([]api.Key{kubernetesSecret(name[i+1:], name[:i])}, keys...)
+	}
+	n.list = append(n.list, naming{pointer, keys})
+}
+
+func (n *namings) settings(s *api.TLSSettings, at string) {
+	n.secret(s.CASecret, at+"/ca_secret")
+	n.secret(s.CRLSecret, at+"/crl_secret")
+	n.secret(s.V3CRLSecret, at+"/v3CRLSecret")
+}
+
+func kubernetesSecret(namespace, name string) api.Key {
+	return api.Key{Group: api.GroupKubernetes, Kind: api.KindSecret, Namespace: namespace, Name: name}
+}
+
+// ownSecrets returns the Secrets that a TLSContext or Host itself names.
+func ownSecrets(o api.Object) []naming {
+	n := namings{namespace: o.Header().Metadata.Namespace}
+	switch o := o.(type) {
+	case *api.TLSContext:
+		n.secret(o.Spec.Secret, "/spec/secret")
+		n.settings(&o.Spec.TLSSettings, "/spec")
+	case *api.Host:
+		if t := o.Spec.TLSSecret; t != nil && t.Namespace != "" {
+			n.list = append(n.list, naming{"/spec/tlsSecret", []api.Key{kubernetesSecret(t.Namespace, t.Name)}})
+		} else if t != nil {
+			n.secret(t.Name, "/spec/tlsSecret")
+		}
+		if o.Spec.TLS != nil {
+			settings := o.Spec.TLS.Settings()
+			n.settings(&settings, "/spec/tls")
+		}
+	}
+	return n.list
+}
+
+// tlsObjects are the Objects by which others have certificates.
+type tlsObjects struct {
+	contexts []*api.TLSContext
+	hosts    []*api.Host
+}
+
+func readTLS(r store.Reader) (*tlsObjects, error) {
+	t := new(tlsObjects)
+	for o, err := range store.AllIn[*api.TLSContext](r, api.GroupAmbassador, api.KindTLSContext) {
+		if err != nil {
+			return nil, err
+		}
+		t.contexts = append(t.contexts, o)
+	}
+	for o, err := range store.AllIn[*api.Host](r, api.GroupAmbassador, api.KindHost) {
+		if err != nil {
+			return nil, err
+		}
+		t.hosts = append(t.hosts, o)
+	}
+	return t, nil
+}
+
+// A means is a TLSContext or Host by which an Object has a certificate, and the field
+// that says so.
+type means struct {
+	pointer string
+	object  api.Object
+}
+
+// means returns those of an Object: what a TCPMapping names by tls and what covers its
+// host, if TLS is ended there, and what a Host names.
+func (t *tlsObjects) means(o api.Object) (list []means) {
+	named := func(name, namespace, pointer string) {
+		for _, c := range t.named(name, namespace) {
+			list = append(list, means{pointer, c})
+		}
+	}
+	switch o := o.(type) {
+	case *api.Host:
+		if c := o.Spec.TLSContext; c != nil {
+			named(c.Name, cmp.Or(c.Namespace, o.Metadata.Namespace), "/spec/tlsContext")
+		}
+	case *api.TCPMapping:
+		named(o.Spec.TLS.Name, o.Metadata.Namespace, "/spec/tls")
+		if o.Spec.Host == "" || isPassthrough(o) {
+			break
+		}
+		for _, c := range t.contexts {
+			if slices.ContainsFunc(c.Spec.Hosts, func(name string) bool { return covers(name, o.Spec.Host) }) {
+				list = append(list, means{"/spec/host", c})
+			}
+		}
+		for _, h := range t.hosts {
+			if !covers(cmp.Or(h.Spec.Hostname, api.AnyName), o.Spec.Host) {
+				continue
+			}
+			list = append(list, means{"/spec/host", h})
+			for _, m := range t.means(h) {
+				list = append(list, means{"/spec/host", m.object})
+			}
+		}
+	}
+	return list
+}
+
+// named returns the TLSContexts of a name: those of the namespace, or else all.
+func (t *tlsObjects) named(name, namespace string) (list []*api.TLSContext) {
+	if name == "" {
+		return nil
+	}
+	isNear := false
+	for _, c := range t.contexts {
+		m := &c.Metadata
+		switch {
+		case m.Name == name && m.Namespace == namespace:
+			if !isNear {
+				isNear, list = true, nil
+			}
+			list = append(list, c)
+		case !isNear && (m.Name == name || m.Name+"."+m.Namespace == name):
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// secrets returns the Secrets that an Object uses, by whatever means. The pointers are
+// into the Object.
+func (t *tlsObjects) secrets(o api.Object) []naming {
+	list := ownSecrets(o)
+	for _, m := range t.means(o) {
+		for _, n := range ownSecrets(m.object) {
+			list = append(list, naming{m.pointer, n.keys})
+		}
+	}
+	return list
+}
+
+// isPassthrough reports whether TLS is left to the service of a TCPMapping.
+func isPassthrough(m *api.TCPMapping) bool {
+	return strings.EqualFold(strings.TrimSpace(m.Metadata.Annotations[api.AnnotationPrefix+api.AnnotationTLS]), "passthrough")
+}
+
+// covers reports whether there is a server name for which both stand, that of a
+// certificate and the host of a TCPMapping: NAME, *.DOMAIN or *.
+func covers(name, host string) bool {
+	name, host = api.FoldName(name), api.FoldName(host)
+	within := func(pattern, s string) bool {
+		return pattern == s || pattern == api.AnyName || strings.HasPrefix(pattern, "*.") && strings.HasSuffix(s, pattern[1:])
+	}
+	return within(name, host) || within(host, name)
 }

@@ -91,7 +91,7 @@ func TestForeign(t *testing.T) {
 		"/api/core/v1/tcpmappings":                    `there is no kind "tcpmappings"`,
 		"/api/apps/v1/deployments":                    `there is no group "apps"`,
 		ambassador + "tcpmappings/db?namespace=stage": `TCPMapping "stage/db" not found`,
-		ambassador + "tlscontexts/db":                 `TLSContext "db" not found`,
+		ambassador + "tlscontexts/db":                 `TLSContext "default/db" not found`,
 	} {
 		if err := w.do(root, "GET", path, nil, nil); !api.HasCode(err, api.CodeNotFound) || err.Error() != want {
 			t.Errorf("%s: %v", path, err)
@@ -103,7 +103,7 @@ func TestForeign(t *testing.T) {
 
 	var l api.List
 	w.must(root, "GET", ambassador+"tcpmappings", nil, &l)
-	if got := listed(t, l); !slices.Equal(got, []string{"/db", "prod/db", "test/db"}) {
+	if got := listed(t, l); !slices.Equal(got, []string{"default/db", "prod/db", "test/db"}) {
 		t.Errorf("listed %v", got)
 	}
 	w.must(root, "GET", ambassador+"tcpmappings?namespace=test", nil, &l)
@@ -119,7 +119,7 @@ func TestForeign(t *testing.T) {
 			break
 		}
 	}
-	if !slices.Equal(pages, []string{"/db", "prod/db", "test/db"}) {
+	if !slices.Equal(pages, []string{"default/db", "prod/db", "test/db"}) {
 		t.Errorf("page by page: %v", pages)
 	}
 
@@ -148,7 +148,7 @@ func TestForeignOne(t *testing.T) {
 	at := ambassador + "tcpmappings/db"
 	for name, tc := range map[string]struct{ path, body, want string }{
 		"another namespace": {at + "?namespace=test", mapping("prod", "db", ""), `the path names the namespace "test" and the body "prod"`},
-		"no namespace":      {at, mapping("prod", "db", ""), `the path names the namespace "" and the body "prod"`},
+		"no namespace":      {at, mapping("prod", "db", ""), `the path names the namespace "default" and the body "prod"`},
 		"another name":      {at + "?namespace=prod", mapping("prod", "pg", ""), `the path names "db" and the body "pg"`},
 		"another group":     {"/api/kubernetes/v1/secrets/s1", `{'kind':'Secret','metadata':{'name':'s1'},'data':{'value':'x'}}`, `the path is that of a kind of kubernetes and the body of one of "core"`},
 		"skipped in files":  {at + "?namespace=prod", `{'apiVersion':'getambassador.io/v2','kind':'Mapping','metadata':{'name':'db','namespace':'prod'}}`, `the path is that of a TCPMapping and the body is a "Mapping"`},
@@ -261,7 +261,7 @@ func TestForeignSet(t *testing.T) {
 	}
 	var l api.List
 	w.must(root, "GET", ambassador+"tcpmappings", nil, &l)
-	if got := listed(t, l); !slices.Equal(got, []string{"/db", "prod/db", "prod/pg"}) {
+	if got := listed(t, l); !slices.Equal(got, []string{"default/db", "prod/db", "prod/pg"}) {
 		t.Errorf("left is %v", got)
 	}
 }
@@ -272,7 +272,7 @@ func TestForeignRefused(t *testing.T) {
 	w, root := newRoot(t)
 	before := w.revision()
 	_, err := w.apply(root, group1, mapping("prod", "db", `,'weigt':1`), mapping("prod", "db", ""))
-	want := []string{`spec.weigt: unknown field, found "weigt"`, `metadata.name: must not be there twice: document 2 of the request is this TCPMapping too, found "db"`}
+	want := []string{`spec.weigt: unknown field, found "weigt"`, `metadata.name: must not be there twice: document 2 of the request is this TCPMapping too, found "prod/db"`}
 	if got := problems(err); !slices.EqualFunc(got, want, strings.HasPrefix) || w.revision() != before {
 		t.Errorf("got %q of %v", got, err)
 	}
@@ -353,7 +353,7 @@ func TestForeignRights(t *testing.T) {
 	w, root := newRoot(t)
 	w.mustApply(root, tlsSecret("prod", "tls"), tlsSecret("test", "tls"), tlsSecret("default", "std"), tlsSecret("", "none"),
 		`{'kind':'Secret','metadata':{'name':'own'},'data':{'value':'x'}}`,
-		onAPI("tenant", "a.namespace == ^test^ || a.kind == ^Secret^ && a.name == ^std^"),
+		onAPI("tenant", "a.namespace == ^test^ || a.kind == ^KubernetesSecret^ && a.name == ^std^"),
 		onAPI("writer", "a.verb in [^create^, ^update^]"))
 	bob, carol := w.user(root, "bob", "tenant"), w.user(root, "carol", "writer")
 
@@ -364,38 +364,38 @@ func TestForeignRights(t *testing.T) {
 		t.Errorf("another namespace: %v", err)
 	}
 	_, err = w.apply(bob, tlsContext("test", "ctx", "tls.prod"))
-	needs(t, err, "use Secret prod/tls", "/spec/secret")
+	needs(t, err, "use KubernetesSecret prod/tls", "/spec/secret")
 	_, err = w.apply(bob, tlsContext("test", "ctx", "none.prod")) // it may come
-	needs(t, err, "use Secret prod/none", "/spec/secret")
+	needs(t, err, "use KubernetesSecret prod/none", "/spec/secret")
 	_, err = w.apply(bob, tlsContext("test", "ctx", "own"))
 	needs(t, err, "use Secret own", "/spec/secret")
 	_, err = w.apply(bob, strings.Replace(tlsContext("test", "ctx", "tls"), "'hosts'", "'ca_secret':'tls.prod','hosts'", 1))
-	needs(t, err, "use Secret prod/tls", "/spec/ca_secret")
+	needs(t, err, "use KubernetesSecret prod/tls", "/spec/ca_secret")
 	w.mustApply(bob, tlsContext("test", "ctx", "std.default"))
 	const host = `{'apiVersion':'getambassador.io/v2','kind':'Host','metadata':{'name':'web','namespace':'test'},'spec':{'tlsSecret':{'name':'tls'},'tls':{'caSecret':'tls'}}}`
 	w.mustApply(bob, host)
 	_, err = w.apply(bob, strings.Replace(host, "'name':'tls'", "'name':'tls','namespace':'prod'", 1))
-	needs(t, err, "use Secret prod/tls", "/spec/tlsSecret")
+	needs(t, err, "use KubernetesSecret prod/tls", "/spec/tlsSecret")
 	_, err = w.apply(bob, strings.Replace(host, "'caSecret':'tls'", "'caSecret':'tls.prod'", 1))
-	needs(t, err, "use Secret prod/tls", "/spec/tls/ca_secret")
+	needs(t, err, "use KubernetesSecret prod/tls", "/spec/tls/ca_secret")
 	// By the context of another he would show its certificate to whom he likes.
 	w.mustApply(root, tlsContext("prod", "theirs", "tls"))
 	_, err = w.apply(bob, mapping("test", "db", `,'tls':'theirs'`))
-	needs(t, err, "use Secret prod/tls", "/spec/tls")
+	needs(t, err, "use KubernetesSecret prod/tls", "/spec/tls")
 	w.must(bob, "DELETE", ambassador+"tcpmappings/db?namespace=test", nil, nil)
 
 	// Who may write all kinds may not open ports, nor say where Secrets go.
 	_, err = w.apply(carol, mapping("", "db", ""))
-	needs(t, err, "publish TCPMapping db", "/spec/port")
+	needs(t, err, "publish TCPMapping default/db", "/spec/port")
 	_, err = w.apply(carol, tlsContext("", "ctx", "std"))
-	needs(t, err, "use Secret default/std", "/spec/secret")
+	needs(t, err, "use KubernetesSecret default/std", "/spec/secret")
 	_, err = w.apply(carol, tlsContext("default", "ctx", "none"))
-	needs(t, err, "use Secret none", "/spec/secret")
+	needs(t, err, "use KubernetesSecret default/none", "/spec/secret")
 	w.mustApply(root, mapping("", "db", ""))
 	_, err = w.apply(carol, mapping("", "db", `,'weight':1`))
-	needs(t, err, "publish TCPMapping db", "/spec/port")
+	needs(t, err, "publish TCPMapping default/db", "/spec/port")
 	_, err = w.apply(carol, strings.Replace(mapping("", "db", ""), "'name':'db'", "'name':'db','annotations':{'cardea/tls':'passthrough'}", 1))
-	needs(t, err, "publish TCPMapping db", "/spec/port")
+	needs(t, err, "publish TCPMapping default/db", "/spec/port")
 	w.mustApply(carol, strings.Replace(mapping("", "db", ""), "'name':'db'", "'name':'db','labels':{'a':'b'}", 1), tlsSecret("prod", "new"))
 
 	const public = `{'kind':'Service','metadata':{'name':'web'},'spec':{'mode':'TCP','isPublic':true,'isTLS':true,'public':{'hosts':['a.example.com'],'certificate':{'fromSecret':'own'}},
@@ -422,9 +422,12 @@ func TestSharedPort(t *testing.T) {
 	public := func(name, more string) string {
 		return `{'kind':'Service','metadata':{'name':'` + name + `'},'spec':{'mode':'TCP','isPublic':true,'isTLS':true,'port':443,'public':{` + more + `},'config':{'upstream':{'url':'tcp://a:1'}}}}`
 	}
-	w.mustApply(root, public("all", ""), public("aa", "'hosts':['a.example.com']"), public("bb", "'hosts':['b.example.com']"), public("cc", "'sources':['10.0.0.0/8']"),
+	raw := func(name string) string {
+		return strings.Replace(public(name, ""), "'isTLS':true", "'isAnonymous':true", 1)
+	}
+	w.mustApply(root, raw("raw"), public("all", ""), public("every", "'hosts':['*']"), public("aa", "'hosts':['a.example.com']"), public("bb", "'hosts':['b.example.com']"), public("cc", "'sources':['10.0.0.0/8']"),
 		public("other", "'address':'127.0.0.1'"))
-	_, err := w.apply(root, public("all2", ""))
+	_, err := w.apply(root, raw("raw2"))
 	if got := problems(err); len(got) != 1 || !strings.HasPrefix(got[0], `spec.port: must be a port that no other public Service has, found "443"`) {
 		t.Errorf("got %v", err)
 	}
@@ -480,5 +483,183 @@ func TestForeignLoad(t *testing.T) {
 	s := w.stored(foreign("kubernetes", "Secret", "prod", "tls")).(*api.KubernetesSecret)
 	if s.HasData() || len(s.Status.Sealed) == 0 {
 		t.Error("the Secret is not sealed")
+	}
+}
+
+// TestForeignNamespace: no namespace is that of Ambassador, wherever an Object is
+// written or named.
+func TestForeignNamespace(t *testing.T) {
+	w, token := newWorld(t)
+	w.AmbassadorNamespace = "edge"
+	if err := w.Load(t.Context(), documents(mapping("", "loaded", ""), tlsSecret("", "tls"))); err != nil {
+		t.Fatal(err)
+	}
+	w.handler = w.Handler()
+	root := w.login(token)
+	at := func(name string) api.Key { return foreign("getambassador.io", "TCPMapping", "edge", name) }
+	stands := func(name string) *api.TCPMapping {
+		t.Helper()
+		o := w.stored(at(name))
+		if o == nil || w.stored(foreign("getambassador.io", "TCPMapping", "", name)) != nil {
+			t.Fatalf("%s is not stored in the namespace edge alone", name)
+		}
+		return o.(*api.TCPMapping)
+	}
+	stands("loaded")
+	if w.stored(foreign("kubernetes", "Secret", "edge", "tls")) == nil {
+		t.Error("the Secret has no namespace")
+	}
+
+	// Both spellings are one Object.
+	w.mustApply(root, mapping("", "db", ""))
+	stands("db")
+	out := w.mustApply(root, mapping("edge", "db", `,'weight':5`))
+	if r := out.Results[0]; r.Action != api.ActionConfigured || r.Namespace != "edge" || *stands("db").Spec.Weight != 5 {
+		t.Errorf("got %+v", r)
+	}
+	var m api.TCPMapping
+	for _, q := range []string{"", "?namespace=edge"} {
+		w.must(root, "GET", ambassador+"tcpmappings/db"+q, nil, &m)
+		if m.Metadata.Namespace != "edge" {
+			t.Errorf("%q: %+v", q, m.Head)
+		}
+	}
+	w.must(root, "PUT", ambassador+"tcpmappings/db", documents(mapping("", "db", `,'weight':6`))[0], nil)
+	w.must(root, "PUT", ambassador+"tcpmappings/db?namespace=edge", documents(mapping("", "db", `,'weight':7`))[0], nil)
+	w.must(root, "PATCH", ambassador+"tcpmappings/db", `{"spec":{"address":"127.0.0.1"}}`, nil)
+	if got := stands("db").Spec; *got.Weight != 7 || got.Address != "127.0.0.1" {
+		t.Errorf("got %+v", got)
+	}
+	if err := w.do(root, "POST", ambassador+"tcpmappings", documents(mapping("", "db", ""))[0], nil); !api.HasCode(err, api.CodeConflict) || !strings.Contains(err.Error(), `"edge/db" exists`) {
+		t.Errorf("created twice: %v", err)
+	}
+	if err := w.do(root, "PUT", ambassador+"tcpmappings/db?namespace=prod", documents(mapping("", "db", ""))[0], nil); !api.HasCode(err, api.CodeInvalid) {
+		t.Errorf("another namespace: %v", err)
+	}
+	w.must(root, "DELETE", ambassador+"tcpmappings/db", nil, nil)
+	if w.stored(at("db")) != nil {
+		t.Error("it is not deleted")
+	}
+
+	// In one request they are told of.
+	out = w.mustApply(root, mapping("", "db", ""), group1, mapping("edge", "db", ""))
+	if len(out.Results) != 2 || len(out.Warnings) != 1 || out.Warnings[0].Document != 2 ||
+		!strings.HasPrefix(out.Warnings[0].String(), "metadata.name: the document is skipped: it is equal to document 1 of the request") {
+		t.Errorf("equal: %+v", out)
+	}
+	_, err := w.apply(root, mapping("", "db", ""), mapping("edge", "db", `,'weight':1`))
+	if got := problems(err); len(got) != 1 || !strings.HasPrefix(got[0], "metadata.name: must not be there twice: document 1 of the request is this TCPMapping too") {
+		t.Errorf("different: %v", err)
+	}
+}
+
+// TestHostRights: who shows a certificate by the host of a mapping uses its Secret.
+func TestHostRights(t *testing.T) {
+	w, root := newRoot(t)
+	w.mustApply(root, onAPI("writer", "a.verb in [^create^, ^update^, ^publish^] || a.verb == ^use^ && a.name == ^mine^"))
+	bob := w.user(root, "bob", "writer")
+	context := func(name, host, secret string) string {
+		return strings.Replace(tlsContext("prod", name, secret), "db.example.com", host, 1)
+	}
+	host := func(spec string) string {
+		return `{'apiVersion':'getambassador.io/v2','kind':'Host','metadata':{'name':'web','namespace':'prod'},'spec':{` + spec + `}}`
+	}
+	w.mustApply(root, tlsSecret("prod", "exact"), tlsSecret("prod", "wild"), tlsSecret("prod", "mine"),
+		context("exact", "Db.Example.com.", "exact"), context("wild", "*.corp.test", "wild"), context("mine", "mine.test", "mine"),
+		host(`'hostname':'*.shop.test','tlsSecret':{'name':'shop'}`))
+	try := func(host string) error {
+		_, err := w.apply(bob, mapping("test", "db", `,'host':'`+host+`'`))
+		return err
+	}
+	for host, secret := range map[string]string{"db.example.com": "exact", "a.b.corp.test": "wild", "*.corp.test": "wild", "*.b.corp.test": "wild", "*.example.com": "exact", "web.shop.test": "shop"} {
+		err := try(host)
+		needs(t, err, "use KubernetesSecret prod/"+secret, "/spec/host")
+	}
+	for _, host := range []string{"mine.test", "other.example.com", "corp.test", "sub.db.example.com"} {
+		if err := try(host); err != nil {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+	needs(t, try("*"), "use KubernetesSecret prod/exact", "/spec/host")
+
+	// Left to the service, no certificate is shown; it is when that is taken back.
+	passthrough := strings.Replace(mapping("test", "through", `,'host':'db.example.com'`), "'name'", "'annotations':{'cardea/tls':' Passthrough'},'name'", 1)
+	w.mustApply(bob, passthrough)
+	_, err := w.apply(bob, mapping("test", "through", `,'host':'db.example.com'`))
+	needs(t, err, "use KubernetesSecret prod/exact", "/spec/host")
+
+	// A Host for every name, and one by the TLSContext that it names.
+	w.mustApply(root, host(`'tlsContext':{'name':'exact'}`))
+	needs(t, try("nobody.test"), "use KubernetesSecret prod/exact", "/spec/host")
+	_, err = w.apply(bob, strings.Replace(host(`'hostname':'a.test','tlsContext':{'name':'exact','namespace':'prod'}`), "'web','namespace':'prod'", "'web','namespace':'test'", 1))
+	needs(t, err, "use KubernetesSecret prod/exact", "/spec/tlsContext")
+	// What is as before asks nothing.
+	w.mustApply(root, mapping("test", "web", `,'host':'nobody.test'`))
+	w.mustApply(bob, strings.Replace(mapping("test", "web", `,'host':'nobody.test'`), "'name'", "'labels':{'a':'b'},'name'", 1))
+}
+
+// TestSecretKinds: a rule about Secrets of ours says nothing of those of Kubernetes.
+func TestSecretKinds(t *testing.T) {
+	w, root := newRoot(t)
+	w.mustApply(root, tlsSecret("default", "tls"), `{'kind':'Secret','metadata':{'name':'tls'},'data':{'value':'ours'}}`,
+		onAPI("ours", "a.kind == ^Secret^ || a.kind in [^TLSContext^]"), onAPI("theirs", "a.kind == ^KubernetesSecret^ || a.kind in [^TLSContext^]"))
+	const our, their = "/api/core/v1/secrets", "/api/kubernetes/v1/secrets"
+	ours, theirs := w.user(root, "ours", "ours"), w.user(root, "theirs", "theirs")
+	for _, tc := range []struct {
+		who     *person
+		may     string
+		mayNot  string
+		another string
+	}{{ours, our, their, tlsSecret("default", "more")}, {theirs, their, our, `{'kind':'Secret','metadata':{'name':'more'},'data':{'value':'x'}}`}} {
+		for _, path := range []string{"", "/tls"} {
+			w.must(tc.who, "GET", tc.may+path, nil, nil)
+			if err := w.do(tc.who, "GET", tc.mayNot+path, nil, nil); !api.HasCode(err, api.CodePermissionDenied) {
+				t.Errorf("get %s: %v", tc.mayNot+path, err)
+			}
+		}
+		if err := w.do(tc.who, "GET", tc.mayNot+"?watch=true", nil, nil); !api.HasCode(err, api.CodePermissionDenied) {
+			t.Errorf("watch %s: %v", tc.mayNot, err)
+		}
+		if err := w.do(tc.who, "DELETE", tc.mayNot+"/tls", nil, nil); !api.HasCode(err, api.CodePermissionDenied) {
+			t.Errorf("delete %s: %v", tc.mayNot, err)
+		}
+		if _, err := w.apply(tc.who, tc.another); !api.HasCode(err, api.CodePermissionDenied) {
+			t.Errorf("create: %v", err)
+		}
+	}
+	// A name that can stand for both takes both.
+	_, err := w.apply(ours, tlsContext("default", "ctx", "tls"))
+	needs(t, err, "use KubernetesSecret default/tls", "/spec/secret")
+	_, err = w.apply(theirs, tlsContext("default", "ctx", "tls"))
+	needs(t, err, "use Secret tls", "/spec/secret")
+}
+
+// TestTrustedProxies: nobody is not the same as nothing said.
+func TestTrustedProxies(t *testing.T) {
+	w, root := newRoot(t)
+	config := func(routing string) string {
+		return `{'kind':'ClusterConfig','metadata':{'name':'default'},'spec':{'routing':{` + routing + `}}}`
+	}
+	proxies := func() []string {
+		return get[*api.ClusterConfig](w, api.KindClusterConfig, "default").Spec.Routing.TrustedProxies
+	}
+	w.mustApply(root, config(`'trustedProxies':[]`))
+	if got := proxies(); got == nil || len(got) != 0 {
+		t.Errorf("nobody: %#v", got)
+	}
+	body := w.request(root, "GET", "/api/core/v1/clusterconfigs/default", nil).Body.String()
+	if !strings.Contains(body, `"trustedProxies":[]`) {
+		t.Errorf("got %s", body)
+	}
+	var out api.WriteResponse
+	if w.must(root, "PUT", "/api/core/v1/clusterconfigs/default", body, &out); out.Result.Action != api.ActionUnchanged {
+		t.Errorf("written back: %+v", out.Result)
+	}
+	w.must(root, "PATCH", "/api/core/v1/clusterconfigs/default", `{"spec":{"attrs":{"a":1}}}`, nil)
+	if proxies() == nil {
+		t.Error("a patch of something else took it away")
+	}
+	if w.mustApply(root, config("")); proxies() != nil {
+		t.Error("nothing said is not nobody")
 	}
 }

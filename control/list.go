@@ -143,7 +143,7 @@ func (c *call) list() (any, error) {
 			if err != nil {
 				return err
 			}
-			out.Items, last = append(out.Items, b), place(k, rec.Key)
+			out.Items, last = append(out.Items, b), position(k, rec.Key)
 		}
 		return nil
 	})
@@ -154,19 +154,19 @@ func (c *call) list() (any, error) {
 	return out, err
 }
 
-// place returns where an Object is in a list of its kind.
-func place(kind api.Kind, k api.Key) string {
+// position returns where an Object is in a list of its kind.
+func position(kind api.Kind, k api.Key) string {
 	if kind.IsForeign() {
 		return k.Namespace + "/" + k.Name
 	}
 	return k.Name
 }
 
-// afterKey returns the key of a place.
-func afterKey(kind api.Kind, place string) api.Key {
-	namespace, name, ok := strings.Cut(place, "/")
+// afterKey returns the key of a position.
+func afterKey(kind api.Kind, position string) api.Key {
+	namespace, name, ok := strings.Cut(position, "/")
 	if !kind.IsForeign() || !ok {
-		return keyIn(kind, "", api.CanonicalName(kind.Name, place))
+		return keyIn(kind, "", api.CanonicalName(kind.Name, position))
 	}
 	return keyIn(kind, namespace, name)
 }

@@ -62,21 +62,22 @@ func (c *call) delete() (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	rev, err := c.remove(who, k, opt)
+	warnings, rev, err := c.remove(who, k, opt)
 	if err != nil {
 		return nil, err
 	}
-	return api.WriteResponse{Result: resultOf(k, api.ActionDeleted), Revision: rev}, nil
+	return api.WriteResponse{Result: resultOf(k, api.ActionDeleted), Warnings: warnings, Revision: rev}, nil
 }
 
 // remove deletes an Object, and those that have no life without it, unless
-// others still refer to it.
-func (c *call) remove(who api.Ref, k api.Key, opt options) (api.Revision, error) {
+// others still refer to it. It warns of others that are harmed.
+func (c *call) remove(who api.Ref, k api.Key, opt options) ([]api.Problem, api.Revision, error) {
 	ctx := c.r.Context()
 	decision, err := c.may(verbDelete, k)
 	if err != nil {
-		return api.Revision{}, err
+		return nil, api.Revision{}, err
 	}
+	var changes []mutation
 	lockout := c.lockout(who, opt.allowLockout)
 	rev, err := c.Store.Update(ctx, who.Name, func(tx store.Tx) error {
 		w, err := c.newWriter(tx, who)
@@ -95,8 +96,10 @@ func (c *call) remove(who api.Ref, k api.Key, opt options) (api.Revision, error)
 			return err
 		}
 		var keys []api.Key
+		changes = nil // the function may run again
 		for _, o := range gone {
 			keys = append(keys, o.Header().Key())
+			changes = append(changes, mutation{0, o.Header().Key(), o})
 		}
 		if err := lockout(tx, keys); err != nil {
 			return err
@@ -107,10 +110,11 @@ func (c *call) remove(who api.Ref, k api.Key, opt options) (api.Revision, error)
 		return c.append(ctx, c.deletions(decision, gone))
 	})
 	if err == errDryRun {
-		return rev, nil
+		return nil, rev, nil
 	}
 	if err != nil {
-		return rev, err
+		return nil, rev, err
 	}
-	return rev, c.await(ctx, rev)
+	err = c.await(ctx, rev)
+	return c.harm(changes), rev, err
 }

@@ -1,7 +1,6 @@
 package control
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -98,13 +97,14 @@ type writer struct {
 	// isBound is set if his Session or Device has policies that deny: what he does
 	// under another Session is not bound by them.
 	isBound bool
-	// namespace is that of Objects of Ambassador's that say none.
-	namespace string
+	// What questions read of the store; nil before the first.
+	tls      *tlsObjects
+	mappings *mappings
 }
 
 // newWriter returns the User of a Session and what he holds.
 func (c *call) newWriter(r store.Reader, who api.Ref) (*writer, error) {
-	w := &writer{namespace: cmp.Or(c.AmbassadorNamespace, api.DefaultNamespace)}
+	w := new(writer)
 	if who.Kind == kindOwner {
 		return w, nil // who holds nothing and may give everything
 	}
@@ -169,7 +169,11 @@ func (w *writer) questions(r store.Reader, before, after api.Object) ([]question
 	if err != nil {
 		return nil, err
 	}
-	list = slices.Concat(list, uses(before, after), publishes(before, after), reads(before, after), logs(before, after))
+	others, err := w.affects(r, before, after)
+	if err != nil {
+		return nil, err
+	}
+	list = slices.Concat(list, others, uses(before, after), publishes(before, after), reads(before, after), logs(before, after))
 	if before == nil {
 		before = plain(after)
 	}

@@ -1,6 +1,8 @@
 package control
 
 import (
+	"cmp"
+	"fmt"
 	"net/netip"
 	"strings"
 	"time"
@@ -91,14 +93,46 @@ func Compile(objects RoutingObjects, opt RoutingOptions, before *ingress.Table) 
 
 // A Diagnosis is what the Objects of some documents come to.
 type Diagnosis struct {
-	Table *ingress.Table // its Status and Ask are what there is to be told
+	// Table answers what there is to be told, by its Status and Ask.
+	Table DiagnosedTable
+	// Objects are those of the documents as a cluster would have them: those of other
+	// systems have a namespace. One that is equal to another before it is nil.
+	Objects []api.Object
+	// Problems tell of two documents of one Object, which they spell differently. The
+	// Document of each is an index into the objects. If there is an error among them a
+	// cluster would refuse all, and the table has the first of the two.
+	Problems []api.Problem
+}
+
+// A DiagnosedTable is the routing table of documents.
+type DiagnosedTable struct {
+	*ingress.Table
+	namespace string // of what names none
+}
+
+// Status returns how it stands with an Object, by its key as its document has it.
+func (t DiagnosedTable) Status(k api.Key) *api.RouteStatus {
+	if k.Group != api.GroupCore && k.Namespace == "" {
+		k.Namespace = t.namespace
+	}
+	return t.Table.Status(k)
 }
 
 // Diagnose makes the routing table of documents, without a cluster: Secrets have
-// their values. The Objects are not written to.
+// their values. The Objects are not written to; nil stands for none.
 func Diagnose(objects []api.Object, opt DiagnoseOptions) *Diagnosis {
+	opt.AmbassadorNamespace = cmp.Or(opt.AmbassadorNamespace, api.DefaultNamespace)
+	var d Diagnosis
+	d.Objects, d.Problems = placed(objects, opt.AmbassadorNamespace)
+	refused := map[int]bool{}
+	for _, p := range d.Problems {
+		refused[p.Document] = true
+	}
 	var all RoutingObjects
-	for _, o := range objects {
+	for i, o := range d.Objects {
+		if refused[i] {
+			continue
+		}
 		switch s := o.(type) {
 		case *api.Secret:
 			if s.Data != nil {
@@ -113,7 +147,47 @@ func Diagnose(objects []api.Object, opt DiagnoseOptions) *Diagnosis {
 		}
 		all.Add(o)
 	}
-	return &Diagnosis{Compile(all, RoutingOptions{DiagnoseOptions: opt}, nil)}
+	d.Table = DiagnosedTable{Compile(all, RoutingOptions{DiagnoseOptions: opt}, nil), opt.AmbassadorNamespace}
+	return &d
+}
+
+// placed returns the Objects, those of other systems with a namespace, and reports
+// those that are there twice. Of two that are equal the second is nil.
+func placed(objects []api.Object, namespace string) (all []api.Object, problems []api.Problem) {
+	first := map[api.Key]int{}
+	for i, o := range objects {
+		if o == nil {
+			all = append(all, nil)
+			continue
+		}
+		if h := *o.Header(); h.Key().Group != api.GroupCore && h.Metadata.Namespace == "" {
+			o = api.Clone(o)
+			place(o.Header(), namespace)
+		}
+		k := o.Header().Key()
+		j, twice := first[k]
+		switch p := (api.Problems{Document: i}); {
+		case !twice || k.Name == "":
+			first[k] = i
+		case sameForeign(all[j], o):
+			p.Warn("/metadata/name", skippedRule(j, k), nameOf(k))
+			problems, o = append(problems, p.List...), nil
+		default:
+			p.Add("/metadata/name", twiceRule(j, k), nameOf(k))
+			problems = append(problems, p.List...)
+		}
+		all = append(all, o)
+	}
+	return all, problems
+}
+
+// twiceRule and skippedRule say that document i of a request is of an Object, too.
+func twiceRule(i int, k api.Key) string {
+	return fmt.Sprintf("must not be there twice: document %d of the request is this %s too", i+1, k.Kind)
+}
+
+func skippedRule(i int, k api.Key) string {
+	return fmt.Sprintf("the document is skipped: it is equal to document %d of the request, which is this %s too", i+1, k.Kind)
 }
 
 // route answers GET /api/route: where a connection would go.

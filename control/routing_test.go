@@ -83,7 +83,7 @@ spec: {port: 5433, service: "db:5432", ambassador_id: other}
 `
 	theirs := "apiVersion: v1\nkind: Secret\nmetadata: {name: tls}\nstringData:\n  tls.crt: |\n    " + indent(certificate) + "\n  tls.key: |\n    " + indent(key) + context
 	ours := "kind: Secret\nmetadata: {name: tls}\ndata:\n  value: |\n    " + indent(certificate+key) + context
-	at := func(name string) api.Key { return foreign(api.GroupAmbassador, api.KindTCPMapping, "", name) }
+	at := func(name string) api.Key { return foreign(api.GroupAmbassador, api.KindTCPMapping, "default", name) }
 	ask := api.RouteQuestion{Port: 5432, SNI: "db.example.com"}
 	for name, text := range map[string]string{"a Secret of Kubernetes": theirs, "a Secret of ours": ours} {
 		d := diagnose(t, text)
@@ -168,4 +168,48 @@ func FuzzDiagnose(f *testing.F) {
 		}
 		d.Table.Ask(api.RouteQuestion{Port: 1, SNI: "a.example.com"})
 	})
+}
+
+// TestDiagnoseNamespaces: what names no namespace is of that of Ambassador, and one
+// Object spelt in two ways is told of.
+func TestDiagnoseNamespaces(t *testing.T) {
+	const one = "apiVersion: getambassador.io/v2\nkind: TCPMapping\nmetadata: {name: db}\nspec: {port: 5432, service: 'db:1'}\n"
+	edge := strings.Replace(one, "name: db", "name: db, namespace: edge", 1)
+	read := func(text string) *Diagnosis {
+		docs, _ := manifest.Decode("a.yaml", []byte(text))
+		objects := []api.Object{nil}
+		for _, d := range docs {
+			objects = append(objects, d.Object)
+		}
+		return Diagnose(objects, DiagnoseOptions{AmbassadorNamespace: "edge", Now: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)})
+	}
+	ask := api.RouteQuestion{Port: 5432, NoTLS: true}
+	k := foreign(api.GroupAmbassador, api.KindTCPMapping, "edge", "db")
+	d := read(one)
+	for _, key := range []api.Key{k, foreign(api.GroupAmbassador, api.KindTCPMapping, "", "db")} {
+		if got := condition(d, key, api.ConditionAccepted); got != "True" {
+			t.Errorf("%s: %s", key, got)
+		}
+	}
+	if len(d.Problems) != 0 || d.Objects[0] != nil || d.Objects[1].Header().Key() != k {
+		t.Errorf("got %v, %v", d.Problems, d.Objects)
+	}
+	for name, tc := range map[string]struct {
+		text, want string
+		warning    bool
+	}{
+		"equal":     {one + "---\n" + edge, "metadata.name: the document is skipped: it is equal to document 2 of the request", true},
+		"different": {one + "---\n" + strings.Replace(edge, "db:1", "db:2", 1), "metadata.name: must not be there twice: document 2 of the request is this TCPMapping too", false},
+	} {
+		d := read(tc.text)
+		if len(d.Problems) != 1 || !strings.HasPrefix(d.Problems[0].String(), tc.want) || d.Problems[0].Warning != tc.warning || d.Problems[0].Document != 2 {
+			t.Errorf("%s: got %+v", name, d.Problems)
+		}
+		if a := d.Table.Ask(ask); len(a.Members) != 1 || !slices.Equal(a.Members[0].Endpoints, []string{"db:1"}) {
+			t.Errorf("%s: %+v", name, a)
+		}
+		if (d.Objects[2] == nil) != tc.warning {
+			t.Errorf("%s: %v", name, d.Objects)
+		}
+	}
 }

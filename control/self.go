@@ -143,7 +143,7 @@ func (c *call) logout() (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = c.remove(who, coreKey(api.KindSession, who.Name), options{allowLockout: true}) // he knows what he does
+	_, _, err = c.remove(who, coreKey(api.KindSession, who.Name), options{allowLockout: true}) // he knows what he does
 	return api.Empty{}, err
 }
 

@@ -60,8 +60,8 @@ type Server struct {
 	Authority Authority
 	Verifier  identity.Verifier // of certificates
 
-	// AmbassadorNamespace is the namespace that Objects of Ambassador's are of if they
-	// say none; "" is default.
+	// AmbassadorNamespace is the namespace that Objects of other systems are of if they
+	// name none; "" is default.
 	AmbassadorNamespace string
 
 	Conns Conns
@@ -260,7 +260,7 @@ func (c *call) kind() (api.Kind, error) {
 }
 
 // key returns the key of the Object that path and query name. The name is "" if the
-// path is that of the kind.
+// path is that of the kind; the namespace then is "" if the query names none.
 func (c *call) key() (api.Key, error) {
 	kind, err := c.kind()
 	if err != nil {
@@ -271,6 +271,9 @@ func (c *call) key() (api.Key, error) {
 		return api.Key{}, err
 	}
 	namespace := c.r.URL.Query().Get("namespace")
+	if namespace == "" && name != "" && kind.IsForeign() {
+		namespace = c.standardNamespace()
+	}
 	switch {
 	case namespace != "" && !kind.IsForeign():
 		return api.Key{}, api.Errorf(api.CodeInvalid, "the query parameter namespace is for Objects of other systems: a %s has none", kind.Name)

@@ -22,8 +22,9 @@ func claimOf(o api.Object) claim {
 		if p == nil {
 			p = new(api.ServicePublic)
 		}
-		// Who takes a part of a port shares it; whether the parts differ its status says.
-		if o.Spec.IsPublic && o.Status.Port != 0 && len(p.Hosts) == 0 && len(p.Sources) == 0 {
+		// Who takes a part of a port, the clients with TLS, shares it; whether the parts
+		// differ its status says.
+		if o.Spec.IsPublic && o.Status.Port != 0 && !o.Spec.IsTLS && len(p.Hosts) == 0 && len(p.Sources) == 0 {
 			return claim{strconv.Itoa(o.Status.Port), p.Address, "/spec/port", "must be a port that no other public Service has"}
 		}
 	case *api.User:

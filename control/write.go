@@ -91,9 +91,9 @@ func resultOf(k api.Key, a api.Action) api.Result {
 type draft struct {
 	documents []*document // those that have no problem of their own
 	problems  []api.Problem
-	// pending names what is in the request, also if it cannot be written: other
-	// documents may refer to it. The value is the index of the first document.
-	pending map[api.Key]int
+	// pending has the first document of each Object that is in the request, also if it
+	// cannot be written: others may refer to it.
+	pending map[api.Key]*document
 	pruned  []*document  // what is to be deleted
 	gone    []api.Object // what was: the pruned and what they own
 }
@@ -117,32 +117,57 @@ func (d *draft) changed() (keys []api.Key) {
 	return keys
 }
 
-// read decodes documents and finds what is wrong with each alone.
-func read(raw []json.RawMessage, opt options) *draft {
-	d := &draft{pending: map[api.Key]int{}}
+// mutations returns what changes.
+func (d *draft) mutations() (list []mutation) {
+	for _, doc := range d.documents {
+		if doc.action != api.ActionUnchanged {
+			list = append(list, mutation{doc.index, doc.key, doc.before})
+		}
+	}
+	for _, o := range d.gone {
+		list = append(list, mutation{noDocument, o.Header().Key(), o})
+	}
+	return list
+}
+
+// read decodes documents and finds what is wrong with each alone. namespace is that of
+// Objects of other systems that name none. Of equal documents of one of those the
+// second is left out, with a warning.
+func read(raw []json.RawMessage, namespace string, opt options) *draft {
+	d := &draft{pending: map[api.Key]*document{}}
 	for i, b := range raw {
 		o, problems := manifest.DecodeJSON(i, b)
 		if o == nil {
 			d.problems = append(d.problems, problems...)
 			continue
 		}
+		place(o.Header(), namespace)
 		p := api.Problems{Document: i}
 		k := o.Header().Key()
+		doc := &document{index: i, key: k, wanted: o}
 		if kind, _ := api.KindIn(k.Group, k.Kind); !kind.ByHand && !(kind.Updatable && opt.only == api.ActionConfigured) {
 			x := p.Add("/kind", "must be a kind that people write: a "+k.Kind+" is "+origin(k.Kind), k.Kind)
 			if kind.Updatable {
 				x.Hint = "one that is there can be changed with edit, or update"
 			}
 		}
-		if first, twice := d.pending[k]; twice && k.Name != "" {
-			p.Add("/metadata/name", fmt.Sprintf("must not be there twice: document %d of the request is this %s too", first+1, k.Kind), k.Name)
-		} else {
-			d.pending[k] = i
+		isWrong := (&api.Problems{List: problems}).Err() != nil
+		switch first := d.pending[k]; {
+		case first == nil || k.Name == "":
+			d.pending[k] = doc
+		case !isWrong && sameForeign(first.wanted, o):
+			p.Warn("/metadata/name", skippedRule(first.index, k), nameOf(k))
+			d.problems = append(d.problems, p.List...)
+			continue
+		default:
+			p.Add("/metadata/name", twiceRule(first.index, k), nameOf(k))
 		}
 		problems = append(problems, p.List...)
 		d.problems = append(d.problems, problems...)
 		if (&api.Problems{List: problems}).Err() == nil {
-			d.documents = append(d.documents, &document{index: i, key: k, wanted: o})
+			d.documents = append(d.documents, doc)
+		} else {
+			doc.wanted = nil // it may lack what is wrong
 		}
 	}
 	return d
@@ -178,7 +203,7 @@ func (c *call) write(who api.Ref, documents func() ([]json.RawMessage, error), o
 		if err != nil {
 			return nil, api.Revision{}, err
 		}
-		d := read(raw, opt)
+		d := read(raw, c.standardNamespace(), opt)
 		if err := c.authorize(d, opt); err != nil {
 			return nil, api.Revision{}, err
 		}
@@ -199,7 +224,7 @@ func (c *call) write(who api.Ref, documents func() ([]json.RawMessage, error), o
 		switch {
 		case err == nil:
 			err := c.await(ctx, rev)
-			d.problems = append(d.problems, c.troubles(d)...)
+			d.problems = slices.Concat(d.problems, c.troubles(d), c.harm(d.mutations()))
 			return d, rev, err
 		case errors.Is(err, errDryRun):
 			return d, rev, nil

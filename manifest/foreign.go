@@ -3,6 +3,7 @@ package manifest
 import (
 	"regexp"
 	"slices"
+	"strings"
 
 	"go.yaml.in/yaml/v4"
 
@@ -24,9 +25,12 @@ var version = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]
 // TCP.
 func httpKinds() []string {
 	return []string{"AuthService", "ConsulService", "DevPortal", "ExternalFilter", "Features", "Filter", "FilterPolicy", "IngressStatus",
-		"LogService", "Mapping", "Project", "ProjectController", "ProjectRevision", "RateLimit", "RateLimitService", "TracingService",
-		"WebApplicationFirewall", "WebApplicationFirewallPolicy"}
+		"KubernetesIngressResolver", "LogService", "Mapping", "Project", "ProjectController", "ProjectRevision", "RateLimit",
+		"RateLimitService", "TracingService", "WebApplicationFirewall", "WebApplicationFirewallPolicy"}
 }
+
+// installationKinds are kinds of Ambassador's that say how it is installed.
+func installationKinds() []string { return []string{"AmbassadorInstallation"} }
 
 // isTheirs reports whether a field of a foreign Object is what the other system
 // says of it, and not what its user does.
@@ -91,9 +95,12 @@ func (w *walker) kindOf() (api.Kind, bool) {
 	group, version := api.GroupOf(written)
 	known := versions(group)
 	switch {
+	case known == nil && isMisspelt(group, api.GroupAmbassador):
+		w.add(at, "/apiVersion", "unknown group", group).Hint = "did you mean " + api.GroupAmbassador + "?"
+		return api.Kind{}, false
 	case known == nil:
 		p := w.skip(at, "/apiVersion", "kinds of the group "+short(printable(group))+" have no meaning here")
-		if near := didYouMean(group, []string{api.GroupCore, api.GroupAmbassador}); near != "" {
+		if near := didYouMean(group, []string{api.GroupCore}); near != "" {
 			p.Hint = near
 		}
 		return api.Kind{}, false
@@ -113,7 +120,7 @@ func (w *walker) kindOf() (api.Kind, bool) {
 	kind, ok := api.KindIn(group, name)
 	switch {
 	case !ok && group != api.GroupCore:
-		w.skipKind(n, group, name)
+		w.foreignKind(n, group, name)
 	case !ok || kind.Later:
 		w.unknownKind(n, name)
 	case kind.IsForeign() && !slices.Contains(kind.Versions, version):
@@ -123,6 +130,12 @@ func (w *walker) kindOf() (api.Kind, bool) {
 		return kind, true
 	}
 	return api.Kind{}, false
+}
+
+// isMisspelt reports whether a word is meant to be another: two letters differ at most.
+func isMisspelt(s, meant string) bool {
+	const most = 2
+	return len(s) <= len(meant)+most && api.Distance(strings.ToLower(s), meant) <= most
 }
 
 // versions returns the versions of a group that there are, nil if it is not known.
@@ -182,25 +195,27 @@ func (w *walker) skip(n *yaml.Node, at, why string) *api.Problem {
 	return p
 }
 
-// skipKind reports that a document is left out because its kind, of a group that
-// is known, is not.
-func (w *walker) skipKind(n *yaml.Node, group, name string) {
-	system := "a Kubernetes"
-	if group == api.GroupAmbassador {
-		system = "an Ambassador"
-	}
+// foreignKind says what becomes of a document whose kind, of a foreign group that is
+// known, is not one that is read. Of Ambassador's kinds all are known.
+func (w *walker) foreignKind(n *yaml.Node, group, name string) {
+	isAmbassador := group == api.GroupAmbassador
+	noMeaning := "a Kubernetes " + short(printable(name)) + " has no meaning here"
 	switch {
-	case group == api.GroupAmbassador && slices.Contains(httpKinds(), name):
+	case isAmbassador && slices.Contains(httpKinds(), name):
 		w.skip(n, "/kind", "a "+name+" is about HTTP")
-	case group == api.GroupKubernetes && name == kindList && w.isWire:
+	case isAmbassador && slices.Contains(installationKinds(), name):
+		w.skip(n, "/kind", "an "+name+" has no meaning here")
+	case isAmbassador:
+		p := w.add(n, "/kind", "unknown kind", name)
+		p.Allowed, p.Hint = kindNames(group), didYouMean(name, slices.Concat(kindNames(group), httpKinds()))
+	case name == kindList && w.isWire:
 		w.skip(n, "/kind", "it is a list, and each item is a document")
-	case group == api.GroupKubernetes && name == kindList:
+	case name == kindList:
 		w.add(w.root, "/items", "must be a list of documents", "")
 	case hasConfig(w.root):
-		w.skip(n, "/kind", system+" "+short(printable(name))+" has no meaning here").
-			Hint = "what its annotation " + configAnnotation + " says needs documents of its own"
+		w.skip(n, "/kind", noMeaning).Hint = "what its annotation " + configAnnotation + " says needs documents of its own"
 	default:
-		w.skip(n, "/kind", system+" "+short(printable(name))+" has no meaning here").Hint = didYouMean(name, kindNames(group))
+		w.skip(n, "/kind", noMeaning).Hint = didYouMean(name, kindNames(group))
 	}
 }
 

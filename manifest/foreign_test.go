@@ -129,3 +129,19 @@ spec:
 		t.Errorf("read again: %v", found)
 	}
 }
+
+// TestEmptyList: an empty list where it means something stays one, read and written.
+func TestEmptyList(t *testing.T) {
+	docs, found := Decode("a.yaml", []byte("kind: ClusterConfig\nmetadata: {name: default}\nspec: {routing: {trustedProxies: []}}\n"))
+	if found != nil || !strings.Contains(string(docs[0].JSON), `"trustedProxies":[]`) {
+		t.Fatalf("got %v, %s", found, docs[0].JSON)
+	}
+	var out bytes.Buffer
+	if err := Encode(&out, docs[0].Object); err != nil || !strings.Contains(out.String(), "trustedProxies: []") {
+		t.Errorf("got %v:\n%s", err, &out)
+	}
+	docs, _ = Decode("a.yaml", []byte("kind: ClusterConfig\nmetadata: {name: default}\nspec: {routing: {trustedProxies: null}}\n"))
+	if docs[0].Object.(*api.ClusterConfig).Spec.Routing.TrustedProxies != nil {
+		t.Error("null is a list")
+	}
+}
