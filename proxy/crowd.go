@@ -80,7 +80,7 @@ func (m crowds) admit(c crowd, limits api.Limits, w *waiter) error {
 			whose = "the Session"
 		}
 		return &fullError{
-			words:   fmt.Sprintf("%s has %d live connections to the %s, and spec.limits.connectionsPerSession is %d", whose, own, c.kind, limits.ConnectionsPerSession),
+			words:   fmt.Sprintf("%s has %s to the %s, and spec.limits.connectionsPerSession is %d", whose, live(own), c.kind, limits.ConnectionsPerSession),
 			message: "this Session has as many connections to the Service as allowed; close one or try later",
 		}
 	}
@@ -111,13 +111,21 @@ func (n *count) full(c crowd, limits api.Limits) *fullError {
 		limit = "its limit of connections"
 	}
 	e := &fullError{
-		words:   fmt.Sprintf("the %s has %d live connections, and %s is %d", c.kind, n.all, limit, limits.Connections),
+		words:   fmt.Sprintf("the %s has %s, and %s is %d", c.kind, live(n.all), limit, limits.Connections),
 		message: "the Service has as many connections as allowed; try later",
 	}
 	if limits.Pending > 0 {
 		e.words += fmt.Sprintf("; %d wait of at most %d", n.waiting.Len(), limits.Pending)
 	}
 	return e
+}
+
+// live says how many connections are live.
+func live(n int) string {
+	if n == 1 {
+		return "1 live connection"
+	}
+	return fmt.Sprintf("%d live connections", n)
 }
 
 func (n *count) isFull() bool { return n.limit > 0 && n.all >= n.limit }

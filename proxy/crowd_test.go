@@ -107,3 +107,24 @@ func TestCrowds(t *testing.T) {
 		}
 	})
 }
+
+// One connection is not several.
+func TestFullWords(t *testing.T) {
+	m := crowds{}
+	c := crowd{service: "svc", kind: api.KindService}
+	limits := api.Limits{Connections: 2, ConnectionsPerSession: 1}
+	if err := m.admit(c, limits, nil); err != nil {
+		t.Fatal(err)
+	}
+	want := "the source address has 1 live connection to the Service, and spec.limits.connectionsPerSession is 1"
+	if err := m.admit(c, limits, nil); err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+	c.caller.name = "another"
+	m.admit(c, limits, nil)
+	c.caller.name = "one more"
+	want = "the Service has 2 live connections, and spec.limits.connections is 2"
+	if err := m.admit(c, limits, nil); err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+}

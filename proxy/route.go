@@ -119,7 +119,9 @@ func (g *Gate) Peers(listener string, source netip.Addr) []api.Arrival {
 		if c.arrival.Route != nil {
 			routed = *c.arrival.Route
 		}
-		routed.Config, routed.Limits.Duration = pinned(d.Config, to.upstream), peerLasts
+		// No limit on connections: where there are as many as there may be, a query must
+		// still be cancelled.
+		routed.Config, routed.Limits = pinned(d.Config, to.upstream), api.Limits{Duration: peerLasts}
 		peers = append(peers, api.Arrival{Service: c.arrival.Service, Route: &routed})
 	}
 	return peers

@@ -29,7 +29,7 @@ type Reason string
 
 const (
 	ClientClosed   Reason = "CLIENT_CLOSED"   // both directions finished, the client's first
-	UpstreamClosed Reason = "UPSTREAM_CLOSED" // both directions finished, the upstream's first
+	UpstreamClosed Reason = "UPSTREAM_CLOSED" // both directions finished, the upstream's first; or see Departure
 	ClientReset    Reason = "CLIENT_RESET"    // the client aborted, or was lost
 	UpstreamReset  Reason = "UPSTREAM_RESET"  // the upstream aborted, or was lost
 	DialFailed     Reason = "DIAL_FAILED"     // the upstream could not be reached
@@ -177,6 +177,17 @@ func (e *ResetError) Error() string { return "stream reset: " + e.Reason }
 
 // Unwrap returns syscall.ECONNRESET.
 func (e *ResetError) Unwrap() error { return syscall.ECONNRESET }
+
+// Departure is what Read may return in place of a reset: the peer went without the
+// goodbye that its protocol wants, but only after it had taken our end (see
+// [CloseWriter]), and had sent nothing since. For the other peer that is a reset, as
+// nobody can tell whether all came. For the log it is none: the other peer was the
+// first to finish, and there is no error.
+type Departure interface {
+	error
+	// AfterEnd does nothing.
+	AfterEnd()
+}
 
 // IsReset tells whether a Read or Write failed because the stream was aborted,
 // be it by the peer or by this side.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -20,15 +21,14 @@ const (
 	maxAddresses = 16
 )
 
-// dial connects to a host by whichever of its addresses answers.
-func (d *Dialer) dial(ctx context.Context, host string, port uint16, families []api.IPFamily) (net.Conn, error) {
+// dial connects to a host, of the config of a place, by whichever of its addresses
+// answers.
+func (d *Dialer) dial(ctx context.Context, p *place, host string, port uint16, families []api.IPFamily) (net.Conn, error) {
 	addrs, err := d.resolve(ctx, host, families)
 	if err != nil {
 		return nil, err
 	}
-	if len(addrs) > maxAddresses {
-		addrs = addrs[:maxAddresses]
-	}
+	addrs = p.order(host, addrs)
 	connect := d.connect
 	if connect == nil {
 		connect = d.connectTCP
@@ -36,7 +36,7 @@ func (d *Dialer) dial(ctx context.Context, host string, port uint16, families []
 	if len(addrs) == 1 {
 		return connect(ctx, netip.AddrPortFrom(addrs[0], port))
 	}
-	return race(ctx, alternate(addrs), func(ctx context.Context, a netip.Addr) (net.Conn, error) {
+	return race(ctx, addrs, func(ctx context.Context, a netip.Addr) (net.Conn, error) {
 		return connect(ctx, netip.AddrPortFrom(a, port))
 	})
 }
@@ -62,9 +62,23 @@ func (d *Dialer) connectTCP(ctx context.Context, at netip.AddrPort) (net.Conn, e
 	return nd.DialContext(ctx, "tcp", at.String())
 }
 
-// alternate orders addresses so that the families take turns (RFC 8305, section
-// 4): the first stays the first.
-func alternate(addrs []netip.Addr) []netip.Addr {
+// A turnKey is one family of the addresses of a name.
+type turnKey struct {
+	host string
+	v4   bool
+}
+
+// maxTurns is the number of names of a config of which turns are kept: SRV records
+// may lead to ever others.
+const maxTurns = 64
+
+// order returns the addresses of a name in the order in which they are tried, at most
+// maxAddresses. The family of the first stays the first, and each begins with its next
+// address each time.
+func (p *place) order(host string, addrs []netip.Addr) []netip.Addr {
+	if len(addrs) == 1 {
+		return addrs
+	}
 	var first, second []netip.Addr
 	for _, a := range addrs {
 		if a.Is4() == addrs[0].Is4() {
@@ -73,8 +87,37 @@ func alternate(addrs []netip.Addr) []netip.Addr {
 			second = append(second, a)
 		}
 	}
-	out := make([]netip.Addr, 0, len(addrs))
-	for i := range addrs {
+	p.mu.Lock()
+	first, second = p.rotate(host, first), p.rotate(host, second)
+	p.mu.Unlock()
+	all := alternate(first, second)
+	return all[:min(len(all), maxAddresses)]
+}
+
+// rotate returns the addresses of one family from that whose turn it is. mu must be
+// held.
+func (p *place) rotate(host string, addrs []netip.Addr) []netip.Addr {
+	if len(addrs) < 2 {
+		return addrs
+	}
+	k := turnKey{host, addrs[0].Is4()}
+	at, known := p.spread[k]
+	if !known {
+		at = p.first
+		if p.spread == nil || len(p.spread) >= maxTurns {
+			p.spread = map[turnKey]int{}
+		}
+	}
+	at %= len(addrs)
+	p.spread[k] = at + 1
+	return slices.Concat(addrs[at:], addrs[:at])
+}
+
+// alternate joins the addresses of two families so that these take turns (RFC 8305,
+// section 4).
+func alternate(first, second []netip.Addr) []netip.Addr {
+	out := make([]netip.Addr, 0, len(first)+len(second))
+	for i := range max(len(first), len(second)) {
 		if i < len(first) {
 			out = append(out, first[i])
 		}

@@ -84,13 +84,28 @@ func givenUp(caller context.Context, name string) *Error {
 	return &Error{Reason: DialFailed, Words: name + ": given up, because the connection that asked for it has ended", Err: caller.Err()}
 }
 
+// fields are what words name as the way out.
+type fields struct {
+	url      string // what says where the upstream is
+	families string // what says which addresses of a name are wanted: %v is their list
+}
+
+// fieldsOf returns those of a foreign Object, or of a Service.
+func fieldsOf(foreign bool) fields {
+	if foreign {
+		return fields{"service", "the families in use are %v: set enable_ipv4 and enable_ipv6 of the mapping, or of the Module, to true"}
+	}
+	return fields{"the upstream's url", "spec.config.upstream.families is %v: list the other family there, too"}
+}
+
 // explain makes an Error of what went wrong with a dial. caller is the context of
 // whoever asked, without the dial's own time limit; name is HOST:PORT.
-func explain(caller context.Context, name string, timeout time.Duration, err error) *Error {
+func explain(caller context.Context, name string, f fields, timeout time.Duration, err error) *Error {
 	fail := func(reason, wayOut string) *Error {
 		return &Error{Reason: reason, Words: fmt.Sprintf("%s: %v: %s", name, err, wayOut), Err: err}
 	}
 	dns, isDNS := errors.AsType[*net.DNSError](err)
+	family, isFamily := errors.AsType[*familyError](err)
 	refused, isRefused := errors.AsType[*refusal](err)
 	switch {
 	case errors.Is(caller.Err(), context.Canceled):
@@ -98,13 +113,15 @@ func explain(caller context.Context, name string, timeout time.Duration, err err
 	case isDNS && (dns.IsTimeout || errors.Is(err, context.DeadlineExceeded)):
 		return fail(DialTimeout, "the resolver does not answer; see that it can be reached, or list the name in spec.dns.hosts of the ClusterConfig")
 	case isDNS:
-		return fail(DialFailed, "correct the upstream's url, or list the name in spec.dns.hosts of the ClusterConfig")
+		return fail(DialFailed, "correct "+f.url+", or list the name in spec.dns.hosts of the ClusterConfig")
+	case isFamily:
+		return fail(DialFailed, fmt.Sprintf(f.families, family.families))
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
 		return fail(DialTimeout, fmt.Sprintf("no answer within %v; see that the host is up and that no firewall drops the connection", timeout))
 	case isRefused:
 		return fail(DialFailed, refused.wayOut)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fail(DialFailed, "nothing listens there; start the upstream, or correct its url")
+		return fail(DialFailed, "nothing listens there; start the upstream, or correct "+f.url)
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
 		return fail(DialFailed, "this machine has no route to it")
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):

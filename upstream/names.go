@@ -2,11 +2,13 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"cardea/api"
 )
@@ -41,10 +43,37 @@ func (d *Dialer) resolve(ctx context.Context, host string, families []api.IPFami
 		return ofFamilies(host, addrs, families)
 	}
 	addrs, err := d.names.addresses(ctx, host, families)
-	if err != nil {
+	if missing, ok := errors.AsType[*net.DNSError](err); ok && missing.IsNotFound && len(families) == 1 {
+		addrs = d.others(ctx, host, families[0])
+	}
+	if err != nil && len(addrs) == 0 {
 		return nil, err
 	}
 	return ofFamilies(host, addrs, families)
+}
+
+// othersTime is how long the addresses of a family are asked for that is not wanted.
+const othersTime = time.Second
+
+// others returns the addresses of the other family that a name has which has none of
+// the one that is wanted, as far as that can be told: a name that is not there is
+// another fault.
+func (d *Dialer) others(ctx context.Context, host string, wanted api.IPFamily) []netip.Addr {
+	other := api.IPv4
+	if wanted == api.IPv4 {
+		other = api.IPv6
+	}
+	ctx, cancel := context.WithTimeout(ctx, othersTime)
+	defer cancel()
+	addrs, _ := d.names.addresses(ctx, host, []api.IPFamily{other})
+	return addrs
+}
+
+// A familyError is that a name has addresses, but none of the family that is wanted.
+type familyError struct{ families []api.IPFamily }
+
+func (e *familyError) Error() string {
+	return fmt.Sprintf("the name has no %s address, only others", e.families[0])
 }
 
 // checkName refuses names of cloud metadata.
@@ -95,7 +124,7 @@ func ofFamilies(host string, addrs []netip.Addr, families []api.IPFamily) ([]net
 	case len(out) > 0:
 		return out, nil
 	case len(addrs) > 0:
-		return nil, &net.DNSError{Err: fmt.Sprintf("no address of %s, and no other is wanted", families[0]), Name: host, IsNotFound: true}
+		return nil, &familyError{families}
 	}
 	return nil, &net.DNSError{Err: "no address", Name: host, IsNotFound: true}
 }

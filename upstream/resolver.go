@@ -3,7 +3,6 @@ package upstream
 import (
 	"cmp"
 	"context"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -93,8 +92,8 @@ func (r *resolver) time() time.Time {
 	return time.Now()
 }
 
-// addresses returns the addresses of a name, one at least, IPv6 before IPv4. What DNS
-// says begins with any address of each family, so that all have their share.
+// addresses returns the addresses of a name, one at least: what DNS says of the
+// families that are wanted, IPv6 before IPv4, or all that /etc/hosts says.
 func (r *resolver) addresses(ctx context.Context, host string, families []api.IPFamily) ([]netip.Addr, error) {
 	name := strings.ToLower(strings.TrimSuffix(host, "."))
 	if addrs := r.hosts.get("/etc/hosts", parseHosts, r.time())[name]; len(addrs) > 0 {
@@ -208,7 +207,7 @@ func (r *resolver) families(ctx context.Context, config *dns.ClientConfig, name 
 			failed = cmp.Or(failed, got.err)
 			continue
 		}
-		if found[got.family] = rotated(got.answer.addrs); len(found[got.family]) > 0 {
+		if found[got.family] = got.answer.addrs; len(found[got.family]) > 0 {
 			late = time.After(familyDelay)
 		}
 	}
@@ -216,15 +215,6 @@ func (r *resolver) families(ctx context.Context, config *dns.ClientConfig, name 
 		return out, nil
 	}
 	return nil, failed
-}
-
-// rotated returns a list that begins with any of its elements.
-func rotated[T any](list []T) []T {
-	if len(list) < 2 {
-		return list
-	}
-	at := rand.IntN(len(list))
-	return slices.Concat(list[at:], list[:at])
 }
 
 // fresh returns the answer to a question if it is known and has not ended.

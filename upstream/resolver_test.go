@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -253,30 +252,6 @@ func TestResolve(t *testing.T) {
 		if got := s.took(); !slices.Equal(got, []string{c.want}) {
 			t.Errorf("%v: asked %v", c.families, got)
 		}
-	}
-}
-
-// Each address of a name has its share of the connections.
-func TestResolveTurns(t *testing.T) {
-	s := newNameServer(t)
-	s.set("db.corp.", "A", "192.0.2.1", "192.0.2.2", "192.0.2.3")
-	s.set("db.corp.", "AAAA")
-	r, _ := resolving(t, s, "")
-	seen := map[netip.Addr]int{}
-	for range 300 {
-		addrs, err := r.addresses(t.Context(), "db.corp", nil)
-		if err != nil || len(addrs) != 3 {
-			t.Fatal(addrs, err)
-		}
-		seen[addrs[0]]++
-	}
-	for a, n := range seen {
-		if n < 40 { // of 100; by chance, once in 10^13
-			t.Errorf("%s came first %d times of 300", a, n)
-		}
-	}
-	if len(seen) != 3 {
-		t.Errorf("first were %v", seen)
 	}
 }
 

@@ -62,7 +62,7 @@ func (d *Dialer) targets(ctx context.Context, t target, timeout time.Duration) (
 		err = &net.DNSError{Err: "its SRV records say that there is no such service", Name: t.end.Host, IsNotFound: true}
 	}
 	if err != nil {
-		return nil, explain(t.caller, t.end.Host, timeout, err)
+		return nil, explain(t.caller, t.end.Host, t.fields(), timeout, err)
 	}
 	var out []endpoint
 	for _, s := range inOrder(list, rand.IntN) {

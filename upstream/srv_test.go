@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -162,13 +163,13 @@ func TestFamilies(t *testing.T) {
 		{"both.corp", []api.IPFamily{api.IPv6, api.IPv4}, []string{"2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2"}, ""},
 		{"both.corp", []api.IPFamily{api.IPv4}, []string{"192.0.2.1", "192.0.2.2"}, ""},
 		{"both.corp", []api.IPFamily{api.IPv6}, []string{"2001:db8::1", "2001:db8::2"}, ""},
-		{"four.corp", []api.IPFamily{api.IPv6}, nil, "no address of IPv6"},
+		{"four.corp", []api.IPFamily{api.IPv6}, nil, "no IPv6 address"},
 		{"192.0.2.7", []api.IPFamily{api.IPv6}, []string{"192.0.2.7"}, ""}, // what is no name is what it is
 	} {
 		tried = nil
 		cfg := config("tcp://" + c.host + ":80")
 		cfg.Upstream.Families = c.families
-		_, err := dialTo(d, t.Context(), "db.default", cfg)
+		_, err := dialTo(d, t.Context(), fmt.Sprint(c.host, c.families), cfg)
 		if !slices.Equal(tried, c.want) || err == nil || !strings.Contains(err.Error(), c.words) {
 			t.Errorf("%s, %v: tried %v (%v), want %v", c.host, c.families, tried, err, c.want)
 		}

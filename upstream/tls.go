@@ -39,6 +39,14 @@ type verdict struct {
 	err      error // why not
 }
 
+// reason returns that of the condition UpstreamVerified.
+func (v *verdict) reason() string {
+	if v.verified {
+		return "Verified"
+	}
+	return "NotVerified"
+}
+
 // errInsecure is the verdict where nobody looks.
 var errInsecure = errors.New("tls.insecureSkipVerify")
 

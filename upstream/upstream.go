@@ -85,10 +85,12 @@ type Dialer struct {
 	warnings warnings
 	names    resolver
 	figures  figures
-	verified verifications
+	verified conditions
+	reached  conditions
 
 	mu     sync.Mutex
 	places map[placeKey]*place
+	forgot int // how many of places were forgotten
 
 	// What tests replace.
 	lookup  func(ctx context.Context, host string) ([]netip.Addr, error)
@@ -101,15 +103,17 @@ type placeKey struct{ service, config string }
 
 // A place is what is remembered of a config.
 type place struct {
-	mu    sync.Mutex
-	turns int // of its endpoints
-	tls   *tls.Config
-	from  ingredients // what tls was made of
-	made  [32]byte    // the same, in a hash
+	mu     sync.Mutex
+	turns  int             // of its endpoints
+	spread map[turnKey]int // turns of the addresses of its names
+	first  int             // with which those begin
+	tls    *tls.Config
+	from   ingredients // what tls was made of
+	made   [32]byte    // the same, in a hash
 }
 
 // place returns what is remembered of a config. Where there are too many, any of
-// them is forgotten: that costs a handshake.
+// them is forgotten: that costs a handshake, and the turns of its addresses.
 func (d *Dialer) place(service, config string) *place {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -126,8 +130,9 @@ func (d *Dialer) place(service, config string) *place {
 			break
 		}
 		delete(d.places, other)
+		d.forgot++
 	}
-	p = new(place)
+	p = &place{first: d.forgot} // not always the same: it may be forgotten again and again
 	d.places[k] = p
 	return p
 }
@@ -148,13 +153,27 @@ func (p *place) turn(ends []api.Endpoint) []endpoint {
 }
 
 // Dial connects to a destination as its Config says, which has what it takes from
-// its parents. Endpoints take turns, and the next one is tried when one fails. An
-// endpoint whose host begins with "_" is a name of SRV records (RFC 2782), which
-// stand for as many endpoints in its place. A failure is an [*Error].
+// its parents. Endpoints take turns, as the addresses of a name do, and the next one
+// is tried when one fails. An endpoint whose host begins with "_" is a name of SRV
+// records (RFC 2782), which stand for as many endpoints in its place. A failure is an
+// [*Error]. What comes of it is remembered: see [Dialer.Reachable].
 //
 // The connection is a *net.TCPConn with keep-alive or, with TLS, a stream that can
 // be half-closed and reset as that can: see package relay.
 func (d *Dialer) Dial(ctx context.Context, to api.Destination) (net.Conn, api.DialReport, error) {
+	conn, report, failure := d.connectTo(ctx, to)
+	if failure == nil {
+		d.reached.set(to.Object, api.ConditionUpstreamReachable, true, "Connected", "", time.Now())
+		return conn, report, nil
+	}
+	if ctx.Err() == nil { // that the client has gone says nothing of the upstream
+		d.reached.set(to.Object, api.ConditionUpstreamReachable, false, failure.Reason, failure.Words, time.Now())
+	}
+	return nil, report, failure
+}
+
+// connectTo does the work of Dial.
+func (d *Dialer) connectTo(ctx context.Context, to api.Destination) (net.Conn, api.DialReport, *Error) {
 	var report api.DialReport
 	ends, err := to.Config.Upstream.Endpoints()
 	if err != nil {
@@ -209,6 +228,9 @@ type target struct {
 // fields then.
 func (t *target) isForeign() bool { return t.Object.Group == api.GroupAmbassador }
 
+// fields returns those that words name.
+func (t *target) fields() fields { return fieldsOf(t.isForeign()) }
+
 // left returns the time until the deadline of ctx.
 func left(ctx context.Context) time.Duration {
 	deadline, _ := ctx.Deadline()
@@ -237,9 +259,9 @@ func (d *Dialer) try(ctx context.Context, t target, timeout time.Duration, repor
 			return nil, &Error{Reason: UpstreamTLS, Words: t.end.Address() + ": " + err.Error(), Err: err}
 		}
 	}
-	conn, err := d.dial(ctx, t.end.Host, uint16(t.end.Port), t.Config.Upstream.Families)
+	conn, err := d.dial(ctx, t.place, t.end.Host, uint16(t.end.Port), t.Config.Upstream.Families)
 	if err != nil {
-		return nil, explain(t.caller, t.end.Address(), timeout, err)
+		return nil, explain(t.caller, t.end.Address(), t.fields(), timeout, err)
 	}
 	if err := preface(ctx, conn, t); err != nil {
 		conn.Close()
@@ -250,7 +272,7 @@ func (d *Dialer) try(ctx context.Context, t target, timeout time.Duration, repor
 	}
 	secure, err := s.handshake(ctx, conn)
 	if s.verdict != nil {
-		d.verified.set(t.Object, s.verdict.verified, s.words(), time.Now())
+		d.verified.set(t.Object, api.ConditionUpstreamVerified, s.verdict.verified, s.verdict.reason(), s.words(), time.Now())
 	}
 	if err != nil {
 		return nil, s.explain(t.caller, timeout, err)
@@ -274,9 +296,9 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	timeout := cmp.Or(d.Timeout, DefaultTimeout)
 	dialling, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	conn, err := d.dial(dialling, host, uint16(port), nil)
+	conn, err := d.dial(dialling, d.place("", address), host, uint16(port), nil)
 	if err != nil {
-		return nil, explain(ctx, address, timeout, err)
+		return nil, explain(ctx, address, fieldsOf(false), timeout, err)
 	}
 	return conn, nil
 }

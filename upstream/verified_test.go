@@ -108,29 +108,6 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// A condition that changes tells since when.
-func TestVerificationChanges(t *testing.T) {
-	var v verifications
-	k := api.Key{Name: "a"}
-	start := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	for i, step := range []struct {
-		ok    bool
-		words string
-		since int // minutes
-	}{{true, "", 0}, {true, "", 0}, {false, "x", 2}, {false, "y", 2}, {true, "", 4}} {
-		v.set(k, step.ok, step.words, start.Add(time.Duration(i)*time.Minute))
-		if c := v.rows[k]; c.Message != step.words || !c.Since.Equal(start.Add(time.Duration(step.since)*time.Minute)) {
-			t.Errorf("step %d: %+v", i, c)
-		}
-	}
-	for i := range maxVerified + 10 {
-		v.set(api.Key{Name: fmt.Sprint(i)}, true, "", start)
-	}
-	if n := len(v.rows); n != maxVerified {
-		t.Errorf("%d Objects are remembered", n)
-	}
-}
-
 // insecureSkipVerify is told of as what it is.
 func TestInsecureReport(t *testing.T) {
 	ca := newIssuer(t, "our CA")

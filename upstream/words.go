@@ -33,7 +33,7 @@ func (s *session) explain(caller context.Context, timeout time.Duration, err err
 	case unverified:
 		return fail(UpstreamTLS, s.distrust(verification.Err))
 	case notTLS:
-		return fail(UpstreamTLS, fmt.Sprintf("the upstream does not answer in TLS (%s); correct its address, or leave %s out", header.Msg, s.field("spec.config.tls", "tls")))
+		return fail(UpstreamTLS, fmt.Sprintf("the upstream does not answer in TLS (%s); correct %s, or leave %s out", header.Msg, s.field("its address", "service"), s.field("spec.config.tls", "tls")))
 	case refused:
 		return fail(UpstreamTLS, s.refused(alert))
 	case strings.Contains(err.Error(), "unsupported protocol version"):
@@ -128,7 +128,7 @@ func (s *session) distrust(err error) string {
 	case errors.Is(err, secret.ErrRevoked):
 		return fmt.Sprintf("the upstream's certificate cannot be trusted: %v; issue another one there", err)
 	case isHost:
-		return fmt.Sprintf("the upstream's certificate is for %s, not for %q; correct the url, or set %s", names(host.Certificate), s.name, s.serverName())
+		return fmt.Sprintf("the upstream's certificate is for %s, not for %q; correct %s, or set %s", names(host.Certificate), s.name, s.field("the url", "service"), s.serverName())
 	case isAuthority:
 		issuer := "an unknown authority"
 		if c := authority.Cert; c != nil {

@@ -128,7 +128,7 @@ func runPending(t *testing.T, s Subject) {
 		time.Sleep(time.Millisecond)
 		want(t, b, "refused")
 		want(t, c, "waits")
-		if r := denial(t, w).Entry.Common.Reason; r.Type != api.ReasonLimit || !strings.HasPrefix(r.Words, "waited 5s in vain: the Service has 1 live connections") {
+		if r := denial(t, w).Entry.Common.Reason; r.Type != api.ReasonLimit || !strings.HasPrefix(r.Words, "waited 5s in vain: the Service has 1 live connection") {
 			t.Errorf("reason = %+v", r)
 		}
 		if v := waits.Verdict(); v.Code != api.VerdictUnavailable {
@@ -213,7 +213,7 @@ func runPending(t *testing.T, s Subject) {
 			if _, err := io.Copy(io.Discard, late); !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("the late one saw %v", err)
 			}
-			if r := denial(t, w).Entry.Common.Reason; !strings.Contains(r.Words, "the TCPMapping has 1 live connections, and its limit of connections is 1") {
+			if r := denial(t, w).Entry.Common.Reason; !strings.Contains(r.Words, "the TCPMapping has 1 live connection, and its limit of connections is 1") {
 				t.Errorf("reason = %+v", r)
 			}
 			other.Reset("done")

@@ -3,6 +3,7 @@ package copy_test
 import (
 	"io"
 	"net"
+	"os"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -89,4 +90,86 @@ type noting struct {
 func (n *noting) CloseWrite() error {
 	n.ended = true
 	return n.PipeEnd.CloseWrite()
+}
+
+// TestDeparture relays for a client that goes without a goodbye when it has the
+// upstream's end: the upstream sees a reset, and the log hears of none.
+func TestDeparture(t *testing.T) {
+	for _, side := range []relay.Reason{relay.ClientClosed, relay.UpstreamClosed} {
+		synctest.Test(t, func(t *testing.T) {
+			engine := copy.New()
+			first, firstGiven := relaytest.Pipe()
+			second, secondGiven := relaytest.Pipe()
+			p := relay.Pair{Client: firstGiven, Upstream: leaving{secondGiven, make(chan struct{})}}
+			if side == relay.UpstreamClosed {
+				p.Client, p.Upstream = p.Upstream, p.Client
+			}
+			results := make(chan relay.Result, 1)
+			engine.Start(p, func(r relay.Result) { results <- r })
+			io.WriteString(first, "all")
+			if b, err := io.ReadAll(io.LimitReader(second, 3)); string(b) != "all" || err != nil {
+				t.Errorf("read %q, %v", b, err)
+			}
+			first.CloseWrite()
+			if r := <-results; r.Reason != side || r.Err != nil {
+				t.Errorf("%s, %v; want %s", r.Reason, r.Err, side)
+			}
+			if _, err := io.ReadAll(first); !relay.IsReset(err) {
+				t.Errorf("the other peer sees %v, want a reset", err)
+			}
+			engine.Wait()
+		})
+	}
+}
+
+// leaving is a stream whose peer leaves when it is told of the end.
+type leaving struct {
+	*relaytest.PipeEnd
+	told chan struct{}
+}
+
+func (l leaving) Read([]byte) (int, error) {
+	<-l.told
+	return 0, departure{&relay.ResetError{Reason: "no goodbye"}}
+}
+
+func (l leaving) CloseWrite() error {
+	defer close(l.told)
+	return l.PipeEnd.CloseWrite()
+}
+
+type departure struct{ *relay.ResetError }
+
+func (departure) AfterEnd() {}
+
+// TestGone relays an end to a peer of which the kernel knows that it is gone.
+func TestGone(t *testing.T) {
+	for lost, words := range map[relay.Reason]string{relay.ClientReset: "the client is gone", relay.UpstreamReset: "the upstream is gone"} {
+		synctest.Test(t, func(t *testing.T) {
+			engine := copy.New()
+			first, firstGiven := relaytest.Pipe()
+			_, secondGiven := relaytest.Pipe()
+			p := relay.Pair{Client: firstGiven, Upstream: gone{secondGiven}}
+			if lost == relay.ClientReset {
+				p.Client, p.Upstream = p.Upstream, p.Client
+			}
+			results := make(chan relay.Result, 1)
+			engine.Start(p, func(r relay.Result) { results <- r })
+			first.CloseWrite()
+			if r := <-results; r.Reason != lost || r.Err == nil || r.Err.Error() != words || !relay.IsReset(r.Err) {
+				t.Errorf("%s, %v; want %s, %s", r.Reason, r.Err, lost, words)
+			}
+			if _, err := io.ReadAll(first); !relay.IsReset(err) {
+				t.Errorf("the other peer sees %v, want a reset", err)
+			}
+			engine.Wait()
+		})
+	}
+}
+
+// gone is a stream that cannot be half-closed any more.
+type gone struct{ *relaytest.PipeEnd }
+
+func (gone) CloseWrite() error {
+	return &net.OpError{Op: "close", Net: "tcp", Err: os.NewSyscallError("shutdown", syscall.ENOTCONN)}
 }

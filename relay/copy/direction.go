@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"cardea/relay"
 )
 
 const (
@@ -82,7 +84,14 @@ func (d *direction) pass() bool {
 			return true
 		}
 	}
-	if failed == nil || !d.live.fail(failed.lost, err) {
+	if failed == nil {
+		return false
+	}
+	why := failed.lost
+	if _, ok := errors.AsType[relay.Departure](err); ok && failed == d.from {
+		why, err = d.to.closed, nil // d.from has our end because d.to had sent its own
+	}
+	if !d.live.fail(why, err) {
 		return false
 	}
 	if failed == d.to {

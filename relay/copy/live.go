@@ -273,8 +273,24 @@ func (g *leg) closeWrite() error {
 		return errors.ErrUnsupported
 	}
 	g.shut.Store(true)
-	return c.CloseWrite()
+	err := c.CloseWrite()
+	if errors.Is(err, syscall.ENOTCONN) { // the kernel has closed it, which only a reset or a loss does
+		return &goneError{g}
+	}
+	return err
 }
+
+// A goneError is that the peer of a leg was gone when it was to be told of an end.
+type goneError struct{ leg *leg }
+
+func (e *goneError) Error() string {
+	if e.leg.lost == relay.ClientReset {
+		return "the client is gone"
+	}
+	return "the upstream is gone"
+}
+
+func (*goneError) Unwrap() error { return syscall.ECONNRESET }
 
 // waitReset waits, after an end of file, until the leg turns out to be reset, or is
 // closed; see relay.Watcher.

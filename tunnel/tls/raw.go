@@ -60,7 +60,7 @@ func (r *raw) Write(p []byte) (int, error) {
 }
 
 // CloseWrite sends close_notify.
-func (r *raw) CloseWrite() error { return r.ended(r.Conn.CloseWrite()) }
+func (r *raw) CloseWrite() error { return r.ended(r.socket.closeWrite(r.Conn)) }
 
 // Close sends close_notify, if CloseWrite has not, and closes the connection.
 func (r *raw) Close() error {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"cardea/tunnel"
 )
@@ -18,7 +19,7 @@ import (
 // as one that ends with it. It does not read on after close_notify, though. So an
 // end of file that is seen here was not announced, and a strict socket says that
 // it is a reset; what crypto/tls then calls io.EOF is close_notify and nothing
-// else.
+// else. Whoever goes that way when all is over is told apart, see [socket.unannounced].
 //
 // It also borrows memory while there is much to read or write, so that bulk takes
 // few system calls though its records are small, and withholds session tickets until
@@ -35,6 +36,12 @@ type socket struct {
 	full  bool    // the last read was: there is probably more
 	ahead *buffer // what was read ahead, borrowed
 	next  []byte  // the part of ahead that was not asked for yet
+	last  record  // how far the last record has come
+	spoke bool    // something came when we had ended, or were about to
+
+	ending atomic.Bool // our close_notify was sent, or is about to be
+	end    sync.Mutex  // held while it is sent
+	ended  bool        // it was sent; guarded by end
 
 	mu        sync.Mutex // crypto/tls may answer a KeyUpdate while gathering
 	gathered  *buffer    // what is to be written at once, borrowed
@@ -49,7 +56,16 @@ type buffer [20 << 10]byte
 // buffers lends buffers.
 var buffers = sync.Pool{New: func() any { return new(buffer) }}
 
-var errUnannounced = &tunnel.ResetError{Reason: "the connection ended without close_notify"}
+var (
+	errUnannounced = &tunnel.ResetError{Reason: "the connection ended without close_notify"}
+	errLeft        = departure{&tunnel.ResetError{Reason: "the connection ended without close_notify, after ours"}}
+)
+
+// A departure is a [cardea/relay.Departure].
+type departure struct{ *tunnel.ResetError }
+
+// AfterEnd implements [cardea/relay.Departure].
+func (departure) AfterEnd() {}
 
 var errTooLong = errors.New("the handshake is too long")
 
@@ -64,10 +80,86 @@ func (s *socket) Read(p []byte) (int, error) {
 			return 0, errTooLong
 		}
 	}
+	s.last.take(p[:n])
+	s.spoke = s.spoke || n > 0 && s.ending.Load()
 	if s.strict && n == 0 && err == io.EOF {
-		err = errUnannounced
+		err = s.unannounced()
 	}
 	return n, err
+}
+
+// closeWrite sends close_notify on conn, which is over s.
+func (s *socket) closeWrite(conn *tls.Conn) error {
+	s.ending.Store(true)
+	s.end.Lock()
+	defer s.end.Unlock()
+	err := conn.CloseWrite() // takes five seconds at most
+	s.ended = err == nil
+	return err
+}
+
+// unannounced returns the error for an end of file without close_notify.
+//
+// Many clients that read ours just close the connection. That is told by four things:
+// ours was sent, and the peer's TCP has confirmed it; no byte came after it; and what
+// came before it ends with a record. As a system resets a connection that is closed
+// while it holds bytes that were not read, an end of file then comes from somebody who
+// has read our close_notify, and not from one who died before. What cannot be told is
+// whether it would have sent more: so it is a reset all the same, and only the log says
+// it in another way.
+func (s *socket) unannounced() error {
+	if !s.ending.Load() || s.spoke || !s.last.whole() {
+		return errUnannounced
+	}
+	s.end.Lock()
+	defer s.end.Unlock()
+	if !s.ended || !delivered(s.Conn) {
+		return errUnannounced
+	}
+	return errLeft
+}
+
+// A record is how far the last record of a TLS connection has come (RFC 8446, section
+// 5.1).
+type record struct {
+	header [5]byte
+	have   int // of the header
+	left   int // of what follows it
+}
+
+// take notes the next bytes of the connection.
+func (r *record) take(p []byte) {
+	for len(p) > 0 {
+		if r.left > 0 {
+			n := min(r.left, len(p))
+			r.left -= n
+			p = p[n:]
+			continue
+		}
+		n := copy(r.header[r.have:], p)
+		r.have += n
+		p = p[n:]
+		if r.have == len(r.header) {
+			r.have, r.left = 0, int(binary.BigEndian.Uint16(r.header[3:]))
+		}
+	}
+}
+
+// whole tells whether no part of a record is missing.
+func (r *record) whole() bool { return r.have == 0 && r.left == 0 }
+
+// tcpOf returns the TCP connection beneath c, nil if there is none.
+func tcpOf(c net.Conn) *net.TCPConn {
+	for {
+		switch l := c.(type) {
+		case *net.TCPConn:
+			return l
+		case interface{ NetConn() net.Conn }:
+			c = l.NetConn()
+		default:
+			return nil
+		}
+	}
 }
 
 // read reads ahead when the last read got all that it had room for. A connection
