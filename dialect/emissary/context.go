@@ -51,6 +51,16 @@ func (p *parts) uses() (keys []api.Key) {
 	return keys
 }
 
+// notes returns what a person should know of the Secrets of the parts.
+func (p *parts) notes() (notes []string) {
+	for _, r := range []ref{p.cert, p.ca, p.crl} {
+		if r.note != "" && !slices.Contains(notes, r.note) {
+			notes = append(notes, r.note)
+		}
+	}
+	return notes
+}
+
 // parts reads settings of an Object. cert is the certificate that the Object names in
 // another way than by files, and field says where.
 func (c *compiler) parts(o *object, s *api.TLSSettings, cert ref, field string, dots bool) parts {
@@ -106,7 +116,7 @@ func (c *compiler) trust(p *parts, o *object, s *api.TLSSettings, dots bool) (wr
 		p.crl = c.file("crl_file", s.CRLFile, "")
 	}
 	if !p.ca.named() && p.cert.root {
-		p.ca = ref{material: p.cert.material}
+		p.ca = ref{material: p.cert.material, note: p.cert.note}
 	}
 	if p.crl.named() && !p.ca.named() {
 		o.note("crl_secret has no effect on certificates of clients without a CA to verify them")
@@ -177,6 +187,9 @@ func (c *compiler) readContext(t *tlsContext) {
 	s := t.spec
 	dots := c.dots(s.SecretNamespacing)
 	t.parts = c.parts(t.object, &s.TLSSettings, c.secret("secret", s.Secret, t.ns, dots, forCertificate), "secret", dots)
+	for _, n := range t.notes() {
+		t.note("%s", n)
+	}
 	lent := t.lent && !t.cert.named()
 	if len(s.Hosts) > 0 && !lent {
 		t.wrong = first(t.wrong, t.checkTermination("secret"))
@@ -196,7 +209,7 @@ func (c *compiler) readContext(t *tlsContext) {
 	if lent {
 		return // the Host is what its names are served by
 	}
-	p := &provider{object: t.object, terminate: t.terminate(), uses: c.out.Uses[t.key], used: &t.used}
+	p := &provider{object: t.object, terminate: t.terminate(), uses: c.out.Uses[t.key], notes: t.notes(), used: &t.used}
 	p.problem = first(t.inUse(), t.missing())
 	for _, h := range s.Hosts {
 		name := canonical(h)
@@ -290,7 +303,10 @@ func (c *compiler) readHost(x *api.Host, h *host) *provider {
 	if p.wrong.ok() && broken.ok() {
 		p.wrong = p.checkTermination("tlsSecret")
 	}
-	result := &provider{object: h.object, terminate: p.terminate(), isHost: true, used: &h.used, uses: append(uses, p.uses()...)}
+	result := &provider{object: h.object, terminate: p.terminate(), isHost: true, used: &h.used, uses: append(uses, p.uses()...), notes: p.notes()}
+	for _, n := range result.notes {
+		h.note("%s", n)
+	}
 	if !p.wrong.ok() {
 		h.reject(p.wrong)
 		result.problem = problemf(ReasonContext, "%s is not accepted: %s", h.key, p.wrong.words)

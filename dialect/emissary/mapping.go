@@ -59,6 +59,9 @@ func (k groupKey) String() string {
 // isEvery reports whether an address stands for every one of its family.
 func isEvery(address string) bool { return address == "" || address == "0.0.0.0" || address == "::" }
 
+// originates reports whether TLS is spoken to the service: https:// is tls: true.
+func (m *mapping) originates() bool { return m.spec.TLS.IsSet() || m.service.scheme == "https" }
+
 func (m *mapping) key4group() groupKey {
 	k := groupKey{address: m.address, port: *m.spec.Port, host: m.host}
 	if isEvery(k.address) {
@@ -145,12 +148,13 @@ func (c *compiler) readMapping(x *api.TCPMapping, o *object) (*mapping, problem)
 	}
 	if s.Address != "" {
 		a, err := netip.ParseAddr(s.Address)
-		if err != nil {
-			bad("address must be an IP address, of IPv6 without brackets, not %q", short(s.Address))
+		if err != nil || a.Zone() != "" {
+			bad("address must be an IP address, of IPv6 without brackets and zone, not %q", short(s.Address))
 		}
 		m.address = a.Unmap().String()
 	}
-	if m.host != "" && !isPattern(m.host) {
+	// A host that is nothing but a dot must not become none, nor *. become *.
+	if s.Host != "" && (!isPattern(m.host) || m.host == api.AnyName && s.Host != api.AnyName) {
 		bad("host must be NAME, *.DOMAIN or *, not %q", short(s.Host))
 	}
 	if w := s.Weight; w != nil && (*w < 0 || *w > 100) {
@@ -179,7 +183,7 @@ func (c *compiler) readMapping(x *api.TCPMapping, o *object) (*mapping, problem)
 	case m.startTLS != "":
 		bad("the annotation %s%s needs host", api.AnnotationPrefix, api.AnnotationStartTLS)
 	}
-	if m.passthrough && (s.TLS.IsSet() || m.service.scheme == "https") {
+	if m.passthrough && m.originates() {
 		bad("with the annotation %s%s TLS is the service's: leave tls and https:// out", api.AnnotationPrefix, api.AnnotationTLS)
 	}
 	if p := invalid(wrong); !p.ok() {
@@ -276,11 +280,11 @@ func settings() []setting {
 	}
 	return []setting{
 		{name: "tls", strict: true, text: func(m *mapping) string {
-			switch t := m.spec.TLS; {
-			case !t.IsSet():
+			switch {
+			case !m.originates():
 				return ""
-			case t.Name != "":
-				return strconv.Quote(short(t.Name))
+			case m.spec.TLS.Name != "":
+				return strconv.Quote(short(m.spec.TLS.Name))
 			}
 			return "true"
 		}},

@@ -1,6 +1,7 @@
 package emissary
 
 import (
+	"cmp"
 	"reflect"
 	"strings"
 
@@ -13,13 +14,14 @@ type provider struct {
 	terminate *api.Termination
 	problem   problem   // why it cannot be used
 	uses      []api.Key // its Secrets
+	notes     []string  // what a person should know of those
 	isHost    bool
 	used      *bool
 }
 
 // providers are found by the names that they are for. The most specific name counts
-// first; then a TLSContext before a Host, one of the own Namespace before others, and
-// the older one.
+// first; then one that can be used before one that cannot, a TLSContext before a Host,
+// one of the own Namespace before others, and the older one.
 type providers struct {
 	list   []named
 	byName map[string]*candidates
@@ -41,11 +43,22 @@ type candidates struct {
 }
 
 type ranked struct {
-	all  []*provider
-	byNS map[string]*provider // the first of each Namespace
+	all    []*provider
+	byNS   map[string]*provider // the first of each Namespace
+	usable *ranked              // those that can be used; nil for none, and in itself
 }
 
 func (r *ranked) add(p *provider) {
+	r.put(p)
+	if p.problem.ok() {
+		if r.usable == nil {
+			r.usable = new(ranked)
+		}
+		r.usable.put(p)
+	}
+}
+
+func (r *ranked) put(p *provider) {
 	if r.byNS == nil {
 		r.byNS = map[string]*provider{}
 	}
@@ -55,14 +68,15 @@ func (r *ranked) add(p *provider) {
 	r.all = append(r.all, p)
 }
 
+// first returns the first for mappings of a Namespace, nil if there is none.
 func (r *ranked) first(ns string) *provider {
-	if p := r.byNS[ns]; p != nil {
-		return p
+	switch {
+	case r == nil || len(r.all) == 0:
+		return nil
+	case r.byNS[ns] != nil:
+		return r.byNS[ns]
 	}
-	if len(r.all) > 0 {
-		return r.all[0]
-	}
-	return nil
+	return r.all[0]
 }
 
 func (c *candidates) add(p *provider) {
@@ -73,11 +87,15 @@ func (c *candidates) add(p *provider) {
 	}
 }
 
+// first returns who serves the mappings of a Namespace. One that cannot be used gives
+// way to others, unless it lets in only clients that show a certificate: what it guards
+// must not be open because it lacks something.
 func (c *candidates) first(ns string) *provider {
-	if p := c.contexts.first(ns); p != nil {
+	p := cmp.Or(c.contexts.first(ns), c.hosts.first(ns))
+	if p.problem.ok() || p.terminate.RequireClientCertificate {
 		return p
 	}
-	return c.hosts.first(ns)
+	return cmp.Or(c.contexts.usable.first(ns), c.hosts.usable.first(ns), p)
 }
 
 // nameKey is the key of a name in providers: *.DOMAIN is found by .DOMAIN.
@@ -193,7 +211,11 @@ func (c *candidates) tellOthers(key string, p *provider) {
 	for _, list := range [][]*provider{c.contexts.all, c.hosts.all} {
 		for _, o := range list[:min(len(list), maxNotes)] {
 			*o.used = true
-			if o != p && !(o.problem.ok() && p.problem.ok() && reflect.DeepEqual(o.terminate, p.terminate)) {
+			switch {
+			case o == p || o.problem.ok() && p.problem.ok() && reflect.DeepEqual(o.terminate, p.terminate):
+			case p.problem.ok() && !o.problem.ok():
+				o.note("%s is served by %s, because this one cannot be used%s", short(name), p.key, whose)
+			default:
 				o.note("%s is served by %s, which comes first%s", short(name), p.key, whose)
 			}
 		}

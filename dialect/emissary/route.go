@@ -31,17 +31,21 @@ func (c *compiler) addRoute(g *group) {
 	var uses []api.Key // in the order in which they are met
 	var refers bool
 	var broken problem
+	var notes []string
 	if g.key.host != "" && !lead.passthrough {
 		refers = true
-		r.Terminate, broken = c.terminate(g, &uses)
+		r.Terminate, broken = c.terminate(g, &uses, &notes)
 	}
 	var context *tlsContext
 	if name := lead.spec.TLS.Name; name != "" {
 		refers = true
 		var p problem
-		if context, p = c.originate(name, lead.ns, &uses); !p.ok() {
+		if context, p = c.originate(name, lead.ns, &uses, &notes); !p.ok() {
 			broken = both(broken, p)
 		}
+	}
+	for _, n := range notes {
+		g.note(n)
 	}
 	limits, refused := c.limits(g)
 	families := c.families(g)
@@ -94,7 +98,7 @@ func both(a, b problem) problem {
 
 // terminate returns how TLS is ended for a group. With a problem it is something that
 // ends no TLS.
-func (c *compiler) terminate(g *group, uses *[]api.Key) (*api.Termination, problem) {
+func (c *compiler) terminate(g *group, uses *[]api.Key, notes *[]string) (*api.Termination, problem) {
 	p := c.providers.find(g.key.host, g.lead.ns)
 	if p == nil {
 		return new(api.Termination), problemf(ReasonNoContext,
@@ -102,6 +106,7 @@ func (c *compiler) terminate(g *group, uses *[]api.Key) (*api.Termination, probl
 			g.key.host, g.key.host, api.AnnotationPrefix, api.AnnotationTLS)
 	}
 	*uses = join(join(make([]api.Key, 0, 1+len(p.uses)), p.key), p.uses...)
+	*notes = append(*notes, p.notes...)
 	if !p.problem.ok() {
 		words := p.problem.words
 		if p.problem.reason != ReasonContext {
@@ -125,13 +130,14 @@ func (c *compiler) terminate(g *group, uses *[]api.Key) (*api.Termination, probl
 }
 
 // originate returns the context that a mapping names for TLS to its service.
-func (c *compiler) originate(name, ns string, uses *[]api.Key) (*tlsContext, problem) {
+func (c *compiler) originate(name, ns string, uses *[]api.Key, notes *[]string) (*tlsContext, problem) {
 	t, ok := c.contexts.find(name, ns)
 	if !ok {
 		return nil, c.noContext("tls", name)
 	}
 	t.used = true
 	*uses = join(join(*uses, t.key), t.uses()...)
+	*notes = append(*notes, t.notes()...)
 	if p := t.inUse(); !p.ok() {
 		return nil, p
 	}
@@ -144,7 +150,7 @@ func (c *compiler) originate(name, ns string, uses *[]api.Key) (*tlsContext, pro
 // config returns how the service of a member is reached. TLS to it is never left out
 // because its context is not there.
 func (c *compiler) config(g *group, m *mapping, context *tlsContext, families []api.IPFamily) *api.ServiceConfig {
-	originates := g.lead.spec.TLS.IsSet() || m.service.scheme == "https"
+	originates := g.lead.originates()
 	port := m.service.port
 	switch {
 	case port != 0:

@@ -1,8 +1,10 @@
 package emissary
 
 import (
+	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"cardea/api"
 )
@@ -46,6 +48,8 @@ type ref struct {
 	// root is set if the Secret of a certificate has the CAs of its peers, too, as
 	// Istio's have.
 	root bool
+	// note is what a person should know of it: that its certificate expires.
+	note string
 }
 
 func (r ref) named() bool { return r.material != nil || !r.problem.ok() }
@@ -72,6 +76,9 @@ func (c *compiler) secretAt(field string, p place, why purpose, ours bool) ref {
 	if s := c.secrets[p]; s != nil {
 		key := s.Key()
 		r := ref{material: &api.Material{Secret: &key}, root: s.HasKey("root-cert.pem")}
+		if why == forCertificate || why == forAuthority && !s.HasKey("ca.crt") && !r.root {
+			r.note = c.expiry(key, s.Status.Certificate)
+		}
 		if lacks := lacking(s, why); lacks != "" {
 			return ref{problem: problemf(ReasonBadSecret, "%s, which %s names, %s: it must hold %s", key, field, lacks, why.holds())}
 		}
@@ -86,13 +93,35 @@ func (c *compiler) secretAt(field string, p place, why purpose, ours bool) ref {
 		case why == forCertificate && !facts.HasKey:
 			return ref{problem: problemf(ReasonBadSecret, "%s, which %s names, has no key for its certificate: put both into it, PEM", key, field)}
 		}
-		return ref{material: &api.Material{Secret: &key}}
+		r := ref{material: &api.Material{Secret: &key}}
+		if why != forRevocation {
+			r.note = c.expiry(key, facts)
+		}
+		return r
 	}
 	way := "apply it (apiVersion: v1), with " + why.holds()
 	if ours && why == forCertificate && !strings.Contains(p.name, ".") {
 		way += ", or a Secret of Cardea of that name with certificate and key"
 	}
 	return ref{problem: problemf(ReasonNoSecret, "%s names Secret %s/%s, which is not there: %s", field, short(p.ns), short(p.name), way)}
+}
+
+// soon is how long before its end it is said of a certificate that it expires.
+const soon = 14 * 24 * time.Hour
+
+// expiry says of a certificate that it has expired, or soon will; else "".
+func (c *compiler) expiry(secret api.Key, facts *api.CertificateFacts) string {
+	if facts == nil || facts.NotAfter.IsZero() {
+		return ""
+	}
+	verb := "expires"
+	switch left := facts.NotAfter.Sub(c.Now); {
+	case left < 0:
+		verb = "expired"
+	case left > soon:
+		return ""
+	}
+	return fmt.Sprintf("the certificate in %s %s on %s", secret, verb, facts.NotAfter.UTC().Format(time.DateOnly))
 }
 
 // lacking says what a Secret of Kubernetes does not have, "" if it has all.

@@ -81,7 +81,12 @@ func (in *Input) addDoc(doc map[string]any) error {
 		keys := slices.Sorted(maps.Keys(s))
 		status := map[string]any{"keys": keys}
 		if s["tls.crt"] != "unreadable" && (slices.Contains(keys, "tls.crt") || slices.Contains(keys, "cert-chain.pem")) {
-			status["certificate"] = map[string]any{"hasKey": s["tls.key"] != "other" && (slices.Contains(keys, "tls.key") || slices.Contains(keys, "key.pem"))}
+			facts := map[string]any{"hasKey": s["tls.key"] != "other" && (slices.Contains(keys, "tls.key") || slices.Contains(keys, "key.pem"))}
+			crt, _ := s["tls.crt"].(string)
+			if until, ok := strings.CutPrefix(crt, "until "); ok {
+				facts["notAfter"] = until
+			}
+			status["certificate"] = facts
 		}
 		delete(doc, "data")
 		doc["status"] = status
