@@ -349,6 +349,43 @@ func TestServerCertificateIsKeptAndRenewed(t *testing.T) {
 	}
 }
 
+// A public port's certificate is for the Service's own name and for those of other
+// domains, never for another name of the cluster.
+func TestNamesOfAPublicPort(t *testing.T) {
+	const own = "web.ns.svc.cardea.internal"
+	c := newClock()
+	a := open(t, newStore(t), c)
+	plain, err := a.NameCertificate(own)
+	if err != nil || !slices.Equal(plain.Leaf.DNSNames, []string{own}) {
+		t.Fatalf("%v, %v", plain, err)
+	}
+	both, err := a.NameCertificate("Web.ns.svc.cardea.internal", "*.example.org", "a_b.example.com")
+	if err != nil || !slices.Equal(both.Leaf.DNSNames, []string{own, "*.example.org", "a_b.example.com"}) {
+		t.Fatalf("%v, %v", both, err)
+	}
+	for _, name := range []string{own, "x.example.org", "a_b.example.com"} {
+		if _, err := both.Leaf.Verify(x509.VerifyOptions{DNSName: name, Roots: a.Pool(), CurrentTime: c.t}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if again, _ := a.NameCertificate(own); again != plain {
+		t.Error("the certificate for one name is not kept")
+	}
+	if again, _ := a.NameCertificate(own, "*.example.org", "a_b.example.com"); again != both {
+		t.Error("the certificate for more names is not kept")
+	}
+	for _, more := range []string{"api.cardea.internal", "other.ns.svc.cardea.internal", "*.svc.cardea.internal", "*.cardea.internal", "cardea.internal", "*", "*.*.x", "", "a..b", "Upper.x", "a b"} {
+		if got, err := a.NameCertificate(own, "www.example.com", more); err == nil {
+			t.Errorf("%q: %v", more, got.Leaf.DNSNames)
+		}
+	}
+	for _, name := range []string{"api.cardea.internal", "www.example.com", "", "*.ns.svc.cardea.internal"} {
+		if _, err := a.NameCertificate(name, "www.example.com"); err == nil {
+			t.Errorf("a certificate for %q", name)
+		}
+	}
+}
+
 func TestServerCertificateConcurrently(t *testing.T) {
 	a := open(t, newStore(t), newClock())
 	var all sync.WaitGroup

@@ -84,26 +84,28 @@ func (a *Authority) ServerCertificate(hello *tls.ClientHelloInfo) (*tls.Certific
 		return nil, err
 	}
 	if hello.ServerName == "" {
-		return a.server(name, localAddr(hello.Conn))
+		return a.server([]string{name}, localAddr(hello.Conn))
 	}
-	return a.server(name, netip.Addr{})
+	return a.server([]string{name}, netip.Addr{})
 }
 
 // NameCertificate returns the certificate for one name of a Service,
-// NAME.NAMESPACE.svc.DOMAIN, and for no other: what a public listener shows to
-// everybody, whatever name they ask for.
-func (a *Authority) NameCertificate(name string) (*tls.Certificate, error) {
+// NAME.NAMESPACE.svc.DOMAIN, and for more names, or *.DOMAIN, that are not below the
+// cluster's domain: what a public listener shows to everybody, whatever name they ask
+// for.
+func (a *Authority) NameCertificate(name string, more ...string) (*tls.Certificate, error) {
 	if of, err := a.serverName(name); err != nil || !strings.HasPrefix(of, "*.") {
 		return nil, fmt.Errorf("cert: no certificate for %.100q: it is not NAME.NAMESPACE.svc.%s", name, a.domain)
 	}
-	return a.server(strings.ToLower(name), netip.Addr{})
+	return a.server(append([]string{strings.ToLower(name)}, more...), netip.Addr{})
 }
 
-// server returns the certificate for a name and, if it is valid, an address.
-func (a *Authority) server(name string, ip netip.Addr) (*tls.Certificate, error) {
+// server returns the certificate for names, of which the first is the cluster's own
+// and no other is, and, if it is valid, an address.
+func (a *Authority) server(names []string, ip netip.Addr) (*tls.Certificate, error) {
 	s := a.current()
-	leaf := x509.Certificate{DNSNames: []string{name}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
-	slot := name
+	leaf := x509.Certificate{DNSNames: names, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	slot := strings.Join(names, " ")
 	if ip.IsValid() {
 		leaf.IPAddresses = []net.IP{ip.AsSlice()}
 		slot += " " + ip.String()
@@ -111,6 +113,11 @@ func (a *Authority) server(name string, ip netip.Addr) (*tls.Certificate, error)
 	now := a.now()
 	if c := s.servers.get(slot, now); c != nil {
 		return c, nil
+	}
+	for _, n := range names[1:] {
+		if !a.isForeign(n) {
+			return nil, fmt.Errorf("cert: no certificate for %.100q: it is not a name, or *.NAME, outside %s", n, a.domain)
+		}
 	}
 	// Two that find none at once both make one: either is as good.
 	by, above := s.issuer()
@@ -125,6 +132,18 @@ func (a *Authority) server(name string, ip netip.Addr) (*tls.Certificate, error)
 	c := &tls.Certificate{Certificate: append([][]byte{der}, above...), PrivateKey: a.serverKey, Leaf: parsed}
 	s.servers.put(slot, c)
 	return c, nil
+}
+
+// isForeign tells whether a name, or *.NAME, in lower case is one of DNS, and not in
+// the cluster's domain. It may have '_', as names in use do.
+func (a *Authority) isForeign(name string) bool {
+	name = strings.TrimPrefix(name, "*.")
+	for l := range strings.SplitSeq(name, ".") {
+		if !validLabel(strings.ReplaceAll(l, "_", "x")) {
+			return false
+		}
+	}
+	return len(name) <= 253 && name != a.domain && !strings.HasSuffix(name, "."+a.domain)
 }
 
 // serverName returns the name of the certificate for a server name.

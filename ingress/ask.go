@@ -1,10 +1,12 @@
 package ingress
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"cardea/api"
 )
@@ -26,12 +28,7 @@ type witness func(format string, args ...any)
 // name do not take the connection, no other is looked at, or a condition on a name
 // could be got round by coming to a worse name.
 func (l *listener) find(q query, w witness) (*row, string) {
-	b, pattern := l.bytes, ""
-	if q.tls {
-		if named, as, ok := l.names.find(q.sni); ok {
-			b, pattern = named, as
-		}
-	}
+	b, pattern := l.best(q)
 	switch {
 	case b != nil:
 	case !q.tls:
@@ -57,6 +54,17 @@ func (l *listener) find(q query, w witness) (*row, string) {
 		}
 	}
 	return nil, fmt.Sprintf("of the rows of %v for %s none takes %s", l.bind, titled(pattern), q.conditions())
+}
+
+// best returns the rows of the name that a connection comes to, and that name; nil if
+// there are none.
+func (l *listener) best(q query) (b *bucket, pattern string) {
+	if q.tls {
+		if b, pattern, ok := l.names.find(q.sni); ok {
+			return b, pattern
+		}
+	}
+	return l.bytes, ""
 }
 
 // titled says what a pattern of server names takes.
@@ -135,7 +143,10 @@ func (t *Table) listener(a netip.AddrPort) *listener {
 }
 
 // Ask says where a connection would go, and why.
-func (t *Table) Ask(q api.RouteQuestion) api.RouteAnswer {
+func (t *Table) Ask(q api.RouteQuestion) api.RouteAnswer { return t.ask(q, 0) }
+
+// ask is Ask; timeout is that of hellos, 0 if it is not known.
+func (t *Table) ask(q api.RouteQuestion, timeout time.Duration) api.RouteAnswer {
 	a := api.RouteAnswer{Steps: []string{}}
 	refuse := func(format string, args ...any) api.RouteAnswer {
 		a.Refused = fmt.Sprintf(format, args...)
@@ -175,12 +186,44 @@ func (t *Table) Ask(q api.RouteQuestion) api.RouteAnswer {
 	}
 	a.Members = r.shares()
 	if r.Refused != "" {
-		return refuse("%v lacks something, and refuses every connection: %s", r.Owner, r.Refused)
+		return refuse("%s", lacking(r, r.Refused))
+	}
+	if r.StartTLS != "" {
+		w("TLS from the first byte needs ALPN %s", alpnPostgres)
+	}
+	if r.Match.SNI == "" && !l.bare() {
+		after := "a fifth of helloTimeout"
+		if timeout > 0 {
+			after += fmt.Sprintf(" (%v)", silent(timeout))
+		}
+		w("a client that says nothing gets here after %s: so long a server that speaks first is not reached", after)
 	}
 	for _, m := range a.Members {
 		w("%v has %d of %d connections", m.Object, m.Weight, m.Of)
 	}
+	w("%s", r.decided())
 	return a
+}
+
+// lacking says that a row refuses, and why.
+func lacking(r *row, why string) string {
+	return fmt.Sprintf("%v lacks something, and refuses every connection: %s", r.Owner, why)
+}
+
+// decided says who decides about the connections of a row.
+func (r *row) decided() string {
+	if s := r.service; s != nil {
+		words := "then policies decide: cardea why USER " + s.Metadata.Name
+		if s.Spec.IsAnonymous {
+			words += ", or for who has no Session those of the Service, its Namespace and the ClusterConfig"
+		}
+		return words
+	}
+	var namespaces []string
+	for _, m := range r.Members {
+		namespaces = append(namespaces, m.Object.Namespace)
+	}
+	return fmt.Sprintf("then a DENY in the ClusterConfig or in Namespace %s, if there is one, refuses", few(distinct(namespaces, cmp.Compare[string])))
 }
 
 // asked returns the listener that a question is about, or nil and why there is none.
@@ -242,6 +285,9 @@ func (r *row) tls() string {
 		words += "the certificate in " + t.Certificate.String()
 	} else {
 		words += "a certificate of the cluster for " + t.ClusterName
+		if len(t.ClusterHosts) > 0 {
+			words += ", and for the names of public.hosts"
+		}
 	}
 	switch {
 	case t.Sessions && t.RequireClientCertificate:

@@ -23,6 +23,16 @@ func (v *visit) cancel(p *pgstart.Packet) error {
 	if len(to) == 0 {
 		return noRoute("a CancelRequest from where there is no connection")
 	}
+	for _, a := range to {
+		if a.Route == nil {
+			continue
+		}
+		for _, row := range v.router.table.Load().of[a.Route.Object] {
+			if err := row.meter.admit(v.client().Addr()); err != nil {
+				return err
+			}
+		}
+	}
 	packet := bytes.Clone(v.read[:p.Len])
 	left := new(atomic.Int32)
 	left.Store(int32(len(to)))

@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -8,7 +9,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,7 +29,6 @@ type ending struct {
 	version string // names what it was made of
 	flaw    string // why it cannot be: it refuses
 	since   time.Time
-	notes   []string
 	// stale is why the files that it was made of cannot be read any more, if so.
 	stale atomic.Pointer[string]
 
@@ -34,7 +37,7 @@ type ending struct {
 	own       *tls.Certificate // nil for one of the cluster
 	clientCAs *x509.CertPool
 	crl       *secret.Material // nil for none
-	cluster   func(name string) (*tls.Certificate, error)
+	cluster   func(name string, more ...string) (*tls.Certificate, error)
 	sessions  func() *x509.CertPool
 
 	mu      sync.Mutex
@@ -55,6 +58,9 @@ func (a *agreement) about(cert *tls.Certificate, cas *x509.CertPool) bool {
 	return a != nil && a.cert == cert && (a.cas == cas || a.cas.Equal(cas))
 }
 
+// expirySoon is how long before its end a status says that a certificate expires.
+const expirySoon = 14 * 24 * time.Hour
+
 // ticketKeyTime is how long tickets are sealed with one key. They are good for as
 // long again.
 const ticketKeyTime = 24 * time.Hour
@@ -69,7 +75,8 @@ type loaded struct {
 }
 
 // load makes the endings of a table. With onlyFiles those stay that use no files.
-// setting must be held.
+// setting must be held. It says for which Objects that leaves rows that refuse, and
+// why, when that is news.
 func (r *Router) load(ctx context.Context, t *Table, onlyFiles bool) {
 	now := map[string]*ending{}
 	s := shelf{}
@@ -85,6 +92,38 @@ func (r *Router) load(ctx context.Context, t *Table, onlyFiles bool) {
 		now[row.place] = e
 	}
 	r.endings = now
+	r.complain(t)
+}
+
+// complain says in the log of the process which Objects have rows that refuse, and
+// what is missing, when that has changed. setting must be held.
+func (r *Router) complain(t *Table) {
+	missing := map[api.Key][]string{}
+	for row := range t.each() {
+		if why := row.lacks(); why != "" {
+			missing[row.Owner] = append(missing[row.Owner], why)
+		}
+	}
+	said := make(map[api.Key]string, len(missing))
+	for _, key := range slices.SortedFunc(maps.Keys(missing), compareKeys) {
+		words := strings.Join(distinct(missing[key], cmp.Compare[string]), "; ")
+		if said[key] = words; r.said[key] != words {
+			r.Log.Warn("a route refuses its connections", "object", key.String(), "error", words)
+		}
+	}
+	r.said = said
+}
+
+// lacks returns why a row refuses its connections, "" if it does not.
+func (r *row) lacks() string {
+	e := r.ending.Load()
+	switch {
+	case r.Refused != "" || r.Terminate == nil:
+		return r.Refused
+	case e == nil:
+		return "its TLS cannot be ended"
+	}
+	return e.flaw
 }
 
 // reload looks whether files have changed that the table in force uses.
@@ -124,12 +163,9 @@ func (r *Router) end(ctx context.Context, row *row, had *ending, s shelf) *endin
 	case e.flaw != "" && had.flaw == "" && row.files() && reflect.DeepEqual(had.asked, *row.Terminate):
 		words := e.flaw + "; what was read before is in use"
 		if had.stale.Swap(&words) == nil {
-			r.Log.Warn("files of a route cannot be read", "route", row.Owner.String(), "error", words)
+			r.Log.Warn("files of a route cannot be read", "object", row.Owner.String(), "error", words)
 		}
 		return had
-	}
-	if e.flaw != "" {
-		r.Log.Warn("a route refuses its connections", "route", row.Owner.String(), "listener", row.Bind.String(), "match", row.words, "error", e.flaw)
 	}
 	return e
 }
@@ -144,10 +180,11 @@ func (r *Router) newEnding(ctx context.Context, t api.Termination, s shelf) (*en
 		if m == nil {
 			return nil, nil
 		}
-		x, ok := s[m.String()+" "+m.Key]
+		at := m.String() + " " + m.Key + " " + m.Service // a Secret may be bound
+		x, ok := s[at]
 		if !ok {
 			x.Material, x.err = r.Material(ctx, m)
-			s[m.String()+" "+m.Key] = x
+			s[at] = x
 		}
 		if x.err != nil {
 			return nil, fmt.Errorf("%v: %w", m, x.err)
@@ -189,13 +226,8 @@ func (r *Router) newEnding(ctx context.Context, t api.Termination, s shelf) (*en
 		if len(crl.CRLs) == 0 {
 			return nil, fmt.Errorf("%v holds no revocation list", t.CRL)
 		}
-		for _, l := range crl.CRLs {
-			if now := time.Now(); !l.NextUpdate.IsZero() && now.After(l.NextUpdate) {
-				e.notes = append(e.notes, fmt.Sprintf("the revocation list of %s in %v is out of date since %s: clients of this authority are refused", l.Issuer, t.CRL, l.NextUpdate.UTC().Format(time.RFC3339)))
-			}
-		}
 	}
-	version, err := json.Marshal(append(made, e.notes))
+	version, err := json.Marshal(made)
 	if err != nil {
 		return nil, err
 	}
@@ -203,16 +235,40 @@ func (r *Router) newEnding(ctx context.Context, t api.Termination, s shelf) (*en
 	return e, nil
 }
 
-// tell says in a status what there is to say of an ending.
-func (e *ending) tell(s *api.RouteStatus) {
-	// What the table itself says is lacking tells more.
-	if c := s.Condition(api.ConditionResolved); e.flaw != "" && (c == nil || c.Status != "False") {
-		s.Set(api.ConditionResolved, false, reasonBad, e.flaw, e.since)
+// tell says in a status what there is to say of an ending at some time. What the
+// table itself says is lacking tells more, and stays.
+func (e *ending) tell(s *api.RouteStatus, now time.Time) {
+	unresolved := func(reason, words string, since time.Time) {
+		if c := s.Condition(api.ConditionResolved); c == nil || c.Status != "False" {
+			s.Set(api.ConditionResolved, false, reason, words, since)
+		}
+	}
+	if e.flaw != "" {
+		unresolved(reasonBad, e.flaw, e.since)
 	}
 	if words := e.stale.Load(); words != nil {
-		s.Set(api.ConditionResolved, false, reasonBad, *words, time.Now())
+		unresolved(reasonBad, *words, now)
 	}
-	s.Notes = append(s.Notes, e.notes...)
+	lapse := func(end time.Time, of, over, means, soon string) {
+		date := end.UTC().Format(time.RFC3339)
+		switch note := of + soon + date; {
+		case end.IsZero() || end.Sub(now) > expirySoon:
+		case now.After(end):
+			unresolved(reasonExpired, of+over+date+means, end)
+		case !slices.Contains(s.Notes, note):
+			s.Notes = append(s.Notes, note)
+		}
+	}
+	if e.own != nil && e.own.Leaf != nil {
+		of := fmt.Sprintf("the certificate in %v", e.terms.Certificate)
+		lapse(e.own.Leaf.NotAfter, of, " expired on ", ": clients refuse it", " expires on ")
+	}
+	if e.crl != nil {
+		for _, l := range e.crl.CRLs {
+			of := fmt.Sprintf("the revocation list of %s in %v", l.Issuer, e.terms.CRL)
+			lapse(l.NextUpdate, of, " is out of date since ", ": clients of this authority are refused", " is out of date on ")
+		}
+	}
 }
 
 // config returns what a handshake that begins now is made with.
@@ -220,7 +276,7 @@ func (e *ending) config(now time.Time) (*tls.Config, error) {
 	cert, cas := e.own, e.clientCAs
 	if cert == nil {
 		var err error
-		if cert, err = e.cluster(e.terms.ClusterName); err != nil {
+		if cert, err = e.cluster(e.terms.ClusterName, e.terms.ClusterHosts...); err != nil {
 			return nil, err
 		}
 	}
@@ -284,7 +340,7 @@ func (e *ending) build(cert *tls.Certificate, cas *x509.CertPool) (*tls.Config, 
 func (e *ending) verify(state tls.ConnectionState, cas *x509.CertPool) error {
 	if len(state.PeerCertificates) == 0 {
 		if e.terms.RequireClientCertificate {
-			return errors.New("no client certificate")
+			return errors.New("the client shows no certificate")
 		}
 		return nil
 	}
@@ -297,11 +353,11 @@ func (e *ending) verify(state tls.ConnectionState, cas *x509.CertPool) error {
 		var err error
 		chains, err = state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: cas, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 		if err != nil {
-			return fmt.Errorf("the client certificate does not verify any more: %w", err)
+			return fmt.Errorf("the client's certificate does not verify any more: %w", err)
 		}
 	}
 	if err := e.crl.Unrevoked(chains, time.Now()); err != nil {
-		return fmt.Errorf("the client certificate: %w", err)
+		return fmt.Errorf("the client's certificate: %w", err)
 	}
 	return nil
 }

@@ -1,10 +1,12 @@
 package ingress
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"log/slog"
 	"net"
 	"strings"
 	"testing"
@@ -236,8 +238,8 @@ func TestRevoked(t *testing.T) {
 	if err := come(good); err == nil {
 		t.Error("a list that is out of date lets in")
 	}
-	if notes := strings.Join(s.Status(mapping("shop")).Notes, "\n"); !strings.Contains(notes, "is out of date since") {
-		t.Errorf("notes: %q", notes)
+	if c := s.Status(mapping("shop")).Condition(api.ConditionResolved); c == nil || c.Status != "False" || c.Reason != "EXPIRED" || !strings.Contains(c.Message, "in file crl is out of date since") {
+		t.Errorf("condition: %+v", c)
 	}
 }
 
@@ -323,7 +325,10 @@ func TestMissingMaterial(t *testing.T) {
 		s.terms = api.Termination{Certificate: &api.Material{Chain: "cert", Key: "key"}}
 		s.open(break_)
 		c := s.dial(at("127.0.0.1", s.port), helloOf(t, &tls.Config{ServerName: "shop.example"})...)
-		s.refusal(c, api.ReasonRouteRefused, "TCPMapping/ns/shop: ")
+		r := s.refusal(c, api.ReasonRouteRefused, "TCPMapping/ns/shop: ")
+		if *r.Object != (api.Ref{APIVersion: "getambassador.io/v3alpha1", Kind: "TCPMapping", Namespace: "ns", Name: "shop"}) || *r.Route != (api.LogRoute{Listener: at("127.0.0.1", s.port), Match: "sni shop.example"}) || !r.Anonymous {
+			t.Errorf("%+v %+v", r.Object, r.Route)
+		}
 		if status, message := condition(t, s.Status(mapping("shop")), api.ConditionResolved); status != "False" || message == "" {
 			t.Errorf("%s: %q %s", name, status, message)
 		}
@@ -391,13 +396,164 @@ func TestSessions(t *testing.T) {
 		}
 	}
 	come(asks, nil)
-	s.refusal(nil, api.ReasonHandshake, "certificate")
+	if r := s.refusal(nil, api.ReasonHandshake, "the client shows no certificate"); r.Object.Name != "b.ns" || r.Anonymous || r.Route.Match != "any server name" || r.Route.Listener != at("127.0.0.1", asks) {
+		t.Errorf("%+v", r)
+	}
 	come(port, newPKI(t).leaf("session"))
-	s.refusal(nil, api.ReasonHandshake, "certificate")
+	if r := s.refusal(nil, api.ReasonHandshake, "the client's certificate does not verify: certificate signed by unknown authority"); r.Object.Name != "a.ns" || !r.Anonymous {
+		t.Errorf("%+v", r)
+	}
 	if r := s.Stats().Listeners; len(r) != 2 || r[0].Refused[api.ReasonHandshake]+r[1].Refused[api.ReasonHandshake] != 2 {
 		t.Errorf("%+v", r)
 	}
 	if a := s.Ask(api.RouteQuestion{Port: asks}); a.TLS != "TLS ends here, with a certificate of the cluster for b.ns.svc.cardea.internal; the client must show the certificate of a Session" {
 		t.Errorf("%q", a.TLS)
+	}
+}
+
+// A handshake that fails is told in words that say whose certificate is meant.
+func TestWordsOfHandshakes(t *testing.T) {
+	s := newShop(t)
+	expired := s.pki.until(time.Now().Add(-time.Minute), "late")
+	for _, x := range []struct {
+		name   string
+		terms  func(*api.Termination)
+		config *tls.Config
+		words  string
+	}{
+		{"an old client", nil, &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, "the client offers only TLS 1.0 to 1.1"},
+		{"one version", func(x *api.Termination) { x.MinVersion = "v1.3" }, &tls.Config{MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS12}, "the client offers only TLS 1.2"},
+		{"no trust", func(x *api.Termination) { x.MinVersion = "" }, &tls.Config{RootCAs: x509.NewCertPool()}, "the client hung up during the handshake: bad certificate"},
+		{"nothing shown", func(x *api.Termination) {
+			x.ClientCA, x.RequireClientCertificate = &api.Material{Chain: "ca"}, true
+		}, &tls.Config{}, "the client shows no certificate"},
+		{"an expired certificate", nil, &tls.Config{Certificates: []tls.Certificate{*expired}}, "the client's certificate does not verify: certificate has expired"},
+	} {
+		s.open(x.terms)
+		conn, err := net.Dial("tcp", at("127.0.0.1", s.port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		x.config.ServerName = "shop.example"
+		if x.config.RootCAs == nil {
+			x.config.RootCAs = s.pki.pool
+		}
+		tls.Client(conn, x.config).Handshake()
+		r := <-s.refusals
+		conn.Close()
+		if r.Reason != api.ReasonHandshake || !strings.HasPrefix(r.Words, x.words) || r.Object.Name != "shop" || r.Route.Match != "sni shop.example" {
+			t.Errorf("%s: %+v", x.name, r)
+		}
+	}
+	overload := denial{api.ReasonOverload, "local error: tls: bad record MAC"}
+	if d := new(visit).explain(overload).(denial); d != (denial{api.ReasonOverload, "the client hung up during the handshake"}) {
+		t.Errorf("%+v", d)
+	}
+	if err := errors.New("no complete handshake in time"); new(visit).explain(err) != err {
+		t.Error("words that say enough were changed")
+	}
+	if words := versions([]uint16{0x1a1a, 0x0300}); words != "versions that are not TLS 1.0 to 1.3" {
+		t.Error(words)
+	}
+}
+
+// What has expired is told, and goes on serving; what is about to is noted.
+func TestExpired(t *testing.T) {
+	s := newShop(t)
+	day := 24 * time.Hour
+	show := func(end time.Time) *api.RouteStatus {
+		s.put("cert", &secret.Material{Certificate: s.pki.until(end, "shop.example"), Version: end.String()})
+		s.open(nil)
+		return s.Status(mapping("shop"))
+	}
+	if x := show(time.Now().Add(15 * day)); x.Condition(api.ConditionResolved) != nil || len(x.Notes) != 0 {
+		t.Errorf("%+v", x)
+	}
+	soon := time.Now().Add(13 * day)
+	if x := show(soon); x.Condition(api.ConditionResolved) != nil || len(x.Notes) != 1 || x.Notes[0] != "the certificate in file cert expires on "+soon.UTC().Format(time.RFC3339) {
+		t.Errorf("%+v", x)
+	}
+	end := time.Now().Add(-time.Minute)
+	x := show(end)
+	c := x.Condition(api.ConditionResolved)
+	if c == nil || c.Status != "False" || c.Reason != "EXPIRED" || c.Message != "the certificate in file cert expired on "+end.UTC().Format(time.RFC3339)+": clients refuse it" || len(x.Notes) != 0 {
+		t.Errorf("%+v", x)
+	}
+	if a := s.Ask(api.RouteQuestion{Port: s.port, SNI: "shop.example"}); a.Refused != "" {
+		t.Error(a.Refused)
+	}
+	state, a, err := s.visit(&tls.Config{Time: func() time.Time { return end.Add(-time.Minute) }})
+	if a == nil || !state.HandshakeComplete {
+		t.Errorf("it serves no more: %v", err)
+	}
+	// It is asked what is so now, not what was so when it was loaded.
+	e := s.table.Load().of[mapping("shop")][0].ending.Load()
+	var early, told api.RouteStatus
+	if e.tell(&early, end.Add(-15*day)); len(early.Conditions)+len(early.Notes) != 0 {
+		t.Errorf("%+v", early)
+	}
+	told.Set(api.ConditionResolved, false, "NO_SECRET", "the table's own words", noon)
+	if e.tell(&told, time.Now()); told.Conditions[0].Message != "the table's own words" {
+		t.Errorf("%+v", told)
+	}
+}
+
+// A Secret that is bound to one Service does not serve another, though both name it.
+func TestBoundCertificate(t *testing.T) {
+	s := newSite(t)
+	cert := &secret.Material{Certificate: s.pki.leaf("x"), Version: "1"}
+	s.Material = func(_ context.Context, m *api.Material) (*secret.Material, error) {
+		if m.Service != "mine.ns" {
+			return nil, errors.New("it is bound, and not for " + m.Service)
+		}
+		return cert, nil
+	}
+	s.run()
+	port := freePort(t)
+	secret := func(x *api.ServiceSpec) { x.Public.Certificate = &api.PublicCertificate{FromSecret: "cert"} }
+	s.force(Input{Services: []*api.Service{public("mine.ns", port, local, ended("mine.x"), secret), public("other.ns", port, local, ended("other.x"), secret)},
+		Secrets: map[string]*api.CertificateFacts{"cert": {HasKey: true}}})
+	if status, message := condition(t, s.Status(service("mine.ns")), api.ConditionResolved); status != "True" {
+		t.Error(message)
+	}
+	if status, message := condition(t, s.Status(service("other.ns")), api.ConditionResolved); status != "False" || message != "Secret/cert: it is bound, and not for other.ns" {
+		t.Errorf("%q %s", status, message)
+	}
+	s.refusal(s.dial(at("127.0.0.1", port), helloOf(t, &tls.Config{ServerName: "other.x"})...), api.ReasonRouteRefused, "it is bound")
+}
+
+// The log of the process names an Object that refuses, and what it lacks, once.
+func TestComplaints(t *testing.T) {
+	s := newShop(t)
+	var log bytes.Buffer
+	s.Log = slog.New(slog.NewTextHandler(&log, nil))
+	said := func() string {
+		defer log.Reset()
+		return log.String()
+	}
+	lacks := func(words string) {
+		r := foreign("shop", 0, api.Bind{Address: "127.0.0.1", Port: s.port}, api.Match{SNI: "a"})
+		other := r
+		other.Match.SNI = "b"
+		for _, x := range []*api.Route{&r, &other} {
+			x.Terminate, x.Refused = &api.Termination{}, words
+		}
+		s.force(Input{Foreign: api.Routes{Routes: []api.Route{r, other}}})
+	}
+	for _, words := range []string{"Secret/ns/one is not there", "Secret/ns/two is not there"} {
+		lacks(words)
+		if got := said(); strings.Count(got, "a route refuses its connections") != 1 || !strings.Contains(got, `object=TCPMapping/ns/shop error="`+words+`"`) {
+			t.Errorf("%s", got)
+		}
+		lacks(words)
+		s.reload(context.Background())
+		if got := said(); got != "" {
+			t.Errorf("again: %s", got)
+		}
+	}
+	s.open(nil)
+	lacks("Secret/ns/two is not there")
+	if got := said(); strings.Count(got, "two is not there") != 1 {
+		t.Errorf("after it was there: %s", got)
 	}
 }

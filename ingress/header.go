@@ -60,15 +60,17 @@ func (v *visit) trusted() []netip.Prefix {
 }
 
 // believe notes what a header says. A proxy that speaks for itself is the client; one
-// that does not tell who the client is leaves that unknown: conditions on where it
-// comes from are not met then, though the proxy may meet them.
+// that does not tell who the client is leaves that unknown, to policies and upstreams
+// as well: conditions on where it comes from are not met then, though the proxy may
+// meet them.
 func (v *visit) believe(h *proxyproto.Header) {
 	if h.Local {
 		return
 	}
 	v.facts.ProxiedBy = v.peer.Addr().String()
 	v.facts.Proxy = proxyFacts(h)
-	if v.from = h.Source; v.from.IsValid() {
+	v.from, v.facts.IP, v.facts.Port = h.Source, "", 0
+	if v.from.IsValid() {
 		v.facts.IP, v.facts.Port = v.from.Addr().String(), int(v.from.Port())
 	}
 }

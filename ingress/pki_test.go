@@ -44,7 +44,10 @@ func newPKI(t *testing.T) *pki {
 // sign issues a certificate; the first is the authority's own.
 func (p *pki) sign(c *x509.Certificate, key crypto.Signer) *x509.Certificate {
 	c.SerialNumber = big.NewInt(p.serial.Add(1))
-	c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	c.NotBefore = time.Now().Add(-time.Hour)
+	if c.NotAfter.IsZero() {
+		c.NotAfter = time.Now().Add(time.Hour)
+	}
 	parent := p.ca
 	if parent == nil {
 		parent = c
@@ -61,9 +64,12 @@ func (p *pki) sign(c *x509.Certificate, key crypto.Signer) *x509.Certificate {
 }
 
 // leaf returns a certificate for a name, for either end.
-func (p *pki) leaf(name string) *tls.Certificate {
+func (p *pki) leaf(name string) *tls.Certificate { return p.until(time.Time{}, name) }
+
+// until returns one that ends at a time.
+func (p *pki) until(end time.Time, name string) *tls.Certificate {
 	key := newKey(p.t)
-	c := p.sign(&x509.Certificate{Subject: pkix.Name{CommonName: name}, DNSNames: []string{name}, KeyUsage: x509.KeyUsageDigitalSignature,
+	c := p.sign(&x509.Certificate{Subject: pkix.Name{CommonName: name}, DNSNames: []string{name}, NotAfter: end, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}, key)
 	return &tls.Certificate{Certificate: [][]byte{c.Raw}, PrivateKey: key, Leaf: c}
 }

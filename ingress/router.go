@@ -37,8 +37,9 @@ type Router struct {
 	// Material returns what is in a Secret or in files.
 	Material func(ctx context.Context, m *api.Material) (*secret.Material, error)
 	// ClusterCertificate returns the certificate of the cluster for a server name, and
-	// ClusterCAs who signs the certificates of Sessions, as they stand.
-	ClusterCertificate func(name string) (*tls.Certificate, error)
+	// others that are not the cluster's own, and ClusterCAs who signs the certificates of
+	// Sessions, as they stand.
+	ClusterCertificate func(name string, more ...string) (*tls.Certificate, error)
 	ClusterCAs         func() *x509.CertPool
 	// Settings returns ClusterConfig.spec.routing, never nil.
 	Settings func() *api.ClusterRouting
@@ -59,6 +60,7 @@ type Router struct {
 
 	setting sync.Mutex // one Set, or reload of files, at a time
 	endings map[string]*ending
+	said    map[api.Key]string // what the log was told of Objects that refuse
 
 	mu      sync.Mutex
 	life    context.Context // of Run; nil before it
@@ -397,8 +399,11 @@ func (r *Router) Status(k api.Key) *api.RouteStatus {
 			c := d.condition
 			first = &c
 		}
+	}
+	now := time.Now()
+	for _, row := range t.of[k] {
 		if e := row.ending.Load(); e != nil {
-			e.tell(s)
+			e.tell(s, now)
 		}
 	}
 	if first != nil {
@@ -407,13 +412,22 @@ func (r *Router) Status(k api.Key) *api.RouteStatus {
 	return s
 }
 
+// Objects returns the Objects of which the table in force has a status, in no order.
+func (r *Router) Objects() []api.Key {
+	t := r.table.Load()
+	if t == nil {
+		return nil
+	}
+	return slices.Collect(maps.Keys(t.status))
+}
+
 // Ask is [Table.Ask] of the table in force, with whether the port is open.
 func (r *Router) Ask(q api.RouteQuestion) api.RouteAnswer {
 	t := r.table.Load()
 	if t == nil {
 		t = &Table{}
 	}
-	a := t.Ask(q)
+	a := t.ask(q, r.helloTimeout())
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for bind, d := range r.doors {
@@ -426,8 +440,8 @@ func (r *Router) Ask(q api.RouteQuestion) api.RouteAnswer {
 	}
 	if a.Refused == "" && a.Owner != nil {
 		for _, row := range t.of[*a.Owner] {
-			if e := row.ending.Load(); e != nil && e.flaw != "" && row.words == a.Match && row.Bind.String() == a.Listener {
-				a.Refused = fmt.Sprintf("%v lacks something, and refuses every connection: %s", *a.Owner, e.flaw)
+			if why := row.lacks(); why != "" && row.words == a.Match && row.Bind.String() == a.Listener {
+				a.Refused = lacking(row, why)
 			}
 		}
 	}
@@ -507,5 +521,8 @@ func (r *Router) refused(d *door, x api.Refusal) {
 	d.counts.refused[x.Reason]++
 	d.counts.mu.Unlock()
 	x.Facts.Tunnel = TunnelPublic
+	if x.Route == nil {
+		x.Route = &api.LogRoute{Listener: d.bind.String()}
+	}
 	r.Refused(x)
 }

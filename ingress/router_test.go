@@ -56,7 +56,7 @@ func newSite(t *testing.T) *site {
 			}
 			return nil, os.ErrNotExist
 		},
-		ClusterCertificate: func(string) (*tls.Certificate, error) { return cluster(), nil },
+		ClusterCertificate: func(string, ...string) (*tls.Certificate, error) { return cluster(), nil },
 		ClusterCAs:         func() *x509.CertPool { return s.pki.pool },
 		Settings:           func() *api.ClusterRouting { return s.settings.Load() },
 		Upstreams:          func(string, netip.Addr) []api.Arrival { return slices.Clone(s.upstreams) },
@@ -143,7 +143,7 @@ func (s *site) refusal(c *net.TCPConn, reason api.ReasonType, words string) api.
 	case a := <-s.arrivals:
 		s.t.Fatalf("let in: %+v", a)
 	}
-	if r.Reason != reason || !strings.Contains(r.Words, words) || r.Facts.IP == "" || r.Facts.Listener == "" || r.Facts.Tunnel != "public" {
+	if r.Reason != reason || !strings.Contains(r.Words, words) || r.Facts.IP == "" && r.Facts.ProxiedBy == "" || r.Facts.Listener == "" || r.Facts.Tunnel != "public" {
 		s.t.Errorf("%+v, want %s, %q", r, reason, words)
 	}
 	if c != nil {
@@ -394,6 +394,11 @@ func TestPortThatIsTaken(t *testing.T) {
 	if a := s.Ask(q); a.Open || a.Refused != "" || !strings.Contains(strings.Join(a.Steps, "\n"), "the port is not open: ") {
 		t.Errorf("%+v", a)
 	}
+	if list, _ := s.Summary(); !slices.ContainsFunc(list, func(l string) bool {
+		return strings.HasPrefix(l, fmt.Sprintf("127.0.0.1:%d (1 route), not open: 127.0.0.1:%d is taken by another program", taken.Status.Port, taken.Status.Port))
+	}) {
+		t.Errorf("%q", list)
+	}
 	if got := s.Stats(); got.Open != 1 || got.Closed != 1 || len(got.Listeners) != 2 {
 		t.Errorf("%+v", got)
 	}
@@ -489,7 +494,7 @@ func TestRouterRate(t *testing.T) {
 			}
 		}
 	}
-	if r.Reason != api.ReasonLimit || r.Service != "a.ns" || r.Facts.IP != "127.0.0.1" || r.Facts.Tunnel != "public" || !strings.Contains(r.Words, "more than 1 connections a second from 127.0.0.1/32") {
+	if r.Reason != api.ReasonLimit || *r.Object != (api.Ref{APIVersion: "core/v1", Kind: "Service", Name: "a.ns"}) || r.Facts.IP != "127.0.0.1" || r.Facts.Tunnel != "public" || !strings.Contains(r.Words, "more than 1 connections a second from 127.0.0.1/32") {
 		t.Errorf("%+v", r)
 	}
 	s.dial(at("127.0.0.1", other.Status.Port))
@@ -516,7 +521,7 @@ func TestClosedToStrangersWhenDescriptorsAreShort(t *testing.T) {
 	if !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the client sees %v", err)
 	}
-	if r := <-s.refusals; r.Reason != api.ReasonOverload || r.Facts.IP != "127.0.0.1" || r.Service != "a.ns" {
+	if r := <-s.refusals; r.Reason != api.ReasonOverload || r.Facts.IP != "127.0.0.1" || *r.Object != (api.Ref{APIVersion: "core/v1", Kind: "Service", Name: "a.ns"}) {
 		t.Errorf("%+v", r)
 	}
 	if l := s.Stats().Listeners; len(l) != 1 || l[0].Accepted != 1 || l[0].Refused[api.ReasonOverload] != 1 || !l[0].Open {
@@ -618,8 +623,13 @@ func TestNoRoute(t *testing.T) {
 	s.set(public("a.ns", port, through("a.b"), coming("192.0.2.0/24")), public("b.ns", port, through("*.b")))
 	for sni, words := range map[string]string{"c.d": "takes the server name c.d", "": "takes TLS without a server name", "a.b": "none takes a client from 127.0.0.1 without ALPN"} {
 		c := s.dial(at("127.0.0.1", port), helloOf(t, &tls.Config{ServerName: sni})...)
-		if r := s.refusal(c, api.ReasonNoRoute, words); r.Facts.TLS == nil || r.Facts.TLS.SNI != sni {
+		r := s.refusal(c, api.ReasonNoRoute, words)
+		if r.Facts.TLS == nil || r.Facts.TLS.SNI != sni {
 			t.Errorf("facts of %q: %+v", sni, r.Facts.TLS)
+		}
+		// Its server name is a Service's, though its network is not.
+		if is := r.Object != nil && r.Object.Name == "a.ns"; is != (sni == "a.b") || *r.Route != (api.LogRoute{Listener: api.Bind{Port: port}.String()}) {
+			t.Errorf("%q: the refusal is about %+v at %+v", sni, r.Object, r.Route)
 		}
 	}
 	s.refusal(s.dial(at("127.0.0.1", port), []byte("GET / HTTP/1.1\r\n")...), api.ReasonNoRoute, "takes only TLS")

@@ -10,7 +10,7 @@ import (
 )
 
 // Summary says what the table in force comes to: its listeners, each with how many
-// routes it has and whether it is not open, and how many Objects were to be part of it and are not.
+// routes it has and why it is not open, if so, and how many Objects were to be part of it and are not.
 func (r *Router) Summary() (listeners []string, notInForce int) {
 	t := r.table.Load()
 	if t == nil {
@@ -27,6 +27,9 @@ func (r *Router) Summary() (listeners []string, notInForce int) {
 		words := fmt.Sprintf("%v (%d %s)", bind, n, routes)
 		if d := r.doors[bind]; d == nil || d.listener == nil {
 			words += ", not open"
+			if d != nil {
+				words += ": " + d.condition.Message
+			}
 		}
 		listeners = append(listeners, words)
 	}
@@ -61,7 +64,7 @@ func (r *Router) PublicCertificate(sni string) (*tls.Certificate, error) {
 		case e.own != nil:
 			return e.own, nil
 		default:
-			return e.cluster(e.terms.ClusterName)
+			return e.cluster(e.terms.ClusterName, e.terms.ClusterHosts...)
 		}
 	}
 	return nil, nil

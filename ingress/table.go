@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -55,6 +56,7 @@ type listener struct {
 	names names[*bucket]
 	bytes *bucket // rows that take any bytes; nil if there are none
 	rows  []*row  // all, the oldest first
+	sole  *row    // one of them, if all are of one Object
 	// meter is that of all rows, if there is but one: then it can be asked before a
 	// byte is read.
 	meter *meter
@@ -101,6 +103,8 @@ func (r *row) identity() string {
 type names[T any] struct {
 	exact map[string]T // AnyName among them
 	below map[string]T // by the DOMAIN of *.DOMAIN
+	// own is the cluster's domain: no *.DOMAIN stands for it, nor for a name below it.
+	own string
 }
 
 func (n *names[T]) empty() bool { return len(n.exact) == 0 && len(n.below) == 0 }
@@ -124,7 +128,7 @@ func (n *names[T]) find(name string) (x T, pattern string, ok bool) {
 			return x, name, true
 		}
 	}
-	for rest := name; len(n.below) > 0; {
+	for rest := name; len(n.below) > 0 && !isBelow(name, n.own); {
 		if _, rest, ok = strings.Cut(rest, "."); !ok {
 			break
 		}
@@ -145,6 +149,7 @@ const (
 	reasonReserved = "RESERVED" // the name, or the port, is the cluster's own
 	reasonNoSecret = "NO_SECRET"
 	reasonBad      = "BAD_SECRET"
+	reasonExpired  = "EXPIRED"
 )
 
 // Compile makes the table of an input. It is pure: it opens, reads and asks nothing.
@@ -164,6 +169,7 @@ func Compile(in Input, before *Table, now time.Time) *Table {
 		serial: before.serial + 1, rows: make(map[string]*row, n), meters: make(map[api.Key]*meter, n),
 	}}
 	c.Domain = api.FoldName(in.Domain)
+	c.out.public.own = c.Domain
 	for key, s := range in.Foreign.Status {
 		c.out.status[key] = &api.RouteStatus{Conditions: slices.Clone(s.Conditions), Notes: slices.Clone(s.Notes)}
 	}
@@ -300,12 +306,12 @@ func (c *compiler) service(s *api.Service) []*row {
 // cannot be had.
 func (c *compiler) certificate(s *api.Service, t *api.Termination) (refused string) {
 	if s.Spec.Public == nil || s.Spec.Public.Certificate == nil {
-		t.ClusterName = s.Metadata.Name + ".svc." + c.Domain
+		t.ClusterName, t.ClusterHosts = s.Metadata.Name+".svc."+c.Domain, c.clusterHosts(s)
 		return ""
 	}
 	name := s.Spec.Public.Certificate.FromSecret
 	key := api.Key{Group: api.GroupCore, Kind: api.KindSecret, Name: name}
-	t.Certificate = &api.Material{Secret: &key}
+	t.Certificate = &api.Material{Secret: &key, Service: s.Metadata.Name}
 	facts, there := c.Secrets[name]
 	status := c.statusOf(s.Key())
 	switch {
@@ -319,6 +325,20 @@ func (c *compiler) certificate(s *api.Service, t *api.Termination) (refused stri
 		status.Set(api.ConditionResolved, true, reasonResolved, "Secret "+name, c.now)
 	}
 	return refused
+}
+
+// clusterHosts returns the names of public.hosts for which the cluster vouches: none
+// of its own, beside that which the Service has.
+func (c *compiler) clusterHosts(s *api.Service) (hosts []string) {
+	if s.Spec.Public == nil {
+		return nil
+	}
+	for _, h := range s.Spec.Public.Hosts {
+		if h = api.FoldName(h); h != api.AnyName && validName(strings.TrimPrefix(h, "*.")) && !c.ownName(h) {
+			hosts = append(hosts, h)
+		}
+	}
+	return distinct(hosts, cmp.Compare[string])
 }
 
 func (c *compiler) statusOf(key api.Key) *api.RouteStatus {
@@ -407,11 +427,17 @@ func few[T any](list []T) string {
 // reserved reports whether a row takes a server name below the cluster's domain
 // that is not its own.
 func (c *compiler) reserved(r *row) bool {
-	name := strings.TrimPrefix(r.Match.SNI, "*.")
-	if c.Domain == "" || name != c.Domain && !strings.HasSuffix(name, "."+c.Domain) {
-		return false
-	}
-	return r.service == nil || r.Match.SNI != r.service.Metadata.Name+".svc."+c.Domain
+	return c.ownName(r.Match.SNI) && (r.service == nil || r.Match.SNI != r.service.Metadata.Name+".svc."+c.Domain)
+}
+
+// ownName reports whether a server name, or a pattern, is in the cluster's domain.
+func (c *compiler) ownName(name string) bool {
+	return isBelow(strings.TrimPrefix(name, "*."), c.Domain)
+}
+
+// isBelow reports whether a name is a domain, or below it; "" is none.
+func isBelow(name, domain string) bool {
+	return domain != "" && (name == domain || strings.HasSuffix(name, "."+domain))
 }
 
 // settle takes a row into the table unless an older one is where it wants to be.
@@ -434,6 +460,7 @@ func (c *compiler) settle(r *row) {
 	l := c.out.listeners[r.Bind]
 	if l == nil {
 		l = &listener{bind: r.Bind}
+		l.names.own = c.Domain
 		c.out.listeners[r.Bind] = l
 	}
 	l.rows = append(l.rows, r)
@@ -451,6 +478,7 @@ func (c *compiler) listen() {
 		l.proxied = c.proxied[l.bind] != ""
 		a, _ := netip.ParseAddr(l.bind.Address)
 		c.out.at[netip.AddrPortFrom(a, uint16(l.bind.Port))] = l
+		l.sole = sole(slices.Values(l.rows))
 		for i, r := range l.rows {
 			c.ready(r)
 			b := l.bucket(r.Match.SNI)
@@ -496,6 +524,26 @@ func (l *listener) bucket(name string) *bucket {
 	return b
 }
 
+// sole returns a row of several if all are of one Object, else nil.
+func sole(rows iter.Seq[*row]) (one *row) {
+	for r := range rows {
+		if one != nil && one.Owner != r.Owner {
+			return nil
+		}
+		one = r
+	}
+	return one
+}
+
+// rows yields the rows of a bucket, perhaps more than once.
+func (b *bucket) rows(yield func(*row) bool) {
+	for _, x := range b.candidates {
+		if !yield(x.row) {
+			return
+		}
+	}
+}
+
 // sort brings rows with more conditions to the front, then longer prefixes, then
 // older rows.
 func (b *bucket) sort() {
@@ -528,7 +576,7 @@ func (c *compiler) ready(r *row) {
 	}
 	c.out.rows[identity] = r
 	if r.Rate > 0 {
-		r.meter = c.before.meters[r.Owner]
+		r.meter = cmp.Or(c.out.meters[r.Owner], c.before.meters[r.Owner])
 		if r.meter == nil {
 			r.meter = &meter{}
 			r.limit()

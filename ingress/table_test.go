@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -404,6 +405,40 @@ func TestPublicNames(t *testing.T) {
 	}
 }
 
+// The cluster vouches for the server names of a Service, but for no other name of its
+// own, at the port of the Service and at the cluster's.
+func TestClusterHosts(t *testing.T) {
+	tab := table(
+		public("web.ns", 443, ended("www.Example.com", "*.example.org", "*", "*.svc.cardea.internal", "api.cardea.internal", "cardea.internal", "web.ns.svc.cardea.internal")),
+		public("plain.ns", 444, ended()),
+	)
+	want := []string{"*.example.org", "www.example.com"}
+	if got := tab.of[service("web.ns")][0].Terminate; got.ClusterName != "web.ns.svc.cardea.internal" || !slices.Equal(got.ClusterHosts, want) {
+		t.Errorf("%+v", got)
+	}
+	if got := tab.of[service("plain.ns")][0].Terminate; got.ClusterName != "plain.ns.svc.cardea.internal" || got.ClusterHosts != nil {
+		t.Errorf("%+v", got)
+	}
+	s := newSite(t).run()
+	var asked []string
+	s.ClusterCertificate = func(name string, more ...string) (*tls.Certificate, error) {
+		asked = append([]string{name}, more...)
+		return s.pki.leaf(name), nil
+	}
+	port := freePort(t)
+	s.set(public("web.ns", port, local, ended("*.example.org", "www.example.com")))
+	want = append([]string{"web.ns.svc.cardea.internal"}, want...)
+	if c, err := s.PublicCertificate("a.example.org"); c == nil || err != nil || !slices.Equal(asked, want) {
+		t.Errorf("%v, %v of %q", c, err, asked)
+	}
+	asked = nil
+	s.dial(at("127.0.0.1", port), helloOf(t, &tls.Config{ServerName: "www.example.com"})...).CloseWrite()
+	<-s.refusals
+	if !slices.Equal(asked, want) {
+		t.Errorf("%q", asked)
+	}
+}
+
 // TestAsk shows what a person reads.
 func TestAsk(t *testing.T) {
 	r := foreign("a", 0, api.Bind{Address: "0.0.0.0", Port: 2222}, api.Match{SNI: "db.x"})
@@ -422,6 +457,7 @@ func TestAsk(t *testing.T) {
 		"TCPMapping/ns/a (sni db.x) matches",
 		"TCPMapping/ns/a has 70 of 100 connections",
 		"TCPMapping/ns/b has 30 of 100 connections",
+		"then a DENY in the ClusterConfig or in Namespace ns, if there is one, refuses",
 	}
 	if !slices.Equal(a.Steps, want) {
 		t.Errorf("%s", strings.Join(a.Steps, "\n"))
@@ -435,6 +471,38 @@ func TestAsk(t *testing.T) {
 	}
 	if !reflect.DeepEqual(a.Members, shares) {
 		t.Errorf("%+v", a.Members)
+	}
+}
+
+// TestAskSteps is what a person reads of rows of other kinds.
+func TestAskSteps(t *testing.T) {
+	private := public("private.ns", 5432, ended("p.x"), func(s *api.ServiceSpec) { s.IsAnonymous = false })
+	tab := table(public("pg.ns", 5432, ended("db.x", "*.cardea.internal"), postgres), private, public("any.ns", 5432), public("bare.ns", 1))
+	decided := "then policies decide: cardea why USER %s, or for who has no Session those of the Service, its Namespace and the ClusterConfig"
+	for _, x := range []struct {
+		q     api.RouteQuestion
+		steps []string
+	}{
+		{api.RouteQuestion{Port: 5432, SNI: "db.x"}, []string{"TLS from the first byte needs ALPN postgresql", "Service/pg.ns has 1 of 1 connections", fmt.Sprintf(decided, "pg.ns")}},
+		{api.RouteQuestion{Port: 5432, SNI: "p.x"}, []string{"(sni p.x) matches", "Service/private.ns has 1 of 1 connections", "then policies decide: cardea why USER private.ns"}},
+		{api.RouteQuestion{Port: 5432, NoTLS: true}, []string{"a client that says nothing gets here after a fifth of helloTimeout (1s): so long a server that speaks first is not reached", "Service/any.ns has 1 of 1 connections", fmt.Sprintf(decided, "any.ns")}},
+		{api.RouteQuestion{Port: 1, NoTLS: true}, []string{"(any bytes) matches", "Service/bare.ns has 1 of 1 connections", fmt.Sprintf(decided, "bare.ns")}},
+	} {
+		steps := tab.ask(x.q, 5*time.Second).Steps
+		last := steps[len(steps)-len(x.steps):]
+		if !strings.HasSuffix(last[0], x.steps[0]) || !slices.Equal(last[1:], x.steps[1:]) {
+			t.Errorf("%+v: %s", x.q, strings.Join(last, "\n"))
+		}
+	}
+	steps := strings.Join(tab.Ask(api.RouteQuestion{Port: 5432, NoTLS: true}).Steps, "\n")
+	if !strings.Contains(steps, "after a fifth of helloTimeout: so long") {
+		t.Errorf("without a Router:\n%s", steps)
+	}
+	// What a Router knows comes with it.
+	r := &Router{Settings: func() *api.ClusterRouting { return &api.ClusterRouting{HelloTimeout: milliseconds(500)} }}
+	r.table.Store(tab)
+	if steps := strings.Join(r.Ask(api.RouteQuestion{Port: 5432, NoTLS: true}).Steps, "\n"); !strings.Contains(steps, "(100ms)") {
+		t.Errorf("of a Router:\n%s", steps)
 	}
 }
 

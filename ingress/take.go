@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"cardea/api"
@@ -34,8 +36,9 @@ type visit struct {
 	from     netip.AddrPort // the client proper; not valid if a proxy does not tell
 	read     []byte         // of conn, and nobody's yet
 	hello    *hello.Hello
-	asked    bool         // the client has asked for TLS, and was told to begin
-	service  *api.Service // that is asked for, as far as it is known and is one
+	asked    bool // the client has asked for TLS, and was told to begin
+	found    *row // nil while it is not known
+	nearest  *row // of the Object that the connection is to, if that is known before
 }
 
 // A denial is why a connection comes to nothing, in words for the log.
@@ -65,8 +68,8 @@ func (r *Router) take(ctx context.Context, d *door, c net.Conn) {
 	v := &visit{router: r, door: d, conn: c.(*net.TCPConn), facts: facts(c), peer: addrPort(c.RemoteAddr())}
 	v.facts.Tunnel = TunnelPublic
 	v.from = v.peer
-	if v.listener = r.table.Load().listener(addrPort(c.LocalAddr())); v.listener != nil && v.listener.meter != nil {
-		v.service = v.listener.rows[0].service // they are all of one Object
+	if v.listener = r.table.Load().listener(addrPort(c.LocalAddr())); v.listener != nil {
+		v.nearest = v.listener.sole
 	}
 	switch err := v.enter(); {
 	case err != nil:
@@ -88,10 +91,27 @@ func (r *Router) take(ctx context.Context, d *door, c net.Conn) {
 func (v *visit) refuse(err error) {
 	abort(v.conn)
 	x := refusal(v.facts, err)
-	if v.service != nil {
-		x.Service = v.service.Metadata.Name
-	}
+	v.locate(&x)
 	v.router.refused(v.door, x)
+}
+
+// locate says in a refusal where the connection came in and what it was to, as far as
+// that is known: before its row is, of a listener, or a server name, that is one
+// Object's alone.
+func (v *visit) locate(x *api.Refusal) {
+	if v.listener == nil {
+		return
+	}
+	x.Route = &api.LogRoute{Listener: v.listener.bind.String()}
+	row := v.nearest
+	if v.found != nil {
+		row = v.found
+		x.Route.Match = row.words
+	}
+	if row == nil {
+		return
+	}
+	x.Object, x.Anonymous = row.Owner.Ref(), row.service == nil || row.service.Spec.IsAnonymous
 }
 
 // enter checks what can be checked before anything is read.
@@ -144,6 +164,17 @@ func (v *visit) sort(ctx context.Context, stop func() bool) error {
 			return errStopping
 		}
 		return v.bare()
+	}
+	if row, _ := v.listener.find(query{from: v.from.Addr()}, nil); row != nil && len(v.read) == 0 {
+		switch speaks, err := v.listen(); {
+		case err != nil:
+			return err
+		case !speaks && !stop():
+			return errStopping
+		case !speaks:
+			v.arrive(row, v.stream(), nil)
+			return nil
+		}
 	}
 	var row *row
 	var conn net.Conn
@@ -201,7 +232,13 @@ func (v *visit) place(ctx context.Context, do func(heard func() error) (proved b
 }
 
 // limit is the time for a hello, and for a PROXY header.
-func (v *visit) limit() time.Duration { return v.router.Settings().HelloTimeout.Or(helloTime) }
+func (v *visit) limit() time.Duration { return v.router.helloTimeout() }
+
+func (r *Router) helloTimeout() time.Duration { return r.Settings().HelloTimeout.Or(helloTime) }
+
+// silent returns the part of the time for a hello after which a client that says
+// nothing is taken for one whose server speaks first.
+func silent(limit time.Duration) time.Duration { return limit / 5 }
 
 // more reads what comes next.
 func (v *visit) more() error {
@@ -222,12 +259,27 @@ func (v *visit) more() error {
 	return handshake("the client went away: %v", err)
 }
 
+// listen waits for the first bytes of a client where there is a row for clients
+// without TLS, and reports whether there are any. Who says nothing is taken for one of
+// those: its server speaks first. That takes no place of Admission, as many such
+// clients may wait as there may be connections: one after the other is let in, and
+// strangers who are silent on purpose gain no more by it.
+func (v *visit) listen() (speaks bool, err error) {
+	if err := v.conn.SetReadDeadline(time.Now().Add(silent(v.limit()))); err != nil {
+		return false, err
+	}
+	err = v.more()
+	if speaks = err == nil; !speaks && err != io.EOF && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return false, err
+	}
+	return speaks, v.conn.SetReadDeadline(time.Time{})
+}
+
 // peek reads what tells the row of a connection: the hello of TLS, or that there is
 // none. It returns a CancelRequest instead if that comes.
 //
-// A client that says nothing is taken for one without TLS where there is a row for
-// such clients: its server speaks first. Whoever begins a hello is held to it: one
-// that cannot be read never makes it a client without TLS.
+// Whoever begins a hello is held to it: one that cannot be read never makes it a
+// client without TLS.
 func (v *visit) peek() (q query, cancel *pgstart.Packet, err error) {
 	q.from = v.from.Addr()
 	limit := v.limit()
@@ -241,18 +293,9 @@ func (v *visit) peek() (q query, cancel *pgstart.Packet, err error) {
 		}
 	}()
 	if len(v.read) == 0 {
-		silent, _ := v.listener.find(q, nil)
-		if silent != nil {
-			v.conn.SetReadDeadline(end.Add(-limit * 4 / 5))
-		}
-		switch err := v.more(); {
-		case err == nil:
-		case silent != nil && (err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded)):
-			return q, nil, nil
-		default:
+		if err := v.more(); err != nil {
 			return q, nil, unsaid(err, "the client went away before it said anything", "the client said nothing in time")
 		}
-		v.conn.SetReadDeadline(end)
 	}
 	if v.listener.asks {
 		if plain, cancel, err := v.postgres(); err != nil || plain || cancel != nil {
@@ -357,27 +400,24 @@ func (v *visit) postgres() (plain bool, cancel *pgstart.Packet, err error) {
 func (v *visit) row(q query) (*row, error) {
 	row, why := v.listener.find(q, nil)
 	if row == nil {
+		if b, _ := v.listener.best(q); b != nil {
+			v.nearest = sole(b.rows)
+		}
 		return nil, noRoute("%s", why)
 	}
-	v.service = row.service
+	v.found = row
 	return row, v.may(row, q)
 }
 
 // may tells whether a connection may go where its row says.
 func (v *visit) may(row *row, q query) error {
-	switch e := row.ending.Load(); {
+	switch {
 	case v.asked && row.StartTLS == "":
 		return noRoute("%v (%s) is not for clients that ask for TLS first, as those of PostgreSQL do", row.Owner, row.words)
 	case !v.asked && q.tls && row.StartTLS != "" && !slices.Contains(q.alpn, alpnPostgres):
 		return noRoute("%v (%s) is for clients of PostgreSQL: they ask for TLS first, or offer the protocol %s", row.Owner, row.words, alpnPostgres)
-	case row.Refused != "":
-		return denial{api.ReasonRouteRefused, fmt.Sprintf("%v: %s", row.Owner, row.Refused)}
-	case row.Terminate != nil && (e == nil || e.flaw != ""):
-		words := "its TLS cannot be ended"
-		if e != nil {
-			words = e.flaw
-		}
-		return denial{api.ReasonRouteRefused, fmt.Sprintf("%v: %s", row.Owner, words)}
+	case row.lacks() != "":
+		return denial{api.ReasonRouteRefused, fmt.Sprintf("%v: %s", row.Owner, row.lacks())}
 	case v.listener.meter == nil: // else it was asked
 		return row.meter.admit(v.client().Addr())
 	}
@@ -397,7 +437,53 @@ func (v *visit) end(ctx context.Context, row *row) (net.Conn, *x509.Certificate,
 	if facts != nil {
 		v.facts.TLS = facts
 	}
-	return conn, leaf, err
+	if err != nil {
+		return nil, nil, v.explain(err)
+	}
+	return conn, leaf, nil
+}
+
+// explain says of a handshake that failed what crypto/tls says in words that do not
+// tell whose certificate is meant, or in numbers.
+func (v *visit) explain(err error) error {
+	words := err.Error()
+	rest, unverified := strings.CutPrefix(words, "failed to verify certificate: ")
+	alert, ended := strings.CutPrefix(words, "the client ended the handshake: ")
+	switch {
+	case unverified:
+		words = "the client's certificate does not verify: " + strings.TrimPrefix(rest, "x509: ")
+	case words == "client didn't provide a certificate":
+		words = "the client shows no certificate"
+	case strings.HasPrefix(words, "client offered only unsupported versions") && v.hello != nil:
+		words = "the client offers only " + versions(v.hello.Versions)
+	case ended:
+		words = "the client hung up during the handshake: " + strings.TrimPrefix(alert, "tls: ")
+	case words == "local error: tls: bad record MAC":
+		// So looks the alert of a client of TLS 1.3 that had no keys for it yet.
+		words = "the client hung up during the handshake"
+	default:
+		return err
+	}
+	return denial{refusal(v.facts, err).Reason, words}
+}
+
+// versions says which versions of TLS a list has; there are others in it that nobody
+// means (RFC 8701).
+func versions(list []uint16) string {
+	var known []uint16
+	for _, x := range list {
+		if x >= tls.VersionTLS10 && x <= tls.VersionTLS13 {
+			known = append(known, x)
+		}
+	}
+	if len(known) == 0 {
+		return "versions that are not TLS 1.0 to 1.3"
+	}
+	words := tls.VersionName(slices.Min(known))
+	if most := slices.Max(known); most > slices.Min(known) {
+		words += " to " + strings.TrimPrefix(tls.VersionName(most), "TLS ")
+	}
+	return words
 }
 
 // stream returns the connection with what was read of it.

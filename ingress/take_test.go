@@ -109,7 +109,7 @@ func TestProxyWithoutAClient(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 	c = s.dial(at("127.0.0.1", port), []byte("PROXY UNKNOWN\r\n")...)
-	if r := s.refusal(c, api.ReasonNoRoute, "none takes a client from somewhere"); r.Facts.ProxiedBy != "127.0.0.1" {
+	if r := s.refusal(c, api.ReasonNoRoute, "none takes a client from somewhere"); r.Facts.ProxiedBy != "127.0.0.1" || r.Facts.IP != "" || r.Facts.Port != 0 {
 		t.Errorf("%+v", r.Facts)
 	}
 }
@@ -141,7 +141,9 @@ func TestBadProxyHeaders(t *testing.T) {
 			if x.end {
 				c.CloseWrite()
 			}
-			s.refusal(c, api.ReasonProxyHeader, x.words)
+			if r := s.refusal(c, api.ReasonProxyHeader, x.words); r.Object.Name != "a.ns" || r.Route.Listener != (api.Bind{Port: port}).String() || r.Route.Match != "" || !r.Anonymous {
+				t.Errorf("%+v", r)
+			}
 		})
 	}
 	s.t = t
@@ -353,5 +355,26 @@ func TestCancelRequest(t *testing.T) {
 	}
 	if got, err := io.ReadAll(c); len(got) != 0 || err != nil {
 		t.Errorf("the client sees %q, %v", got, err)
+	}
+}
+
+// However many clients wait for a server that speaks first, each gets to it: they take
+// no places from one another.
+func TestManyWaitForTheServer(t *testing.T) {
+	s := newSite(t)
+	s.arrivals = make(chan api.Arrival, 1000)
+	s.settings.Store(&api.ClusterRouting{HelloTimeout: milliseconds(1000)})
+	s.Handle = func(a api.Arrival) { s.arrivals <- a }
+	s.run()
+	port := freePort(t)
+	s.set(public("mute.ns", port, func(s *api.ServiceSpec) { s.Limits = &api.ServiceLimits{ConnectionsPerSecond: 1_000_000} }), public("named.ns", port, through("a.example")))
+	const many = 3 * 128 // places for strangers
+	for range many {
+		s.dial(at("127.0.0.1", port))
+	}
+	for range many {
+		if a := s.arrival(); a.Service != "mute.ns" {
+			t.Fatalf("%+v", a)
+		}
 	}
 }

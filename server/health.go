@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -93,6 +94,12 @@ func (h *house) health(ctx context.Context) (checks []api.HealthCheck) {
 		closed = fmt.Errorf("%d of %d cannot be opened", p.Closed, p.Open+p.Closed)
 	}
 	warn("public ports", closed, fmt.Sprintf("%d open", p.Open), "cardea check says why")
+	var lacking error
+	objects := h.router.Objects()
+	if n := h.lacking(objects); n > 0 {
+		lacking = fmt.Errorf("%d of %d objects are not in force, or refer to what is missing or expired", n, len(objects))
+	}
+	warn("routing", lacking, fmt.Sprintf("%d objects in force", len(objects)), "cardea check says which")
 	free, err := freeSpace(h.cfg.DataDir)
 	if err == nil && free < leastFree {
 		err = fmt.Errorf("%d MiB are left", free>>20)
@@ -104,6 +111,18 @@ func (h *house) health(ctx context.Context) (checks []api.HealthCheck) {
 	}
 	add("serving", ending, "since it was started", "")
 	return checks
+}
+
+// lacking returns how many Objects are not in force, or refer to what cannot be had.
+func (h *house) lacking(objects []api.Key) (n int) {
+	for _, key := range objects {
+		if slices.ContainsFunc(h.status(key).Conditions, func(c api.StatusCondition) bool {
+			return c.Status == "False" && (c.Type == api.ConditionAccepted || c.Type == api.ConditionResolved)
+		}) {
+			n++
+		}
+	}
+	return n
 }
 
 // freeSpace returns how many bytes are left on the disk of a directory.

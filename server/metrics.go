@@ -14,6 +14,7 @@ import (
 
 	"cardea/api"
 	"cardea/ingress"
+	"cardea/proxy"
 )
 
 // metricsHandler serves what there is to measure in the Prometheus text format.
@@ -142,12 +143,22 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 			counter("listener_refused_total", "Connections to a public port that were refused before anything was decided.", n, "listener", l.Listener, "reason", string(reason))
 		}
 	}
+	for _, key := range f.router.Objects() {
+		kind, name := objectLabels(key)
+		for _, c := range f.status(key).Conditions {
+			v, known := map[string]float64{"True": 1, "False": 0}[c.Status]
+			if known {
+				gauge("object_condition", "Whether a condition of a Service or of a foreign object is true.", v, "kind", kind, "name", name, "type", c.Type)
+			}
+		}
+	}
 	for _, e := range f.upstreams.Stats() {
-		object := objectLabel(e.Object)
-		counter("endpoint_connections_total", "Connections that were made to an endpoint.", e.Dialled, "object", object, "endpoint", e.Endpoint)
-		counter("endpoint_retries_total", "Attempts to reach an endpoint because another one had failed.", e.Retries, "object", object, "endpoint", e.Endpoint)
+		kind, name := objectLabels(e.Object)
+		labels := []string{"kind", kind, "name", name, "endpoint", e.Endpoint}
+		counter("endpoint_connections_total", "Connections that were made to an endpoint.", e.Dialled, labels...)
+		counter("endpoint_retries_total", "Attempts to reach an endpoint because another one had failed.", e.Retries, labels...)
 		for reason, n := range e.Failed {
-			counter("endpoint_failures_total", "Attempts to reach an endpoint that failed.", n, "object", object, "endpoint", e.Endpoint, "reason", reason)
+			counter("endpoint_failures_total", "Attempts to reach an endpoint that failed.", n, append(labels, "reason", reason)...)
 		}
 	}
 
@@ -170,13 +181,15 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	gauge("descriptors_limit", "Descriptors that may be open.", float64(limit))
 }
 
-// objectLabel is what figures call an Object; a Service is its name.
-func objectLabel(k api.Key) string {
+// objectLabels is what figures call an Object: its kind, and NAME of a Service or
+// NAMESPACE/NAME of others.
+func objectLabels(k api.Key) (kind, name string) {
 	switch {
 	case k.Name == "":
-		return "others"
-	case k.Group == api.GroupCore || k.Group == "":
-		return k.Name
+		other := proxy.Other()
+		return other.Kind, other.Name
+	case k.Namespace == "":
+		return k.Kind, k.Name
 	}
-	return k.String()
+	return k.Kind, k.Namespace + "/" + k.Name
 }

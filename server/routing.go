@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -207,15 +208,35 @@ func (r *routing) await(ctx context.Context, rev api.Revision) error {
 	}
 }
 
-// below returns what reports whether a file is below one of the directories.
+// below returns what reports whether a file is below one of the directories, when all
+// symbolic links are followed.
 func below(dirs []string) func(string) bool {
 	if len(dirs) == 0 {
 		return nil
 	}
 	return func(path string) bool {
 		return slices.ContainsFunc(dirs, func(dir string) bool {
+			dir, there := resolve(dir)
+			path, whole := resolve(path)
 			rel, err := filepath.Rel(dir, path)
-			return err == nil && filepath.IsAbs(path) && rel != ".." && !strings.HasPrefix(rel, "../")
+			return there && whole && err == nil && filepath.IsAbs(path) && rel != ".." && !strings.HasPrefix(rel, "../")
 		})
 	}
+}
+
+// resolve returns a path without symbolic links, of which the end may not be there
+// yet. It is not ok if it leads through a link to nowhere.
+func resolve(path string) (resolved string, ok bool) {
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		return resolved, true
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		return path, false
+	}
+	parent := filepath.Dir(path)
+	if parent == path {
+		return path, true
+	}
+	resolved, ok = resolve(parent)
+	return filepath.Join(resolved, filepath.Base(path)), ok
 }

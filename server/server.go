@@ -356,7 +356,7 @@ func (h *house) publicPorts(uses *secret.Uses) *ingress.Router {
 	return &ingress.Router{
 		Handle: func(a api.Arrival) { h.gate.Arrive(a) }, Terminate: terminator.Accept,
 		Material: func(ctx context.Context, m *api.Material) (*secret.Material, error) {
-			return uses.Material(ctx, m, "", "")
+			return uses.Material(ctx, m, m.Service, "")
 		},
 		ClusterCertificate: h.authority.NameCertificate, ClusterCAs: h.authority.Pool, Settings: h.settings.routing,
 		Upstreams: func(listener string, source netip.Addr) []api.Arrival { return h.gate.Peers(listener, source) },
@@ -428,14 +428,7 @@ func (h *house) live(o api.Object) api.Object {
 	if _, ok := o.(api.Routable); !ok && !(isService && svc.Spec.IsPublic) {
 		return o
 	}
-	key := o.Header().Key()
-	status := h.router.Status(key)
-	if status == nil {
-		status = new(api.RouteStatus)
-	}
-	if seen := h.upstreams.Verification(key); seen != nil {
-		status.Conditions = append(slices.DeleteFunc(status.Conditions, func(c api.StatusCondition) bool { return c.Type == seen.Type }), *seen)
-	}
+	status := h.status(o.Header().Key())
 	if isService {
 		c := *svc
 		c.Status.Conditions = status.Conditions
@@ -444,6 +437,20 @@ func (h *house) live(o api.Object) api.Object {
 	c := api.Clone(o).(api.Routable)
 	*c.RouteStatus() = *status
 	return c
+}
+
+// status is how it stands with an Object that the routing table may be made of.
+func (h *house) status(key api.Key) *api.RouteStatus {
+	status := h.router.Status(key)
+	if status == nil {
+		status = new(api.RouteStatus)
+	}
+	for _, seen := range []*api.StatusCondition{h.upstreams.Verification(key), h.upstreams.Reachable(key)} {
+		if seen != nil {
+			status.Conditions = append(slices.DeleteFunc(status.Conditions, func(c api.StatusCondition) bool { return c.Type == seen.Type }), *seen)
+		}
+	}
+	return status
 }
 
 // backup writes all Objects to w.

@@ -21,6 +21,8 @@ import (
 const (
 	perSecond  = 10   // records of one source, each for one refusal
 	maxSources = 4096 // in one second; all further ones are counted as one
+	maxPlaces  = 16   // of one source, in one second; likewise
+	maxCounts  = 4096 // of places, of all sources; likewise
 	maxWaiting = 1024 // records that wait to be written
 	together   = 64   // records in one call of Append
 )
@@ -28,10 +30,11 @@ const (
 // A Recorder takes refusals and appends records of them to a log.
 //
 // Of each source, a Session or, where there is none, a network (/24 of IPv4, /64
-// of IPv6), the first ten refusals in a second become a record each. What is more, and what the log could not take, is
-// counted, and the count is recorded at the end of the second, in one record
-// that tells of the last one in full. A count that cannot be recorded stays for
-// the next second.
+// of IPv6), the first ten refusals in a second become a record each. What is more,
+// and what the log could not take, is counted by place, the Object that was asked for
+// and the listener. Each count is recorded at the end of the second, in one record
+// that tells of the last one in full; where there are too many places, in one that
+// names none. A count that cannot be recorded stays for the next second.
 type Recorder struct {
 	log  audit.Log
 	now  func() time.Time
@@ -41,6 +44,7 @@ type Recorder struct {
 	mu      sync.Mutex
 	waiting []entry
 	sources map[source]*row
+	places  int // of all sources
 }
 
 // A source is who was refused, as far as it is known.
@@ -51,9 +55,18 @@ type source struct {
 
 // A row is what came from one source in this second.
 type row struct {
-	recorded int         // each by itself
-	counted  int64       // beyond that
-	last     api.Refusal // of counted
+	recorded int              // each by itself
+	places   map[place]*count // beyond that
+	others   count            // of places that are too many
+}
+
+// A place is what a refusal is about, as far as it is known.
+type place struct{ kind, namespace, name, listener string }
+
+// A count is how many refusals were not recorded by themselves.
+type count struct {
+	n    int64
+	last api.Refusal
 }
 
 // An entry is a record that is to be written, and what it is of.
@@ -78,7 +91,7 @@ func (r *Recorder) Refuse(f api.Refusal) {
 	defer r.mu.Unlock()
 	n := r.row(f)
 	if n.recorded >= perSecond || len(r.waiting) >= maxWaiting {
-		n.count(f, 1)
+		r.count(n, f, 1)
 		return
 	}
 	n.recorded++
@@ -133,9 +146,39 @@ func networkOf(ip string) netip.Prefix {
 	return netip.PrefixFrom(a, bits).Masked()
 }
 
-func (n *row) count(f api.Refusal, by int64) {
-	n.counted += by
-	n.last = f
+// placeOf returns what a refusal is about.
+func placeOf(f api.Refusal) (p place) {
+	object, route := f.Object, f.Route
+	if f.Record != nil {
+		object, route = f.Record.Entry.Common.ServiceRef, f.Record.Entry.Common.Route
+	}
+	if object != nil {
+		p.kind, p.namespace, p.name = object.Kind, object.Namespace, object.Name
+	}
+	if route != nil {
+		p.listener = route.Listener
+	}
+	return p
+}
+
+// count counts refusals of one source that are alike.
+func (r *Recorder) count(n *row, f api.Refusal, by int64) {
+	at := placeOf(f)
+	c := n.places[at]
+	switch {
+	case c != nil:
+	case len(n.places) >= maxPlaces || r.places >= maxCounts:
+		c = &n.others
+	default:
+		c = new(count)
+		if n.places == nil {
+			n.places = map[place]*count{}
+		}
+		n.places[at] = c
+		r.places++
+	}
+	c.n += by
+	c.last = f
 }
 
 // record makes the record of one refusal.
@@ -150,13 +193,9 @@ func (r *Recorder) record(f api.Refusal) *api.AccessLog {
 	rec.Entry.Common = api.AccessLogCommon{
 		Status: api.StatusDenied,
 		Reason: &api.LogReason{Type: cmp.Or(f.Reason, api.ReasonHandshake), Words: f.Words},
-		Facts:  &f.Facts,
+		Facts:  &f.Facts, ServiceRef: f.Object, Route: f.Route, IsPublic: f.Route != nil, IsAnonymous: f.Anonymous,
 	}
-	if f.Service != "" { // its own port was knocked at
-		svc := &api.Ref{APIVersion: api.Version, Kind: api.KindService, Name: f.Service}
-		rec.Metadata.TargetRef, rec.Entry.Common.ServiceRef = svc, svc
-		rec.Entry.Common.IsPublic, rec.Entry.Common.IsAnonymous = true, true
-	}
+	rec.Metadata.TargetRef = f.Object
 	rec.Entry.Info.TCP = &api.TCPInfo{Type: api.LogDenied}
 	return rec
 }
@@ -207,10 +246,6 @@ func (r *Recorder) endSecond() []entry {
 	defer r.mu.Unlock()
 	var es []entry
 	for of, n := range r.sources {
-		if n.counted == 0 {
-			continue
-		}
-		rec := r.record(n.last)
 		from := "sources that are too many to tell apart"
 		switch {
 		case of.session != "":
@@ -218,12 +253,27 @@ func (r *Recorder) endSecond() []entry {
 		case of.network.IsValid():
 			from = of.network.String()
 		}
-		rec.Entry.Common.Reason.Count = n.counted
-		rec.Entry.Common.Reason.Words = fmt.Sprintf("%d refusals from %s; the last: %s", n.counted, from, n.last.Words)
-		es = append(es, entry{rec, n.last})
+		for _, c := range n.places {
+			es = append(es, r.sum(c, from))
+		}
+		if n.others.n > 0 {
+			e := r.sum(&n.others, from+" at other places")
+			common := &e.rec.Entry.Common
+			e.rec.Metadata.TargetRef, common.ServiceRef, common.Route = nil, nil, nil
+			es = append(es, e)
+		}
 	}
 	clear(r.sources)
+	r.places = 0
 	return es
+}
+
+// sum makes the record of a count.
+func (r *Recorder) sum(c *count, from string) entry {
+	rec := r.record(c.last)
+	rec.Entry.Common.Reason.Count = c.n
+	rec.Entry.Common.Reason.Words = fmt.Sprintf("%d refusals from %s; the last: %s", c.n, from, c.last.Words)
+	return entry{rec, c.last}
 }
 
 // append appends records, and counts those that the log does not take.
@@ -253,6 +303,6 @@ func (r *Recorder) giveBack(es []entry, stopping bool) {
 		return
 	}
 	for _, e := range es {
-		r.row(e.last).count(e.last, max(e.rec.Entry.Common.Reason.Count, 1))
+		r.count(r.row(e.last), e.last, max(e.rec.Entry.Common.Reason.Count, 1))
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"cardea/api"
+	"cardea/audit"
 	"cardea/audit/memory"
 )
 
@@ -88,7 +90,7 @@ func TestLongWords(t *testing.T) {
 		}
 		r.mu.Lock()
 		for of, n := range r.sources {
-			if w := n.last; len(w.Words)+len(w.Facts.TLS.SNI)+len(w.Facts.TLS.ALPN) > 3<<10 {
+			if w := n.places[place{}].last; len(w.Words)+len(w.Facts.TLS.SNI)+len(w.Facts.TLS.ALPN) > 3<<10 {
 				t.Errorf("%v holds the words in full", of)
 			}
 		}
@@ -140,6 +142,97 @@ func TestManyBecomeOne(t *testing.T) {
 		last := log.All()[11].Entry.Common
 		if want := "990 refusals from 192.0.2.0/24; the last: no certificate"; last.Reason.Words != want || last.Facts.IP != "192.0.2.231" {
 			t.Errorf("record %+v of %+v, want %q", last.Reason, last.Facts, want)
+		}
+	})
+}
+
+// refused is a refusal at a place.
+func refused(ip string, object *api.Ref, listener string) api.Refusal {
+	f := from(ip)
+	f.Object, f.Route = object, &api.LogRoute{Listener: listener, Match: "sni x"}
+	return f
+}
+
+// What is refused at a public port says of what it is about, and what is counted is
+// counted apart.
+func TestPlaces(t *testing.T) {
+	mapping := &api.Ref{APIVersion: "getambassador.io/v2", Kind: api.KindTCPMapping, Namespace: "prod", Name: "db"}
+	service := &api.Ref{APIVersion: api.Version, Kind: api.KindService, Name: "pg.prod"}
+	run(t, func(t *testing.T, r *Recorder, log *memory.Log, _ func() error) {
+		for range 10 {
+			r.Refuse(refused("192.0.2.7", service, "*:5432"))
+		}
+		open := refused("198.51.100.1", mapping, "*:443")
+		open.Anonymous = true
+		r.Refuse(open)
+		for range 3 {
+			r.Refuse(refused("192.0.2.7", service, "*:5432"))
+			r.Refuse(refused("192.0.2.7", service, "*:5433"))
+			r.Refuse(refused("192.0.2.7", mapping, "*:5432"))
+		}
+		r.Refuse(refused("192.0.2.7", nil, "*:5432"))
+		time.Sleep(time.Second)
+		synctest.Wait()
+		recs := log.All()
+		if len(recs) != 15 {
+			t.Fatalf("%d records, want 15", len(recs))
+		}
+		c := recs[0].Entry.Common
+		if *c.ServiceRef != *service || *recs[0].Metadata.TargetRef != *service || c.Route.Listener != "*:5432" || c.Route.Match != "sni x" || !c.IsPublic || c.IsAnonymous {
+			t.Errorf("%+v", c)
+		}
+		if q := (audit.Query{Service: "pg.prod"}); !q.Match(recs[0]) || q.Match(recs[10]) {
+			t.Error("a query for the Service does not find its refusals, or others, too")
+		}
+		if c := recs[10].Entry.Common; *c.ServiceRef != *mapping || !c.IsAnonymous || !(&audit.Query{Service: "prod/db"}).Match(recs[10]) {
+			t.Errorf("%+v", c)
+		}
+		each := map[string]int64{}
+		for _, rec := range recs[11:] {
+			c := rec.Entry.Common
+			at := c.Route.Listener
+			if c.ServiceRef != nil {
+				at = c.ServiceRef.Kind + " " + at
+			}
+			each[at] = max(c.Reason.Count, 1)
+		}
+		if want := map[string]int64{"Service *:5432": 3, "Service *:5433": 3, "TCPMapping *:5432": 3, "*:5432": 1}; !maps.Equal(each, want) {
+			t.Errorf("counted %v, want %v", each, want)
+		}
+	})
+}
+
+// Who comes to very many places gets no more records by that, and fills no memory.
+func TestManyPlaces(t *testing.T) {
+	run(t, func(t *testing.T, r *Recorder, log *memory.Log, _ func() error) {
+		const networks, places = 300, 100
+		for i := range networks * places {
+			ref := &api.Ref{APIVersion: api.Version, Kind: api.KindService, Name: fmt.Sprintf("s%d.ns", i%places)}
+			r.Refuse(refused(fmt.Sprintf("10.%d.%d.1", i/places/256, i/places%256), ref, "*:443"))
+		}
+		r.mu.Lock()
+		if r.places > maxCounts {
+			t.Errorf("%d counts are held", r.places)
+		}
+		r.mu.Unlock()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		each, sum := counts(log)
+		if sum != networks*places || len(each) > networks*perSecond+maxCounts+networks {
+			t.Errorf("%d records stand for %d refusals", len(each), sum)
+		}
+		of := map[string]int{}
+		for _, rec := range log.All() {
+			c := rec.Entry.Common
+			if others := strings.Contains(c.Reason.Words, " at other places; the last: "); others != (c.ServiceRef == nil) || others != (c.Route == nil) || others != (rec.Metadata.TargetRef == nil) {
+				t.Fatalf("%+v", c)
+			}
+			of[c.Facts.IP]++
+		}
+		for ip, n := range of {
+			if n > perSecond+maxPlaces+1 {
+				t.Errorf("%s has %d records", ip, n)
+			}
 		}
 	})
 }
