@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -39,7 +40,7 @@ func (o *offline) flags(c *cobra.Command) {
 func ambassadorFlags(c *cobra.Command, id, namespace *string, tlsFiles *[]string) {
 	c.Flags().StringVar(id, "ambassador-id", "default", "read Ambassador's resources of that ambassador_id (or CARDEA_AMBASSADOR_ID, AMBASSADOR_ID)")
 	c.Flags().StringVar(namespace, "ambassador-namespace", "default", "the namespace that they are read in (or CARDEA_AMBASSADOR_NAMESPACE, AMBASSADOR_NAMESPACE)")
-	c.Flags().StringArrayVar(tlsFiles, "tls-files", nil, "directory of files that they may name as certificates and keys; may be repeated (or CARDEA_TLS_FILES)")
+	c.Flags().StringArrayVar(tlsFiles, "tls-files", nil, "directory of files that they may name as certificates and keys; may be repeated (or CARDEA_TLS_FILES, with : between)")
 }
 
 // table returns the routing table of documents.
@@ -54,11 +55,43 @@ func (o *offline) table(docs []manifest.Document) (routeTable, error) {
 	}
 	var objects []api.Object
 	for _, d := range docs {
-		objects = append(objects, d.Object)
+		objects = append(objects, whole(d.Object))
 	}
 	return control.Diagnose(objects, control.DiagnoseOptions{
 		AmbassadorID: o.id, AmbassadorNamespace: o.namespace, Domain: o.domain, Files: below(dirs), Now: time.Now(),
 	}).Table, nil
+}
+
+// isEmpty reports whether an Object is a Secret whose values are not in its document,
+// as those are that the cluster prints.
+func isEmpty(o api.Object) bool {
+	switch s := o.(type) {
+	case *api.Secret:
+		return s.Data == nil
+	case *api.KubernetesSecret:
+		return !s.HasData()
+	}
+	return false
+}
+
+// whole returns an Object, but of a Secret whose values are elsewhere one that holds
+// whatever it can be named for: what it holds cannot be known here.
+func whole(o api.Object) api.Object {
+	if !isEmpty(o) {
+		return o
+	}
+	facts := &api.CertificateFacts{HasKey: true}
+	switch s := o.(type) {
+	case *api.Secret:
+		full := *s
+		full.Status.Certificate = facts
+		return &full
+	case *api.KubernetesSecret:
+		full := *s
+		full.Status = api.KubernetesSecretStatus{Sealed: []byte("elsewhere"), Keys: []string{"ca.crt", "crl.pem", "tls.crt", "tls.key"}, Certificate: facts}
+		return &full
+	}
+	return o
 }
 
 // below returns what reports whether a file is in one of the directories.
@@ -80,13 +113,14 @@ func (r *run) check() *cobra.Command {
 		Short: "Say what is wrong with documents, or with the routes of the cluster",
 		Long: "Reads documents as apply does, without a cluster, and says all that is wrong with them, and\n" +
 			"how each would stand in the routing table that they make. Without documents, how those of the\n" +
-			"cluster stand now. It fails if one is not accepted; with --strict also if one lacks something\n" +
-			"that it refers to, or sends connections to an upstream that is not verified.",
-		Example: "  cardea check -f service.yaml\n  cardea check ./resources --strict\n  cardea check",
+			"cluster stand now. It fails if one is not valid or not accepted, or its port is not open. With\n" +
+			"--strict it also fails because of any other condition that is False, such as ResolvedRefs, or\n" +
+			"UpstreamVerified that is Unknown, and of a skipped document with a \"did you mean\"; not of notes.",
+		Example: "  cardea check -f service.yaml\n  cat service.yaml | cardea check -f -\n  cardea check ./resources --strict\n  cardea check",
 	}
 	fileFlag(c, &files)
 	opt.flags(c)
-	c.Flags().BoolVar(&strict, "strict", false, "also fail because of warnings and unverified upstreams")
+	c.Flags().BoolVar(&strict, "strict", false, "also fail because of conditions that are False, upstreams that are not verified, and kinds that are misspelt")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		x := &examination{strict: strict}
 		if paths := append(files, args...); len(paths) > 0 {
@@ -94,6 +128,7 @@ func (r *run) check() *cobra.Command {
 			if err != nil {
 				return r.problems(err, "the documents are not valid")
 			}
+			x.skipped(warnings)
 			r.tellAll(warnings)
 			var table routeTable
 			if slices.ContainsFunc(docs, func(d manifest.Document) bool { return isRouted(d.Object) }) {
@@ -105,10 +140,13 @@ func (r *run) check() *cobra.Command {
 		} else if err := x.cluster(c.Context(), r); err != nil {
 			return err
 		}
-		for _, line := range x.lines {
-			fmt.Fprintln(r.Out, plain(line))
+		for _, f := range x.found {
+			fmt.Fprintln(r.Out, plain(f.String()))
 		}
 		fmt.Fprintln(r.Out, x.summary())
+		if x.docs > 0 && slices.ContainsFunc(x.found, func(f *finding) bool { return f.secret != "" }) {
+			fmt.Fprintln(r.Err, "hint: "+onlyInCluster)
+		}
 		if x.errors > 0 {
 			return fmt.Errorf("check found %s", count(x.errors, "error"))
 		}
@@ -121,9 +159,49 @@ func (r *run) check() *cobra.Command {
 type examination struct {
 	strict                  bool
 	docs                    int // 0 of a cluster
-	lines                   []string
+	found                   []*finding
 	errors, warnings, notes int
 	kinds                   []*tally
+}
+
+// A finding is one thing that there is to say.
+type finding struct {
+	place, level string
+	about        []string // Objects
+	words        string
+	secret       string // that is not there, if that is what there is to say
+}
+
+// String returns the line of a finding.
+func (f *finding) String() string {
+	if len(f.about) == 1 {
+		return f.place + f.level + ": " + f.about[0] + ": " + f.words
+	}
+	last := len(f.about) - 1
+	line := fmt.Sprintf("%s%s: Secret %s is not there, and %s and %s need it", f.place, f.level, f.secret, strings.Join(f.about[:last], ", "), f.about[last])
+	if m := noSecret.FindStringSubmatch(f.words); m[2] != "" {
+		line += ": " + m[2]
+	}
+	return line
+}
+
+// noSecret matches what is said of a Secret that is not there, and what to do.
+var noSecret = regexp.MustCompile(`Secret (\S+?),? (?:which )?is not there(?:: ([^;]*))?`)
+
+// onlyInCluster is said where a Secret is missing offline.
+const onlyInCluster = "a Secret that is only in the cluster counts as missing here; without documents the cluster is asked"
+
+// missingSecret returns the Secret that is not there, if that is all that words say.
+func missingSecret(words string) string {
+	name := ""
+	for part := range strings.SplitSeq(words, "; ") {
+		m := noSecret.FindStringSubmatch(part)
+		if m == nil || name != "" && m[1] != name {
+			return ""
+		}
+		name = m[1]
+	}
+	return name
 }
 
 // A tally counts the Objects of a kind.
@@ -140,9 +218,24 @@ const otherInstallation = "OTHER_AMBASSADOR_ID"
 func (x *examination) documents(docs []manifest.Document, table routeTable) {
 	x.docs = len(docs)
 	for i, d := range docs {
+		at := manifest.Locate(docs, api.Problem{Document: i, Pointer: "/metadata/name"})
+		place := fmt.Sprintf("%s:%d:%d: ", at.File, at.Line, at.Column)
 		if isRouted(d.Object) {
-			at := manifest.Locate(docs, api.Problem{Document: i, Pointer: "/metadata/name"})
-			x.object(fmt.Sprintf("%s:%d:%d: ", at.File, at.Line, at.Column), d.Object, table.Status(d.Object.Header().Key()))
+			x.object(place, d.Object, table.Status(d.Object.Header().Key()))
+		}
+		if isEmpty(d.Object) {
+			x.say(place, "note", d.Object, "its values are not in the file: what it holds was not looked at")
+		}
+	}
+}
+
+// skipped looks at what there is to say of documents that are not used. Those that
+// were probably misspelt count if that is strict.
+func (x *examination) skipped(warnings manifest.Diagnostics) {
+	for i, w := range warnings {
+		if x.strict && strings.HasPrefix(w.Hint, "did you mean ") {
+			warnings[i].Warning = false // is printed as an error
+			x.errors++
 		}
 	}
 }
@@ -209,41 +302,60 @@ func (x *examination) object(place string, o api.Object, status *api.RouteStatus
 	if status == nil {
 		status = new(api.RouteStatus)
 	}
-	say := func(level, words string) {
-		x.lines = append(x.lines, place+level+": "+titled(o.Header().Key())+": "+words)
-	}
 	switch c := status.Condition(api.ConditionAccepted); {
 	case c == nil || c.Status != "False":
 		t.accepted++
 	case c.Reason == otherInstallation:
 		t.other++
-		x.notes++
-		say("note", c.Message)
+		x.say(place, "note", o, c.Message)
 		return
 	}
 	for _, c := range status.Conditions {
 		if c.Status == "False" || c.Status == "Unknown" && c.Type == api.ConditionUpstreamVerified {
-			say(x.weigh(c.Type), c.Type+"="+c.Status+": "+c.Message)
+			x.condition(place, o, c)
 		}
 	}
 	for _, n := range status.Notes {
-		x.notes++
-		say("note", n)
+		x.say(place, "note", o, n)
 	}
 }
 
-// weigh counts a condition that is not True, and returns the word for how bad that
-// is.
+// condition notes one that is not True. That a Secret is not there is said once, of
+// all that need it.
+func (x *examination) condition(place string, o api.Object, c api.StatusCondition) {
+	level, secret := x.weigh(c.Type), missingSecret(c.Message)
+	if i := slices.IndexFunc(x.found, func(f *finding) bool { return secret != "" && f.secret == secret && f.level == level }); i >= 0 {
+		if about := titled(o.Header().Key()); !slices.Contains(x.found[i].about, about) {
+			x.found[i].about = append(x.found[i].about, about)
+		}
+		return
+	}
+	x.say(place, level, o, c.Type+"="+c.Status+": "+c.Message).secret = secret
+}
+
+// say notes, and counts, what there is to say of an Object.
+func (x *examination) say(place, level string, o api.Object, words string) *finding {
+	f := &finding{place: place, level: level, about: []string{titled(o.Header().Key())}, words: words}
+	x.found = append(x.found, f)
+	switch level {
+	case "error":
+		x.errors++
+	case "warning":
+		x.warnings++
+	default:
+		x.notes++
+	}
+	return f
+}
+
+// weigh returns the word for how bad it is that a condition is not True.
 func (x *examination) weigh(condition string) string {
 	switch {
 	case x.strict, condition == api.ConditionAccepted, condition == api.ConditionListening:
-		x.errors++
 		return "error"
 	case condition == api.ConditionUpstreamVerified:
-		x.notes++
 		return "note"
 	}
-	x.warnings++
 	return "warning"
 }
 

@@ -5,7 +5,7 @@
 //   - What was asked for goes to standard output, everything else to standard
 //     error. Output is the same with and without a terminal (no colour, no
 //     progress, so that NO_COLOR has nothing to switch off), but that a terminal's
-//     tables are cut to its width; -o wide is whole.
+//     tables are cut to its width, and long reasons in tables; -o wide is whole.
 //   - The exit status is 0 only if all that was asked was done, 1 if not, 2 if it
 //     was not understood (wrong usage), in which case nothing was done, and 3 if
 //     diff --exit-code found a difference.

@@ -186,6 +186,13 @@ func TestExitStatus(t *testing.T) {
 
 		{"get tcpmappings", ExitFailed, "not logged in"},
 		{"who-can nats --bogus", ExitFailed, `error: the verb "who-can" is not yet available`},
+		{"upgrade", ExitFailed, `error: the verb "upgrade" is not yet available`},
+		{"delete -f x.yaml -n prod", ExitUsage, "-f and -n cannot both be"},
+		{"delete -f " + bad, ExitFailed, "nothing was deleted: 1 problem"},
+		{"edit user/alice user/bob", ExitUsage, "edit takes one resource, found 2"},
+		{"describe user", ExitUsage, "name the User that is meant"},
+		{"get user/alice -w", ExitUsage, "-w watches a kind"},
+		{"route 10.9.0.1:22 --address 10.9.0.2", ExitUsage, "--address 10.9.0.2 is not that of 10.9.0.1:22"},
 		{"access-diff --help", ExitFailed, `error: the verb "access-diff" is not yet available`},
 		{"auth login", ExitUsage, `there is no verb "login"`},
 		{"up -f no-such-file.yaml", ExitFailed, "no-such-file.yaml"},

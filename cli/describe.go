@@ -17,29 +17,32 @@ import (
 func (r *run) describe() *cobra.Command {
 	var namespace string
 	c := &cobra.Command{
-		Use:   "describe KIND NAME",
-		Short: "Show all of one resource, for a person",
+		Use:   "describe KIND NAME… | KIND/NAME…",
+		Short: "Show all of a resource, for a person",
 		Long: "Shows who made a resource and when, how it stands, and all that it says.\n" +
 			"For programs there is get -o json.",
-		Example:           "  cardea describe service nats\n  cardea describe tcpmapping default/ssh",
-		Args:              cobra.ExactArgs(2),
+		Example:           "  cardea describe service nats\n  cardea describe tcpmapping/default/ssh",
 		ValidArgsFunction: completeKinds,
 	}
 	namespaceFlag(c, &namespace)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		k, err := findKind(args[0])
+		all, err := wantedOf(args)
 		if err != nil {
 			return err
 		}
-		o, err := r.objects(c.Context(), k)
+		list, failure, err := r.named(c.Context(), all, namespace)
 		if err != nil {
 			return err
 		}
-		list, err := named(c.Context(), o, namespace, args[1:])
-		if err != nil {
-			return err
+		for i, raw := range list {
+			if i > 0 {
+				fmt.Fprint(r.Out, "\n\n")
+			}
+			if err := describeObject(r.Out, raw, time.Now()); err != nil {
+				return err
+			}
 		}
-		return describeObject(r.Out, list[0], time.Now())
+		return failure
 	}
 	return c
 }

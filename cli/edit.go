@@ -14,7 +14,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"cardea/api"
 	"cardea/client"
 	"cardea/manifest"
 )
@@ -23,35 +22,39 @@ func (r *run) edit() *cobra.Command {
 	var allowLockout bool
 	var namespace string
 	c := &cobra.Command{
-		Use:   "edit KIND NAME",
+		Use:   "edit KIND NAME | KIND/NAME",
 		Short: "Change one resource in an editor",
 		Long: "Opens a resource as YAML in $VISUAL or $EDITOR and writes what you save. If the cluster\n" +
 			"refuses it, or it was changed meanwhile, your text is kept in a file.",
-		Example:           "  cardea edit service nats\n  EDITOR=nano cardea edit user alice\n  cardea edit tcpmapping ssh -n default",
-		Args:              cobra.ExactArgs(2),
+		Example:           "  cardea edit service nats\n  EDITOR=nano cardea edit user alice\n  cardea edit tcpmapping/default/ssh",
 		ValidArgsFunction: completeKinds,
 	}
 	namespaceFlag(c, &namespace)
 	c.Flags().BoolVar(&allowLockout, "allow-lockout", false, "also if you could no longer write policies afterwards")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		k, err := findKind(args[0])
+		all, err := wantedOf(args)
 		if err != nil {
 			return err
 		}
+		if len(all) > 1 {
+			return usagef("edit takes one resource, found %d", len(all))
+		}
+		k := all[0].kind
 		if !k.ByHand && !k.Updatable {
 			return fmt.Errorf("a %s is kept by the cluster itself and cannot be changed", k.Name)
 		}
-		o, err := r.objects(c.Context(), k)
+		places, failure, err := r.find(c.Context(), all, namespace)
+		if err = errors.Join(err, failure); err != nil {
+			return err
+		}
+		o := places[0]
+		raw, err := o.get(c.Context())
 		if err != nil {
 			return err
 		}
-		ns, name, err := target(c.Context(), o, namespace, args[1])
+		now, err := head(raw)
 		if err != nil {
 			return err
-		}
-		raw, err := o.Get(c.Context(), ns, name)
-		if err != nil {
-			return missing(k, err)
 		}
 		before, err := editable(raw)
 		if err != nil {
@@ -73,7 +76,7 @@ func (r *run) edit() *cobra.Command {
 		}
 		if bytes.Equal(before, after) {
 			os.RemoveAll(dir)
-			fmt.Fprintf(r.Err, "%s was not changed\n", keyName(api.Key{Group: k.Group, Kind: k.Name, Namespace: ns, Name: name}))
+			fmt.Fprintf(r.Err, "%s was not changed\n", keyName(now.Key()))
 			return nil
 		}
 		docs, found := manifest.Decode(file, after)
@@ -83,7 +86,7 @@ func (r *run) edit() *cobra.Command {
 		if len(docs) != 1 || docs[0].Object == nil || kindOfObject(docs[0].Object).Path("") != k.Path("") {
 			return kept(fmt.Errorf("the text must be one %s", k.Name))
 		}
-		out, err := o.Update(c.Context(), ns, name, docs[0].JSON, client.WriteOptions{AllowLockout: allowLockout})
+		out, err := o.Update(c.Context(), o.namespace, o.name, docs[0].JSON, client.WriteOptions{AllowLockout: allowLockout})
 		if err != nil {
 			return kept(r.unchanged(located(docs, err)))
 		}

@@ -19,7 +19,7 @@ func (r *run) explainKind() *cobra.Command {
 		Use:               "explain KIND[.FIELD]…",
 		Short:             "Say what a kind, or a field of it, is for",
 		Long:              "Says what a kind or a field is for, of which type it is, and what is in it. Needs no cluster.",
-		Example:           "  cardea explain service\n  cardea explain service.spec.config.upstream\n  cardea explain policy.spec.rules.condition\n  cardea explain tcpmapping.spec.host",
+		Example:           "  cardea explain service\n  cardea explain service.spec.config.upstream\n  cardea explain policy.spec.rules.condition\n  cardea explain tcpmapping",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeKinds,
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -110,8 +110,22 @@ func docType(d *gen.Doc) string {
 	return d.Type
 }
 
-// wrap breaks text into lines of at most width characters, where it can.
+// wrap breaks the lines of text into such of at most width characters, where it can.
+// Those of an item of a list, "- …", stand below its words.
 func wrap(text string, width int) string {
+	var lines []string
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "- ") {
+			line = strings.ReplaceAll(wrapLine(line, width-2), "\n", "\n  ")
+		} else {
+			line = wrapLine(line, width)
+		}
+		lines = append(lines, line)
+	}
+	return strings.Join(lines, "\n")
+}
+
+func wrapLine(text string, width int) string {
 	var b strings.Builder
 	at := 0
 	for w := range strings.FieldsSeq(text) {

@@ -75,9 +75,12 @@ func TestTarget(t *testing.T) {
 		{services, "", "web", "/web", ""},
 		{services, "prod", "web", "/web.prod", ""},
 		{services, "prod", "web.prod", "/web.prod", ""},
+		{services, "", "prod/web", "/web.prod", ""}, // as others' names are printed
+		{services, "dev", "prod/web", "", "-n dev is not the namespace of prod/web"},
 		{services, "prod", "web.dev", "", "-n prod is not the Namespace of web.dev"},
 		{users, "", "alice", "/alice", ""},
-		{users, "prod", "alice", "", "-n: a User is in no namespace"},
+		{users, "", "prod/alice", "", `a User is in no namespace, found "prod"`},
+		{users, "prod", "alice", "", `a User is in no namespace, found "prod"`},
 	} {
 		ns, name, err := target(t.Context(), tc.o, tc.namespace, tc.word)
 		got := ns + "/" + name
@@ -88,6 +91,34 @@ func TestTarget(t *testing.T) {
 		}
 		if got != tc.want {
 			t.Errorf("%s -n %q: got %q, want %q", tc.word, tc.namespace, got, tc.want)
+		}
+	}
+}
+
+// TestWantedOf reads the ways in which what is meant is typed.
+func TestWantedOf(t *testing.T) {
+	for args, want := range map[string]string{
+		"tm ssh edge/web":                   "tcpmapping ssh, tcpmapping edge/web",
+		"tcpmapping/ssh":                    "tcpmapping ssh",
+		"tm/default/ssh secret.v1/edge/x":   "tcpmapping default/ssh, secret.v1 edge/x",
+		"service/nats user/alice secret/pw": "service nats, user alice, secret pw",
+		"":                                  "error: name a kind and what is meant, or KIND/NAME",
+		"tm":                                "error: name the TCPMapping that is meant",
+		"tm/":                               `error: "tm/" must be KIND/NAME, as what is before it`,
+		"tm/ssh web":                        `error: "web" must be KIND/NAME, as what is before it`,
+		"default/ssh":                       `error: there is no kind "default"`,
+	} {
+		all, err := wantedOf(strings.Fields(args))
+		var got []string
+		for _, w := range all {
+			got = append(got, typed(w.kind, w.kind.Name)+" "+w.name)
+		}
+		words := strings.Join(got, ", ")
+		if err != nil {
+			words = "error: " + err.Error()
+		}
+		if words != want {
+			t.Errorf("%q: %s, want %s", args, words, want)
 		}
 	}
 }
@@ -225,7 +256,11 @@ spec: {mode: TCP, isPublic: true, isAnonymous: true, config: {upstream: {url: "t
 	for _, strict := range []bool{false, true} {
 		x := &examination{strict: strict}
 		x.documents(docs, table)
-		fmt.Fprintf(&b, "--- strict %v\n%s\n%s\n%d errors\n", strict, strings.Join(x.lines, "\n"), x.summary(), x.errors)
+		fmt.Fprintf(&b, "--- strict %v\n", strict)
+		for _, f := range x.found {
+			fmt.Fprintln(&b, f)
+		}
+		fmt.Fprintf(&b, "%s\n%d errors\n", x.summary(), x.errors)
 	}
 	x := &examination{}
 	x.documents([]manifest.Document{docs[3], docs[6]}, table)
@@ -266,12 +301,51 @@ func TestAnswer(t *testing.T) {
 		{api.RouteQuestion{Port: 2223, NoTLS: true}, nowhere},
 	} {
 		printAnswer(&b, &x.q, &x.a)
-		if err := refusal(&x.q, &x.a, false); err != nil {
+		if err := refusal(&x.q, &x.a, func() string { return "look there" }); err != nil {
 			tell(&b, err)
 		}
 		b.WriteString("=====\n")
 	}
 	golden(t, "route.txt", b.String())
+}
+
+// TestWhereToLook names the listing that fits a refusal.
+func TestWhereToLook(t *testing.T) {
+	var mappings, services api.List
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		list := &services
+		if strings.Contains(q.URL.Path, "tcpmappings") {
+			list = &mappings
+		}
+		json.NewEncoder(w).Encode(list)
+	}))
+	defer s.Close()
+	defer s.Client().CloseIdleConnections()
+	call := &rpc.Client{HTTP: s.Client(), Base: s.URL}
+	ssh := raw(t, mapping("default", "ssh")) // at 2222
+	public := func(port int, is bool) json.RawMessage {
+		x := &api.Service{Spec: api.ServiceSpec{IsPublic: is}, Status: api.ServiceStatus{Port: port}}
+		x.Kind, x.Metadata.Name = api.KindService, "x.default"
+		return raw(t, x)
+	}
+	owner := mapping("default", "ssh").Key()
+	for _, tc := range []struct {
+		mappings, services []json.RawMessage
+		answer             api.RouteAnswer
+		want               string
+	}{
+		{nil, nil, api.RouteAnswer{Owner: &owner}, "cardea describe tcpmapping default/ssh says how it stands"},
+		{[]json.RawMessage{ssh}, []json.RawMessage{public(443, true)}, api.RouteAnswer{Listener: "*:2222"}, "cardea get tcpmappings lists what *:2222 takes"},
+		{[]json.RawMessage{ssh}, []json.RawMessage{public(2222, true)}, api.RouteAnswer{Listener: "*:2222"}, "cardea get tcpmappings, and cardea get services -o wide, list what *:2222 takes"},
+		{nil, []json.RawMessage{public(2222, true)}, api.RouteAnswer{Listener: "*:2222"}, "cardea get services -o wide lists what *:2222 takes"},
+		{[]json.RawMessage{ssh}, []json.RawMessage{public(443, false)}, api.RouteAnswer{}, "cardea get tcpmappings lists who listens where"},
+		{nil, nil, api.RouteAnswer{}, "cardea get tcpmappings, and cardea get services -o wide, list who listens where"},
+	} {
+		mappings.Items, services.Items = tc.mappings, tc.services
+		if got := whereToLook(t.Context(), call, 2222, &tc.answer); got != tc.want {
+			t.Errorf("got %q, want %q", got, tc.want)
+		}
+	}
 }
 
 // TestVariables: a flag wins over Cardea's variable, and that over Ambassador's.
@@ -298,6 +372,94 @@ func TestVariables(t *testing.T) {
 		if got := c.Flag("ambassador-id").Value.String(); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
+	}
+}
+
+// TestDirectories: a variable has several directories as PATH does.
+func TestDirectories(t *testing.T) {
+	p := newPerson(t)
+	p.env["CARDEA_TLS_FILES"] = "/etc/tls:/var/tls::"
+	r := &run{Program: p.program(nil, os.Stdout, os.Stderr)}
+	c := r.check()
+	if err := r.environment(c); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Flag("tls-files").Value.String(); got != "[/etc/tls,/var/tls]" {
+		t.Errorf("got %s", got)
+	}
+}
+
+// TestSecretsOfDocuments: a Secret that is not there is told once, and one whose values
+// are elsewhere is not taken for one that holds nothing.
+func TestSecretsOfDocuments(t *testing.T) {
+	const docs = `apiVersion: getambassador.io/v2
+kind: TCPMapping
+metadata: {name: one, namespace: edge}
+spec: {port: 7001, host: a.example, service: "x:1"}
+---
+apiVersion: getambassador.io/v2
+kind: TCPMapping
+metadata: {name: two, namespace: edge, annotations: {cardea/upstream-verification: REQUIRE}}
+spec: {port: 7002, host: a.example, service: "x:1", tls: ctx}
+---
+apiVersion: getambassador.io/v2
+kind: TLSContext
+metadata: {name: ctx, namespace: edge}
+spec: {hosts: [a.example], secret: %s}
+---
+kind: Service
+metadata: {name: web}
+spec: {mode: TCP, isPublic: true, isAnonymous: true, isTLS: true, public: {address: "*", certificate: {fromSecret: %s}}, config: {upstream: {url: "tcp://host:1"}}}
+`
+	const printed = `---
+apiVersion: v1
+kind: Secret
+metadata: {name: printed, namespace: edge}
+type: kubernetes.io/tls
+---
+apiVersion: core/v1
+kind: Secret
+metadata: {name: shown}
+spec: {}
+`
+	for _, tc := range []struct {
+		docs   string
+		status int
+		out    []string
+		words  []string
+	}{
+		{fmt.Sprintf(docs, "nothing", "nought"), ExitFailed, []string{
+			"error: Secret edge/nothing is not there, and TCPMapping edge/one, TCPMapping edge/two and TLSContext edge/ctx need it: apply it",
+			"error: Service web.default: ResolvedRefs=False: ",
+		}, []string{"hint: " + onlyInCluster}},
+		{fmt.Sprintf(docs, "printed", "shown") + printed, ExitDone, []string{
+			"note: Secret edge/printed: its values are not in the file",
+			"note: Secret shown: its values are not in the file",
+		}, nil},
+		{fmt.Sprintf(docs, "printed", "shown") + printed + "---\napiVersion: v1\nkind: Secrte\nmetadata: {name: x}\n", ExitFailed, nil,
+			[]string{"error: kind: the document is skipped: a Kubernetes Secrte has no meaning here", "error: check found 1 error"}},
+	} {
+		status, out, words := newPerson(t).try(tc.docs, "check", "--strict", "-f", "-")
+		if status != tc.status {
+			t.Errorf("exit %d, want %d\n%s%s", status, tc.status, out, words)
+		}
+		for _, w := range tc.out {
+			if strings.Count(out, w) != 1 {
+				t.Errorf("not once %q:\n%s", w, out)
+			}
+		}
+		for _, w := range tc.words {
+			if strings.Count(words, w) != 1 {
+				t.Errorf("not once %q:\n%s", w, words)
+			}
+		}
+		if tc.status == ExitDone && words != "" {
+			t.Errorf("it says %s", words)
+		}
+	}
+	status, _, words := newPerson(t).try(fmt.Sprintf(docs, "nothing", "nought"), "route", "*:7001", "--sni", "a.example", "-f", "-")
+	if status != ExitFailed || !strings.Contains(words, "hint: "+onlyInCluster) {
+		t.Errorf("route: exit %d, %s", status, words)
 	}
 }
 
@@ -343,8 +505,28 @@ func TestReady(t *testing.T) {
 	r.printReady(s, "/data", "")
 	s.NotInForce, s.Listeners = 2, nil
 	r.printReady(s, "/data", "")
+	for _, s.Listeners = range [][]string{
+		{"*:1 (1 route)", "*:2 (1 route)", "*:3 (1 route)", "*:4 (2 routes)"},
+		{"*:2222 (3 routes)", "*:26257 (1 route), not open: the address is in use"},
+	} {
+		r.printReady(s, "/data", "")
+	}
 	golden(t, "ready.txt", out.String())
 }
+
+// needed are documents of which the first is referred to.
+const needed = `kind: Namespace
+metadata: {name: tools}
+---
+kind: Service
+metadata: {name: web.tools}
+spec: {mode: TCP, config: {upstream: {url: "tcp://192.0.2.1:80"}}}
+---
+apiVersion: getambassador.io/v2
+kind: TLSContext
+metadata: {name: plain, namespace: prod}
+spec: {alpn_protocols: h2}
+`
 
 // TestForeign takes resources of another system through the verbs that write and
 // read, and asks where connections go, offline and of a cluster.
@@ -391,7 +573,12 @@ data: {value: s3cret}
 	ready, _ := up(t, filepath.Join(t.TempDir(), "data"))
 	root := newPerson(t)
 	root.login(ready, ready.Token)
-	place := strings.NewReplacer(file, "docs.yaml", fmt.Sprint(port), "PORT")
+	some := filepath.Join(t.TempDir(), "some.yaml")
+	if err := os.WriteFile(some, []byte(needed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, clusterPort, _ := net.SplitHostPort(ready.Address)
+	place := strings.NewReplacer(file, "docs.yaml", some, "some.yaml", fmt.Sprint(port), "PORT", ready.Address, "ADDRESS", clusterPort, "CLUSTER")
 	// What others say, and what is of this run, is left out.
 	theirs := regexp.MustCompile(`((?:=False|refused|not in force|not complete): )[^\n]*|(listening on|\d\.) [^\n]*`)
 	ours := regexp.MustCompile(`for \d+s +|[0-9a-f-]{36}|20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ|session/[a-z0-9-]+|Session root-[a-z0-9]+`)
@@ -410,21 +597,44 @@ data: {value: s3cret}
 		"get tcpmapping nothing",
 		"get secret.v1",
 		"get secret",
+		"get -A tm -o name",
+		"get tm -A -n prod",
+		"get secret -n prod",
+		"get users -n prod",
+		"get tcpmapping/prod/ssh secret.v1/prod/password secret/password",
+		"get tcpmapping/prod/ssh user/nobody -o name",
+		"create secret.v1 onlytheirs --file word=FILE -n prod",
+		"get secret onlytheirs",
+		"describe secret onlytheirs",
+		"delete secret onlytheirs",
+		"delete secret.v1/prod/onlytheirs",
+		"delete secret.v1/prod/onlytheirs",
+		"delete --ignore-not-found secret.v1/prod/onlytheirs secret/onlytheirs",
 		"create tcpmapping ssh --port 1 --service x -n dev",
 		"get tcpmapping ssh",
 		"delete tcpmapping ssh -n dev",
 		"describe tcpmapping ssh",
 		"describe tm host",
+		"describe tcpmapping/prod/ssh secret/password -n prod",
 		"route PORT --no-tls",
 		"route PORT --sni a.example",
+		"route 127.0.0.1:PORT --no-tls",
+		"route PORT --sni b.example",
 		"route 1",
+		"route CLUSTER",
+		"route ADDRESS",
 		"check",
 		"get all -o name",
 		"delete tcpmapping prod/test host",
 		"delete secret.v1 password",
 		"check --strict",
+		"apply -f SOME",
+		"delete -f SOME -n prod",
+		"delete -f SOME",
+		"delete -f SOME",
+		"delete -f SOME --ignore-not-found",
 	} {
-		words := strings.NewReplacer("FILE", file, "PORT", fmt.Sprint(port)).Replace(args)
+		words := strings.NewReplacer("FILE", file, "SOME", some, "PORT", fmt.Sprint(port), "CLUSTER", clusterPort, "ADDRESS", ready.Address).Replace(args)
 		status, out, err := root.try("", strings.Fields(words)...)
 		fmt.Fprintf(&transcript, "$ cardea %s\n%s%sexit status %d\n\n", args, out, err, status)
 	}
@@ -434,7 +644,7 @@ data: {value: s3cret}
 	tmp := t.TempDir()
 	t.Setenv("TMPDIR", tmp)
 	root.env["EDITOR"] = "sed -i.bak s/127.0.0.1:22/127.0.0.1:25/"
-	if out := root.run("edit", "tcpmapping", "ssh"); out != "tcpmapping/prod/ssh configured\n" {
+	if out := root.run("edit", "tcpmapping/prod/ssh"); out != "tcpmapping/prod/ssh configured\n" {
 		t.Errorf("edit: %s", out)
 	}
 	empty(t, tmp)

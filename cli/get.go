@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -19,18 +21,20 @@ const allKinds = "all"
 
 func (r *run) get() *cobra.Command {
 	var s client.Selection
-	var watch bool
+	var watch, everywhere bool
 	c := &cobra.Command{
-		Use:   "get KIND [NAME…]",
+		Use:   "get KIND [NAME…] | KIND/NAME…",
 		Short: "Show resources",
 		Long: "Shows the resources of a kind, or those that are named: NAME or, of another system's,\n" +
-			"NAMESPACE/NAME. \"get all\" is every resource that people wrote; with -o yaml, as apply takes\n" +
-			"it. -w goes on with what changes. On a terminal the last column is cut, except with -o wide.",
+			"NAMESPACE/NAME. Those of several kinds are named KIND/NAME or KIND/NAMESPACE/NAME. \"get all\"\n" +
+			"is every resource that people wrote; with -o yaml, as apply takes it. -w goes on with what\n" +
+			"changes. On a terminal the last column is cut, except with -o wide.",
 		Example: "  cardea get services\n  cardea get user alice -o yaml\n  cardea get sessions --user alice -w\n" +
-			"  cardea get tcpmappings -n default\n  cardea get all -o yaml > all.yaml",
+			"  cardea get tcpmappings -n default\n  cardea get tcpmapping/default/ssh service/nats\n  cardea get all -o yaml > all.yaml",
 		ValidArgsFunction: completeKinds,
 	}
 	c.Flags().StringVarP(&s.Namespace, "namespace", "n", "", "only Services of that Namespace, or another system's resources of that namespace")
+	c.Flags().BoolVarP(&everywhere, "all-namespaces", "A", false, "those of all namespaces, as without -n")
 	c.Flags().StringVar(&s.User, "user", "", "only what belongs to that User: Sessions, Devices, Credentials")
 	c.Flags().StringArrayVarP(&s.Labels, "label", "l", nil, "only what has the label: KEY=VALUE; may be repeated")
 	c.Flags().BoolVarP(&watch, "watch", "w", false, "go on with what changes")
@@ -39,31 +43,35 @@ func (r *run) get() *cobra.Command {
 		if len(args) == 0 {
 			return usagef("get needs a kind: all, %s", kindNames())
 		}
+		if everywhere && s.Namespace != "" {
+			return usagef("-A and -n cannot both be")
+		}
 		if args[0] == allKinds {
 			if len(args) > 1 {
 				return usagef("get all takes no name")
 			}
 			return r.getAll(c.Context(), out.value)
 		}
+		if len(args) > 1 || strings.Contains(args[0], "/") {
+			all, err := wantedOf(args)
+			if err != nil {
+				return err
+			}
+			if watch {
+				return usagef("-w watches a kind, not names")
+			}
+			return r.getNamed(c.Context(), all, s.Namespace, out.value)
+		}
 		k, err := findKind(args[0])
 		if err != nil {
 			return err
 		}
-		if len(args) > 1 && watch {
-			return usagef("-w watches a kind, not names")
+		if s.Namespace != "" && !k.IsForeign() && k.Name != api.KindService {
+			return noNamespace(k, s.Namespace)
 		}
 		o, err := r.objects(c.Context(), k)
 		if err != nil {
 			return err
-		}
-		if len(args) > 1 {
-			list, failure := named(c.Context(), o, s.Namespace, args[1:])
-			if len(list) > 0 {
-				if err := printObjects(r.Out, out.value, list, len(args) == 2, false); err != nil {
-					return err
-				}
-			}
-			return failure
 		}
 		list, at, err := o.List(c.Context(), s)
 		if err != nil {
@@ -79,6 +87,21 @@ func (r *run) get() *cobra.Command {
 		return printObjects(r.Out, out.value, list, false, false)
 	}
 	return c
+}
+
+// getNamed prints the Objects of some names.
+func (r *run) getNamed(ctx context.Context, all []wanted, namespace, format string) error {
+	list, failure, err := r.named(ctx, all, namespace)
+	if err != nil {
+		return err
+	}
+	if len(list) > 0 {
+		mixed := slices.ContainsFunc(all, func(w wanted) bool { return w.kind.Path("") != all[0].kind.Path("") })
+		if err := printObjects(r.Out, format, list, len(all) == 1, mixed); err != nil {
+			return err
+		}
+	}
+	return failure
 }
 
 // getAll prints every Object that a person wrote.
@@ -144,30 +167,22 @@ func (r *run) printChange(format string, raw json.RawMessage, deleted bool) erro
 	return t.print(r.Out)
 }
 
-// named returns the Objects of a kind that have these names: those that could be
-// had, and why the others could not.
-func named(ctx context.Context, o client.Objects, namespace string, names []string) (list []json.RawMessage, failure error) {
-	for _, word := range names {
-		ns, name, err := target(ctx, o, namespace, word)
-		var raw json.RawMessage
-		if err == nil {
-			raw, err = o.Get(ctx, ns, name)
-		}
+// named returns the Objects of some names: those that could be had, and as failure
+// why the others could not.
+func (r *run) named(ctx context.Context, all []wanted, namespace string) (list []json.RawMessage, failure, err error) {
+	places, failure, err := r.find(ctx, all, namespace)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, f := range places {
+		raw, err := f.get(ctx)
 		if err != nil {
-			failure = errors.Join(failure, missing(o.Kind, err))
+			failure = errors.Join(failure, err)
 			continue
 		}
 		list = append(list, raw)
 	}
-	return list, failure
-}
-
-// missing adds to an error of the cluster how to find the name that was meant.
-func missing(k api.Kind, err error) error {
-	if api.HasCode(err, api.CodeNotFound) {
-		return hinted(err, "cardea get "+typed(k, k.Plural)+" lists those that there are")
-	}
-	return err
+	return list, failure, nil
 }
 
 // written returns every Object that a person wrote, those that are referred to
@@ -219,45 +234,4 @@ func asWritten(list []json.RawMessage) ([]json.RawMessage, error) {
 		}
 	}
 	return docs, nil
-}
-
-func (r *run) delete() *cobra.Command {
-	var allowLockout bool
-	var namespace string
-	c := &cobra.Command{
-		Use:               "delete KIND NAME…",
-		Aliases:           []string{"del", "rm"},
-		Short:             "Delete resources",
-		Long:              "Deletes resources, unless others refer to them. Live connections that lose their right by it\nare cut; those of a TCPMapping are drained, unless it says otherwise.",
-		Example:           "  cardea delete session alice-x1y2z3\n  cardea delete service nats pg.prod\n  cardea delete tcpmapping default/ssh",
-		Args:              cobra.MinimumNArgs(2),
-		ValidArgsFunction: completeKinds,
-	}
-	namespaceFlag(c, &namespace)
-	c.Flags().BoolVar(&allowLockout, "allow-lockout", false, "also if you could no longer write policies afterwards")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		k, err := findKind(args[0])
-		if err != nil {
-			return err
-		}
-		o, err := r.objects(c.Context(), k)
-		if err != nil {
-			return err
-		}
-		var failure error
-		for _, word := range args[1:] {
-			ns, name, err := target(c.Context(), o, namespace, word)
-			var out api.WriteResponse
-			if err == nil {
-				out, err = o.Delete(c.Context(), ns, name, client.WriteOptions{AllowLockout: allowLockout})
-			}
-			if err != nil {
-				failure = errors.Join(failure, missing(k, err))
-				continue
-			}
-			r.printResult(out.Result, false)
-		}
-		return failure
-	}
-	return c
 }

@@ -28,7 +28,8 @@ func (r *run) logs() *cobra.Command {
 		Use:   "logs",
 		Short: "Show what happened",
 		Long: "Shows the access log: each connection that was opened, ended or denied, and each write to\n" +
-			"the API. -o wide adds the decision and how it was routed; -o json prints one record a line.",
+			"the API. -o wide adds the decision, how it was routed and what is cut; -o json prints one\n" +
+			"record a line.",
 		Example: "  cardea logs --user alice --since 1h\n  cardea logs -f --type DENIED\n  cardea logs -o json | jq .\n  cardea logs verify",
 		Args:    noArgs,
 	}
@@ -174,8 +175,8 @@ func (t *logTable) flush() error {
 		headings := []string{"TIME", "TYPE", "USER", "SERVICE", "SOURCE", "BYTES", "REASON"}
 		t.widths = []int{24, 6, 6, 16, 21, 13, 0} // fit most, so that the rows of logs -f stay in line
 		if t.wide {
-			headings = slices.Insert(headings, 6, "DECISION", "LISTENER", "VERSION", "UPSTREAM")
-			t.widths = slices.Insert(t.widths, 6, 44, 8, 8, 16)
+			headings = slices.Insert(headings, 6, "DECISION", "LISTENER", "SERVER NAME", "VERSION", "UPSTREAM")
+			t.widths = slices.Insert(t.widths, 6, 44, 8, 11, 8, 16)
 		}
 		t.rows = slices.Insert(t.rows, 0, headings)
 	}
@@ -209,12 +210,18 @@ func (t *logTable) flush() error {
 	return err
 }
 
-// logCells returns the cells of a record.
+// logCells returns the cells of a record. Unless they are to be wide, details are cut.
 func logCells(rec *api.AccessLog, wide bool) []string {
 	c := &rec.Entry.Common
 	cells := []string{rec.Metadata.CreatedAt.UTC().Format("2006-01-02T15:04:05.000Z"), "", "-", "-", "-", "-", "-"}
 	if c.UserRef != nil {
 		cells[2] = quoted(c.UserRef.Name)
+	}
+	detail := func(s string) string {
+		if wide {
+			return s
+		}
+		return short(s, longDetail)
 	}
 	if s := cmp.Or(c.ServiceRef, rec.Metadata.TargetRef); s != nil {
 		cells[3] = quoted(refName(s))
@@ -237,7 +244,7 @@ func logCells(rec *api.AccessLog, wide bool) []string {
 			cells[5] = size(*info.TCP.ReceivedBytes) + "/" + size(*info.TCP.SentBytes)
 		}
 		if info.TCP.Type == api.LogEnd {
-			reason = endWords(info.TCP, c.Reason)
+			reason = endWords(info.TCP, c.Reason, detail)
 		}
 	case info.API != nil:
 		cells[1] = "API"
@@ -246,7 +253,7 @@ func logCells(rec *api.AccessLog, wide bool) []string {
 		}
 		what := info.API.Verb
 		if info.API.Kind != "" {
-			what += " " + strings.TrimSuffix(strings.ToLower(info.API.Kind)+"/"+info.API.Name, "/")
+			what += " " + strings.TrimSuffix(keyName(calledKey(info.API, c.Facts)), "/")
 		}
 		if c.Status == api.StatusDenied {
 			what += ": " + reason
@@ -256,15 +263,16 @@ func logCells(rec *api.AccessLog, wide bool) []string {
 		cells[1] = string(api.LogDenied)
 	}
 	if c.Status == api.StatusDenied && info.API == nil && c.Reason != nil && c.Reason.Words != "" {
-		reason += ": " + plain(short(c.Reason.Words, longDetail))
+		reason += ": " + plain(detail(c.Reason.Words))
 	}
 	if r := c.Route; r != nil {
-		reason += plain(routeWords(r, info.TCP != nil && info.TCP.Type == api.LogEnd))
+		reason += plain(routeWords(r, info.TCP != nil && info.TCP.Type == api.LogEnd, detail))
 	}
 	cells[6] = cmp.Or(reason, "-")
 	if wide {
 		r := cmp.Or(c.Route, new(api.LogRoute))
-		for i, cell := range []string{c.DecisionID, r.Listener, r.Version, c.Upstream} {
+		f := cmp.Or(c.Facts, new(api.Facts))
+		for i, cell := range []string{c.DecisionID, cmp.Or(r.Listener, f.Listener), cmp.Or(f.TLS, new(api.TLSFacts)).SNI, r.Version, c.Upstream} {
 			cells = slices.Insert(cells, 6+i, "-")
 			if cell != "" {
 				cells[6+i] = quoted(cell)
@@ -274,9 +282,27 @@ func logCells(rec *api.AccessLog, wide bool) []string {
 	return cells
 }
 
+// calledKey returns the Object that a call was about, without a name or namespace if
+// it was about several. Records have the group of a kind only by what policies call it.
+func calledKey(info *api.APIInfo, facts *api.Facts) api.Key {
+	key := api.Key{Kind: info.Kind, Name: info.Name}
+	if info.Kind == api.FactKubernetesSecret {
+		key.Group, key.Kind = api.GroupKubernetes, api.KindSecret
+	}
+	for _, k := range api.Kinds() {
+		if k.IsForeign() && k.Name == info.Kind && k.Name != api.KindSecret {
+			key.Group = k.Group
+		}
+	}
+	if key.Group != "" && key.Name != "" && facts != nil && facts.API != nil {
+		key.Namespace = facts.API.Namespace
+	}
+	return key
+}
+
 // routeWords says how a connection was routed: when it begins, by what; when it
 // ends, what was odd about it.
-func routeWords(r *api.LogRoute, ended bool) string {
+func routeWords(r *api.LogRoute, ended bool, detail func(string) string) string {
 	if !ended {
 		if r.Match == "" {
 			return ""
@@ -291,7 +317,7 @@ func routeWords(r *api.LogRoute, ended bool) string {
 		words = fmt.Sprintf("; after %d retries", r.Retries)
 	}
 	if r.UpstreamVerified != nil && !*r.UpstreamVerified {
-		words += "; the upstream was NOT VERIFIED: " + short(r.UpstreamWords, longDetail)
+		words += "; the upstream was NOT VERIFIED: " + detail(r.UpstreamWords)
 	}
 	return words
 }
@@ -316,15 +342,15 @@ func refName(ref *api.Ref) string {
 const revoked = "REVOKED"
 
 // endWords says why a connection ended, with the detail if there is one.
-func endWords(info *api.TCPInfo, reason *api.LogReason) string {
-	detail := info.Error
+func endWords(info *api.TCPInfo, reason *api.LogReason, detail func(string) string) string {
+	words := info.Error
 	if info.CloseReason == revoked && reason != nil {
-		detail = cmp.Or(reason.Words, detail)
+		words = cmp.Or(reason.Words, words)
 	}
-	if detail == "" {
+	if words == "" {
 		return plain(info.CloseReason)
 	}
-	return plain(info.CloseReason) + ": " + plain(short(detail, longDetail))
+	return plain(info.CloseReason) + ": " + plain(detail(words))
 }
 
 func (r *run) logsVerify() *cobra.Command {

@@ -233,7 +233,7 @@ func kindTable(k api.Kind, objects []api.Object, wide, mixed bool) *table {
 		m := o.Header().Metadata
 		row := []string{m.Name}
 		if mixed {
-			row[0] = typed(k, k.Name) + "/" + m.Name
+			row[0] = keyName(o.Header().Key())
 		}
 		for _, c := range k.Columns {
 			if wide || !c.Wide {

@@ -70,8 +70,13 @@ func TestLogTable(t *testing.T) {
 	mended := mapping
 	mended.Route = &api.LogRoute{Listener: "*:2222", Match: "sni my-host-1", Version: "v7", Retries: 2, UpstreamVerified: new(bool), UpstreamWords: "it is self-signed"}
 	nowhere := api.AccessLogCommon{
-		Status: api.StatusDenied, Facts: &api.Facts{IP: "192.0.2.1", Port: 4712}, Route: &api.LogRoute{Listener: "*:2222"},
+		Status: api.StatusDenied, Facts: &api.Facts{IP: "192.0.2.1", Port: 4712, TLS: &api.TLSFacts{SNI: "other"}}, Route: &api.LogRoute{Listener: "*:2222"},
 		Reason: &api.LogReason{Type: api.ReasonNoRoute, Words: `nothing is served there for the name "other"`},
+	}
+	call := func(verb, kind, namespace, name string) *api.AccessLog {
+		c := alice
+		c.Facts = &api.Facts{IP: "::1", Port: 4711, Listener: "127.0.0.1:8443", API: &api.APIFacts{Namespace: namespace}}
+		return record(c, api.AccessLogInfo{API: &api.APIInfo{Verb: verb, Kind: kind, Name: name}})
 	}
 	records := []*api.AccessLog{
 		record(alice, api.AccessLogInfo{TCP: &api.TCPInfo{Type: api.LogStart}}),
@@ -81,8 +86,13 @@ func TestLogTable(t *testing.T) {
 		record(denied, api.AccessLogInfo{API: &api.APIInfo{Verb: "list", Kind: "User"}}),
 		record(alice, api.AccessLogInfo{API: &api.APIInfo{Verb: "update", Kind: "Service", Name: "nats.default"}}),
 		record(stranger, api.AccessLogInfo{}),
+		call("delete", "TCPMapping", "edge", "ssh"),
+		call("get", api.FactKubernetesSecret, "edge", "supersecret"),
+		call("list", "TCPMapping", "edge", ""),
+		call("get", "Service", "prod", "web.prod"),
+		call("get", "Secret", "", "password"),
 		record(alice, end("DIAL_FAILED", "connection refused: 127.0.0.1:1")),
-		record(alice, end("DIAL_TIMEOUT", strings.Repeat("long ", 30))),
+		record(alice, end("DIAL_TIMEOUT", strings.Repeat("long ", 40)+"end")),
 		record(alice, end("UPSTREAM_TLS", "a\x1b[2J name")),
 		record(revoked, end("REVOKED", "")),
 		record(mapping, api.AccessLogInfo{TCP: &api.TCPInfo{Type: api.LogStart}}),
@@ -126,6 +136,10 @@ func TestPrintObjects(t *testing.T) {
 	list := []json.RawMessage{
 		json.RawMessage(`{"kind":"User","metadata":{"name":"alice","uid":"u1","createdAt":"2026-01-31T18:00:00Z"},"spec":{"type":"HUMAN","groups":["a1","b2"]}}`),
 		json.RawMessage(`{"kind":"User","metadata":{"name":"bob"},"spec":{"type":"HUMAN","isDisabled":true}}`),
+		json.RawMessage(`{"kind":"Service","metadata":{"name":"db.prod"},"spec":{"mode":"TCP","isPublic":true,"public":{"address":"*","hosts":["db.example.com"]}},"status":{"port":443,` +
+			`"conditions":[{"type":"Accepted","status":"True"},{"type":"Listening","status":"False","message":"the port is in use"}]}}`),
+		json.RawMessage(`{"kind":"Service","metadata":{"name":"web.prod"},"spec":{"mode":"TCP"},"status":{"port":80}}`),
+		json.RawMessage(`{"kind":"Service","metadata":{"name":"open.prod"},"spec":{"mode":"TCP","isPublic":true},"status":{"port":22,"conditions":[{"type":"Listening","status":"True"}]}}`),
 		json.RawMessage(`{"kind":"Group","metadata":{"name":"a1"},"spec":{}}`),
 		json.RawMessage(`{"apiVersion":"core/v1","kind":"Secret","metadata":{"name":"password"},"spec":{}}`),
 		json.RawMessage(`{"apiVersion":"v1","kind":"Secret","metadata":{"name":"supersecret","namespace":"default"},"type":"kubernetes.io/tls","status":{"keys":["tls.crt","tls.key"]}}`),
@@ -142,7 +156,7 @@ func TestPrintObjects(t *testing.T) {
 		}
 	}
 	b.WriteString("--- one\n")
-	if err := printObjects(&b, formatJSON, list[2:3], true, false); err != nil {
+	if err := printObjects(&b, formatJSON, list[5:6], true, false); err != nil {
 		t.Fatal(err)
 	}
 	b.WriteString("--- none\n")

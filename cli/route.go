@@ -2,9 +2,11 @@ package cli
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -14,6 +16,7 @@ import (
 	"cardea/api"
 	"cardea/client"
 	"cardea/manifest"
+	"cardea/rpc"
 )
 
 func (r *run) route() *cobra.Command {
@@ -21,12 +24,12 @@ func (r *run) route() *cobra.Command {
 	var files []string
 	var opt offline
 	c := &cobra.Command{
-		Use:   "route PORT [--sni NAME | --no-tls] [--from IP]",
+		Use:   "route [ADDRESS:]PORT [--sni NAME | --no-tls] [--from IP]",
 		Short: "Show where a connection to a public port would go, and why",
 		Long: "Asks the routing table of the cluster, or with -f that of documents, where a connection to a\n" +
 			"public port would go. It fails if the connection would be refused. A client is taken to speak\n" +
 			"TLS, without a server name unless --sni says one.",
-		Example: "  cardea route 2222 --sni my-host-1\n  cardea route 5432 --no-tls --from 192.0.2.1\n  cardea route 2222 --sni my-host-1 -f ./resources",
+		Example: "  cardea route 2222 --sni my-host-1\n  cardea route 10.9.0.1:7006\n  cardea route 5432 --no-tls --from 192.0.2.1\n  cardea route 2222 --sni my-host-1 -f ./resources",
 		Args:    cobra.ExactArgs(1),
 	}
 	c.Flags().StringVar(&q.Address, "address", "", "the IP address that the client connects to")
@@ -41,12 +44,16 @@ func (r *run) route() *cobra.Command {
 		if err := readQuestion(&q, args[0]); err != nil {
 			return err
 		}
-		a, err := r.ask(c, q, files, &opt)
+		ask := r.ask
+		if len(files) > 0 {
+			ask = func(_ context.Context, q *api.RouteQuestion) (api.RouteAnswer, func() string, error) {
+				return r.askDocuments(q, files, &opt)
+			}
+		}
+		a, look, err := ask(c.Context(), &q)
 		if err != nil {
 			return err
 		}
-		offline := len(files) > 0
-		a.Open = a.Open || offline // documents open no port
 		switch out.value {
 		case formatJSON:
 			err = printJSON(r.Out, a)
@@ -56,7 +63,7 @@ func (r *run) route() *cobra.Command {
 			printAnswer(r.Out, &q, &a)
 		}
 		if err == nil {
-			err = refusal(&q, &a, offline)
+			err = refusal(&q, &a, look)
 		}
 		return err
 	}
@@ -65,8 +72,16 @@ func (r *run) route() *cobra.Command {
 
 // readQuestion reads the port, and says what of a question cannot be.
 func readQuestion(q *api.RouteQuestion, port string) (err error) {
+	if host, p, err := net.SplitHostPort(port); err == nil {
+		if q.Address != "" && q.Address != host {
+			return usagef("--address %s is not that of %s", q.Address, port)
+		}
+		if port = p; host != "*" { // as listeners are printed
+			q.Address = host
+		}
+	}
 	if q.Port, err = strconv.Atoi(port); err != nil || q.Port < 1 || q.Port > 65535 {
-		return usagef("%.40q is not a port: 1 to 65535", port)
+		return usagef("%.40q is not a port: 1 to 65535, or ADDRESS:PORT", port)
 	}
 	for flag, address := range map[string]string{"address": q.Address, "from": q.From} {
 		if _, err := netip.ParseAddr(address); address != "" && err != nil {
@@ -79,24 +94,100 @@ func readQuestion(q *api.RouteQuestion, port string) (err error) {
 	return nil
 }
 
-// ask asks the cluster, or the table that documents make.
-func (r *run) ask(c *cobra.Command, q api.RouteQuestion, files []string, opt *offline) (api.RouteAnswer, error) {
-	if len(files) > 0 {
-		docs, _, err := r.documents(files)
-		if err != nil {
-			return api.RouteAnswer{}, r.problems(err, "the documents are not valid")
-		}
-		table, err := opt.table(docs)
-		if err != nil {
-			return api.RouteAnswer{}, err
-		}
-		return table.Ask(q), nil
-	}
-	call, err := r.api(c.Context())
+// askDocuments asks the table that documents make. look says where to look after a
+// refusal.
+func (r *run) askDocuments(q *api.RouteQuestion, files []string, opt *offline) (a api.RouteAnswer, look func() string, err error) {
+	docs, _, err := r.documents(files)
 	if err != nil {
-		return api.RouteAnswer{}, err
+		return a, nil, r.problems(err, "the documents are not valid")
 	}
-	return client.Route(c.Context(), call, q)
+	table, err := opt.table(docs)
+	if err != nil {
+		return a, nil, err
+	}
+	a = table.Ask(*q)
+	a.Open = true // documents open no port
+	return a, func() string {
+		if noSecret.MatchString(a.Refused) {
+			return onlyInCluster
+		}
+		return "cardea check -f PATH says how each document stands"
+	}, nil
+}
+
+// ask asks the cluster.
+func (r *run) ask(ctx context.Context, q *api.RouteQuestion) (a api.RouteAnswer, look func() string, err error) {
+	me, err := r.open(ctx)
+	if err != nil {
+		return a, nil, err
+	}
+	call, err := me.API(ctx)
+	if err != nil {
+		return a, nil, err
+	}
+	if a, err = client.Route(ctx, call, *q); err != nil {
+		return a, nil, err
+	}
+	s, err := me.Session(ctx)
+	if err == nil && a.Listener == "" && isAt(q, s.Address) {
+		a.Refused = s.Address + " is Cardea's own port, and not part of the routing table"
+		return a, func() string {
+			return "Sessions come in there, and clients that ask for the server name of a public Service; cardea why says who may reach what"
+		}, nil
+	}
+	return a, func() string { return whereToLook(ctx, call, q.Port, &a) }, err
+}
+
+// isAt reports whether a question is about an address, HOST:PORT.
+func isAt(q *api.RouteQuestion, address string) bool {
+	host, port, err := net.SplitHostPort(address)
+	return err == nil && port == strconv.Itoa(q.Port) && (q.Address == "" || q.Address == host)
+}
+
+// whereToLook names the command that says more after a refusal of the cluster.
+func whereToLook(ctx context.Context, call *rpc.Client, port int, a *api.RouteAnswer) string {
+	const mappings, services = "cardea get tcpmappings", "cardea get services -o wide"
+	if a.Owner != nil {
+		return describes(*a.Owner) + " says how it stands"
+	}
+	both := mappings + ", and " + services + ", list "
+	what := "what " + a.Listener + " takes"
+	if a.Listener == "" {
+		port, what = 0, "who listens where"
+	}
+	switch m, s := listensAny(ctx, call, foreignKind(api.GroupAmbassador, api.KindTCPMapping), port), listensAny(ctx, call, kindOf(api.KindService), port); {
+	case m && !s:
+		return mappings + " lists " + what
+	case s && !m:
+		return services + " lists " + what
+	}
+	return both + what
+}
+
+// listensAny reports whether any TCPMapping or Service, as the kind is, has a public
+// port: that one, unless it is 0.
+func listensAny(ctx context.Context, call *rpc.Client, k api.Kind, port int) bool {
+	list, _, err := client.Objects{API: call, Kind: k}.List(ctx, client.Selection{})
+	if err != nil {
+		return true // who may not list them is not told that there are none
+	}
+	for _, raw := range list {
+		at := 0
+		switch o, _ := decode(raw); o := o.(type) {
+		case *api.TCPMapping:
+			if o.Spec.Port != nil {
+				at = *o.Spec.Port
+			}
+		case *api.Service:
+			if o.Spec.IsPublic {
+				at = o.Status.Port
+			}
+		}
+		if at != 0 && (port == 0 || at == port) {
+			return true
+		}
+	}
+	return false
 }
 
 // asked says a question in words.
@@ -192,27 +283,16 @@ func destination(a *api.RouteAnswer) string {
 	return line
 }
 
-// refusal returns that a connection would not be served, with the way out; nil if
-// it would. offline is set if it was asked of documents.
-func refusal(q *api.RouteQuestion, a *api.RouteAnswer, offline bool) error {
-	if a.Refused == "" && a.Open {
-		return nil
-	}
-	var look string
+// refusal returns that a connection would not be served, with where to look; nil if
+// it would.
+func refusal(q *api.RouteQuestion, a *api.RouteAnswer, look func() string) error {
 	switch {
-	case offline:
-		look = "cardea check -f PATH says how each document stands"
-	case a.Owner != nil:
-		look = describes(*a.Owner) + " says how it stands"
-	case a.Listener == "":
-		look = "cardea get tcpmappings, and cardea get services -o wide, list who listens where"
-	default:
-		look = "cardea get tcpmappings lists what " + a.Listener + " takes"
+	case a.Refused != "":
+		return hinted(errors.New("such a connection is refused"), look())
+	case !a.Open:
+		return hinted(fmt.Errorf("%s is not open", cmp.Or(a.Listener, strconv.Itoa(q.Port))), look())
 	}
-	if a.Refused == "" {
-		return hinted(fmt.Errorf("%s is not open", cmp.Or(a.Listener, strconv.Itoa(q.Port))), look)
-	}
-	return hinted(errors.New("such a connection is refused"), look)
+	return nil
 }
 
 // describes returns the command that shows an Object.

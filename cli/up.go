@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -131,7 +132,11 @@ func (r *run) printReady(s server.Ready, dataDir, ready string) {
 		t.add("  connections", fmt.Sprintf("at most %d at once, by the limit of descriptors", s.Connections))
 	}
 	if len(s.Listeners) > 0 {
-		t.add("  public ports", strings.Join(s.Listeners, ", "))
+		heading := "  public ports"
+		for _, words := range ports(s.Listeners) {
+			t.add(heading, words)
+			heading = ""
+		}
 	}
 	t.print(r.Out)
 	if s.NotInForce > 0 {
@@ -146,6 +151,16 @@ func (r *run) printReady(s server.Ready, dataDir, ready string) {
 	} else {
 		fmt.Fprintf(r.Out, "\nroot has logged in before. If that Session is lost, stop this and run:\n\n  cardea recover --data-dir %s\n", dataDir)
 	}
+}
+
+// ports returns the lines that tell the public ports: one, if all are open and there
+// are not more than three, else one for each.
+func ports(listeners []string) []string {
+	closed := func(l string) bool { return strings.Contains(l, ", not open") }
+	if len(listeners) > 3 || len(listeners) > 1 && slices.ContainsFunc(listeners, closed) {
+		return listeners
+	}
+	return []string{strings.Join(listeners, ", ")}
 }
 
 // printFirstLogin says how root logs in, once. The token in it is for the terminal

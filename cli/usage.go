@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -183,8 +185,10 @@ func (r *run) environment(c *cobra.Command) error {
 			if value == "" {
 				continue
 			}
-			if err := c.Flags().Set(name, value); err != nil {
-				return usagef("%s: %s", variable, valueRule(err.Error()))
+			for _, value := range values(name, value) {
+				if err := c.Flags().Set(name, value); err != nil {
+					return usagef("%s: %s", variable, valueRule(err.Error()))
+				}
 			}
 			break
 		}
@@ -200,6 +204,14 @@ func variables(flag string) []string {
 		return []string{"CARDEA_" + name, name}
 	}
 	return []string{"CARDEA_" + name}
+}
+
+// values returns what the variable of a flag says: directories as PATH does.
+func values(flag, value string) []string {
+	if flag != "tls-files" {
+		return []string{value}
+	}
+	return slices.DeleteFunc(filepath.SplitList(value), func(dir string) bool { return dir == "" })
 }
 
 // A choice is the value of a flag that is one of a few words.
