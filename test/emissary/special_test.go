@@ -1,6 +1,7 @@
 package emissary_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -303,6 +304,7 @@ func (g *game) roundTrip() error {
 			return fmt.Errorf("%s is not a kind that is kept", o)
 		}
 		kinds[o.Kind] = true
+		o.Metadata.Namespace = cmp.Or(o.Metadata.Namespace, g.namespace())
 		want[o.String()] = o
 	}
 	before, err := g.kept(kinds)
