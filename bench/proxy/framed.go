@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 
@@ -10,12 +12,29 @@ import (
 // framed is the client's end of one stream of cardea/1 on a connection of its own,
 // without a pool: as little of the protocol as a measurement needs.
 type framed struct {
-	net.Conn
+	*tls.Conn
 	frames *frame.Reader
 }
 
+// framedTo opens a stream to echo on each connection that dial opens, which is one
+// of TLS.
+func framedTo(dial func(context.Context) (net.Conn, error)) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
+		c, err := dial(ctx)
+		if err != nil {
+			return nil, err
+		}
+		f, err := openFramed(c.(*tls.Conn), "echo")
+		if err != nil {
+			c.Close()
+			return nil, err
+		}
+		return f, nil
+	}
+}
+
 // openFramed asks for a stream on a connection that has made its handshake.
-func openFramed(c net.Conn, service string) (*framed, error) {
+func openFramed(c *tls.Conn, service string) (*framed, error) {
 	ask, err := frame.AppendOpen(frame.AppendHello(nil, frame.Hello{Version: frame.Version}), frame.Open{Service: service})
 	if err != nil {
 		return nil, err

@@ -1,90 +1,41 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"errors"
 	"fmt"
-	"math/big"
 	"net"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
-	"time"
 
+	"cardea/bench/rig"
 	"cardea/client"
 	"cardea/test/cluster"
 )
 
-// A target is one proxy, in one configuration.
-type target struct {
-	name       string
-	echo, sink string // where its two Services are
-	pid        int    // 0 is no proxy at all
-	rival      bool   // whom the others are compared with
-
-	config *tls.Config    // of the path of Sessions; nil is plain
-	resume bool           // sessions of TLS are resumed
-	framed bool           // speak cardea/1 over it
-	pool   *client.Client // connections of cardea/1 are taken from its pool
-}
-
-// bench is the proxies and what they share.
+// bench is the proxies: their Targets on the plain path, and on that of Sessions.
 type bench struct {
-	dir    string
-	prefix []string
-	up     *upstreams
-	each   time.Duration
-	idle   int
-
-	cluster *cluster.Cluster
-	started []*exec.Cmd
-	files   []*os.File
-	targets []*target
-	tls     []*target
+	*rig.Rig
+	cluster       *cluster.Cluster
+	pool          *client.Client
+	plain, secure []*rig.Target
 }
-
-func (b *bench) plain() []*target  { return b.targets }
-func (b *bench) secure() []*target { return b.tls }
 
 // fresh returns one target of each process.
-func (b *bench) fresh() (list []*target) {
-	seen := map[int]bool{0: true}
-	for _, t := range b.targets {
-		if !seen[t.pid] {
+func (b *bench) fresh() (list []*rig.Target) {
+	seen := map[rig.PID]bool{0: true}
+	for _, t := range b.plain {
+		if !seen[t.PID] {
 			list = append(list, t)
 		}
-		seen[t.pid] = true
+		seen[t.PID] = true
 	}
 	return list
 }
 
-func ports(n int) ([]int, error) {
-	var list []int
-	for range n {
-		p, err := cluster.FreePort()
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, p)
-	}
-	return list, nil
-}
-
-func at(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
-
 // start starts every proxy.
 func (b *bench) start(ctx context.Context) error {
-	b.targets = []*target{{name: "direct, no proxy", echo: b.up.echo, sink: b.up.sink}}
-	if err := b.certificates(); err != nil {
+	b.plain = []*rig.Target{{Name: "direct, no proxy", Echo: rig.Plain(b.Up.Echo), Sink: rig.Plain(b.Up.Sink)}}
+	if err := b.Certificates("server", "client"); err != nil {
 		return err
 	}
 	for _, start := range []func(context.Context) error{b.startCardea, b.startHAProxy, b.startNginx} {
@@ -92,38 +43,7 @@ func (b *bench) start(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, t := range append(b.targets, b.tls...) {
-		if err := wait(ctx, t); err != nil {
-			said := ""
-			for _, f := range b.files {
-				text, _ := os.ReadFile(f.Name())
-				said += string(text)
-			}
-			return fmt.Errorf("%s: %w\n%s", t.name, err, said)
-		}
-	}
-	return nil
-}
-
-// wait returns when a target answers.
-func wait(ctx context.Context, t *target) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	for ctx.Err() == nil {
-		var c net.Conn
-		if c, err = t.dial(ctx); err == nil {
-			err = pingPong(c, make([]byte, 1))
-			c.Close()
-		}
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-	return err
+	return b.Wait(ctx, append(b.plain, b.secure...)...)
 }
 
 func public(name, address string, port int, authorization string) string {
@@ -149,37 +69,38 @@ const byPolicy = `  authorization:
 `
 
 func (b *bench) startCardea(ctx context.Context) error {
-	bin, err := cluster.Build(ctx, b.dir)
+	bin, err := cluster.Build(ctx, b.Dir)
 	if err != nil {
 		return err
 	}
-	p, err := ports(5)
+	p, err := rig.Ports(5)
 	if err != nil {
 		return err
 	}
-	b.cluster = &cluster.Cluster{Bin: bin, Dir: b.dir, Listen: at(p[0]), Prefix: b.prefix}
+	b.cluster = &cluster.Cluster{Bin: bin, Dir: b.Dir, Listen: rig.At(p[0]), Prefix: b.Prefix}
 	if err := b.cluster.Start(ctx); err != nil {
 		return err
 	}
-	if err := b.cluster.Apply(ctx, cluster.GroupYAML("group-1")+cluster.UserYAML("alice", "group-1")+cluster.ServiceYAML("echo", b.up.echo)+
-		public("open-echo", b.up.echo, p[1], "")+public("open-sink", b.up.sink, p[2], "")+
-		public("ruled-echo", b.up.echo, p[3], byPolicy)+public("ruled-sink", b.up.sink, p[4], byPolicy)); err != nil {
+	if err := b.cluster.Apply(ctx, cluster.GroupYAML("group-1")+cluster.UserYAML("alice", "group-1")+cluster.ServiceYAML("echo", b.Up.Echo)+
+		public("open-echo", b.Up.Echo, p[1], "")+public("open-sink", b.Up.Sink, p[2], "")+
+		public("ruled-echo", b.Up.Echo, p[3], byPolicy)+public("ruled-sink", b.Up.Sink, p[4], byPolicy)); err != nil {
 		return err
 	}
 	if err := b.cluster.Login(ctx, "alice"); err != nil {
 		return err
 	}
-	pid := b.cluster.PID()
-	b.targets = append(b.targets,
-		&target{name: "cardea, open to everyone", echo: at(p[1]), sink: at(p[2]), pid: pid},
-		&target{name: "cardea, by policy", echo: at(p[3]), sink: at(p[4]), pid: pid})
+	pid := rig.PID(b.cluster.PID())
+	b.plain = append(b.plain,
+		&rig.Target{Name: "cardea, open to everyone", Echo: rig.Plain(rig.At(p[1])), Sink: rig.Plain(rig.At(p[2])), PID: pid},
+		&rig.Target{Name: "cardea, by policy", Echo: rig.Plain(rig.At(p[3])), Sink: rig.Plain(rig.At(p[4])), PID: pid})
 
 	alice := b.cluster.Home("alice")
-	if err := client.Export(ctx, alice, filepath.Join(b.dir, "alice")); err != nil {
+	exported := filepath.Join(b.Dir, "alice")
+	if err := client.Export(ctx, alice, exported); err != nil {
 		return err
 	}
 	read := func(server string, resume bool) (*tls.Config, error) {
-		return clientConfig(filepath.Join(b.dir, "alice"), client.ExportedCertificate, client.ExportedKey, client.ExportedCA, server, resume)
+		return withCertificate(filepath.Join(exported, client.ExportedCA), filepath.Join(exported, client.ExportedCertificate), filepath.Join(exported, client.ExportedKey), server, resume)
 	}
 	full, err := read("echo.default.svc.cardea.internal", false)
 	if err != nil {
@@ -190,34 +111,28 @@ func (b *bench) startCardea(ctx context.Context) error {
 		return err
 	}
 	resumed.NextProtos = []string{"cardea/1"}
-	b.tls = append(b.tls,
-		&target{name: "cardea, full handshake (raw)", echo: at(p[0]), pid: pid, config: full},
-		&target{name: "cardea, resumed (cardea/1)", echo: at(p[0]), pid: pid, config: resumed, resume: true, framed: true},
-		&target{name: "cardea, pooled (cardea/1)", echo: at(p[0]), pid: pid, pool: &client.Client{Home: alice}})
+	b.pool = &client.Client{Home: alice}
+	b.secure = append(b.secure,
+		&rig.Target{Name: "cardea, full handshake (raw)", Echo: rig.TLS(rig.At(p[0]), full), PID: pid},
+		&rig.Target{Name: "cardea, resumed (cardea/1)", Echo: framedTo(rig.TLS(rig.At(p[0]), resumed)), PID: pid, Resumes: true},
+		&rig.Target{Name: "cardea, pooled (cardea/1)", Echo: func(ctx context.Context) (net.Conn, error) { return b.pool.Dial(ctx, "echo") }, PID: pid})
 	return nil
 }
 
-// run starts a proxy that is not ours.
-func (b *bench) run(name string, args ...string) (int, error) {
-	argv := append(append([]string{}, b.prefix...), append([]string{name}, args...)...)
-	cmd := exec.Command(argv[0], argv[1:]...)
-	f, err := os.Create(filepath.Join(b.dir, filepath.Base(name)+fmt.Sprint(len(b.started))+".out"))
+// withCertificate is [rig.ClientConfig] with a certificate of the caller's.
+func withCertificate(ca, cert, key, server string, resume bool) (*tls.Config, error) {
+	c, err := rig.ClientConfig(ca, server, resume)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	cmd.Stdout, cmd.Stderr = f, f
-	b.files = append(b.files, f)
-	if err := cmd.Start(); err != nil {
-		return 0, err
-	}
-	b.started = append(b.started, cmd)
-	return cmd.Process.Pid, nil
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	c.Certificates = []tls.Certificate{pair}
+	return c, err
 }
 
-func (b *bench) startHAProxy(ctx context.Context) error {
-	bin, err := exec.LookPath("haproxy")
-	if err != nil {
-		fmt.Println("haproxy is not installed: its rows are left out")
+func (b *bench) startHAProxy(context.Context) error {
+	bin := rig.HAProxy()
+	if bin == "" {
 		return nil
 	}
 	for i, v := range []struct{ name, options string }{
@@ -225,7 +140,7 @@ func (b *bench) startHAProxy(ctx context.Context) error {
 		{"haproxy, splice-auto", "option splice-auto"},
 		{"haproxy, splice forced", "option splice-request\n  option splice-response"},
 	} {
-		p, err := ports(4)
+		p, err := rig.Ports(4)
 		if err != nil {
 			return err
 		}
@@ -255,20 +170,20 @@ listen full
 listen resumed
   bind %s ssl crt %s ca-file %s verify required
   server one %s
-`, b.up.log, v.options, at(p[0]), b.up.echo, at(p[1]), b.up.sink,
-			at(p[2]), filepath.Join(b.dir, "server-both.pem"), filepath.Join(b.dir, "ca.pem"), b.up.echo,
-			at(p[3]), filepath.Join(b.dir, "server-both.pem"), filepath.Join(b.dir, "ca.pem"), b.up.echo)
-		file := filepath.Join(b.dir, fmt.Sprintf("haproxy%d.cfg", i))
-		if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
-			return err
-		}
-		pid, err := b.run(bin, "-db", "-f", file)
+`, b.Up.Log, v.options, rig.At(p[0]), b.Up.Echo, rig.At(p[1]), b.Up.Sink,
+			rig.At(p[2]), filepath.Join(b.Dir, "server-both.pem"), filepath.Join(b.Dir, "ca.pem"), b.Up.Echo,
+			rig.At(p[3]), filepath.Join(b.Dir, "server-both.pem"), filepath.Join(b.Dir, "ca.pem"), b.Up.Echo)
+		file, err := b.Write(fmt.Sprintf("haproxy%d.cfg", i), conf)
 		if err != nil {
 			return err
 		}
-		b.targets = append(b.targets, &target{name: v.name, echo: at(p[0]), sink: at(p[1]), pid: pid, rival: i == 0})
+		pid, err := b.Start(bin, "-db", "-f", file)
+		if err != nil {
+			return err
+		}
+		b.plain = append(b.plain, &rig.Target{Name: v.name, Echo: rig.Plain(rig.At(p[0])), Sink: rig.Plain(rig.At(p[1])), PID: pid, Rival: i == 0})
 		if i == 0 {
-			if err := b.rivals("haproxy", pid, at(p[2]), at(p[3]), true); err != nil {
+			if err := b.rivals("haproxy", pid, rig.At(p[2]), rig.At(p[3]), true); err != nil {
 				return err
 			}
 		}
@@ -277,28 +192,29 @@ listen resumed
 }
 
 // rivals adds the rows of a proxy that asks for client certificates.
-func (b *bench) rivals(name string, pid int, full, resumed string, rival bool) error {
-	one, err := clientConfig(b.dir, "client.pem", "client.key", "ca.pem", "server", false)
+func (b *bench) rivals(name string, pid rig.PID, full, resumed string, rival bool) error {
+	read := func(resume bool) (*tls.Config, error) {
+		return withCertificate(filepath.Join(b.Dir, "ca.pem"), filepath.Join(b.Dir, "client.pem"), filepath.Join(b.Dir, "client.key"), "server", resume)
+	}
+	one, err := read(false)
 	if err != nil {
 		return err
 	}
-	two, err := clientConfig(b.dir, "client.pem", "client.key", "ca.pem", "server", true)
+	two, err := read(true)
 	if err != nil {
 		return err
 	}
-	b.tls = append(b.tls, &target{name: name + ", full handshake", echo: full, pid: pid, config: one, rival: rival},
-		&target{name: name + ", resumed", echo: resumed, pid: pid, config: two, resume: true})
+	b.secure = append(b.secure, &rig.Target{Name: name + ", full handshake", Echo: rig.TLS(full, one), PID: pid, Rival: rival},
+		&rig.Target{Name: name + ", resumed", Echo: rig.TLS(resumed, two), PID: pid, Resumes: true})
 	return nil
 }
 
-func (b *bench) startNginx(ctx context.Context) error {
-	bin, err := exec.LookPath("nginx")
-	module := "/usr/lib/nginx/modules/ngx_stream_module.so"
-	if _, e := os.Stat(module); err != nil || e != nil {
-		fmt.Println("nginx with its stream module is not installed: its rows are left out")
+func (b *bench) startNginx(context.Context) error {
+	bin := rig.Nginx()
+	if bin == "" {
 		return nil
 	}
-	p, err := ports(4)
+	p, err := rig.Ports(4)
 	if err != nil {
 		return err
 	}
@@ -320,36 +236,28 @@ stream {
   server { listen %s ssl; ssl_session_tickets off; proxy_pass %s; }
   server { listen %s ssl; ssl_session_cache shared:a:4m; proxy_pass %s; }
 }
-`, module, b.dir, b.dir, at(p[0]), b.up.echo, at(p[1]), b.up.sink, b.dir, b.dir, b.dir, at(p[2]), b.up.echo, at(p[3]), b.up.echo)
-	file := filepath.Join(b.dir, "nginx.conf")
-	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
-		return err
-	}
-	pid, err := b.run(bin, "-e", "stderr", "-p", b.dir, "-c", file)
+`, rig.NginxStream, b.Dir, b.Dir, rig.At(p[0]), b.Up.Echo, rig.At(p[1]), b.Up.Sink, b.Dir, b.Dir, b.Dir, rig.At(p[2]), b.Up.Echo, rig.At(p[3]), b.Up.Echo)
+	file, err := b.Write("nginx.conf", conf)
 	if err != nil {
 		return err
 	}
-	b.targets = append(b.targets, &target{name: "nginx stream, logging", echo: at(p[0]), sink: at(p[1]), pid: pid})
-	return b.rivals("nginx", pid, at(p[2]), at(p[3]), false)
+	pid, err := b.Start(bin, "-e", "stderr", "-p", b.Dir, "-c", file)
+	if err != nil {
+		return err
+	}
+	b.plain = append(b.plain, &rig.Target{Name: "nginx stream, logging", Echo: rig.Plain(rig.At(p[0])), Sink: rig.Plain(rig.At(p[1])), PID: pid})
+	return b.rivals("nginx", pid, rig.At(p[2]), rig.At(p[3]), false)
 }
 
-// stop ends every proxy.
+// stop ends Cardea.
 func (b *bench) stop(ctx context.Context) error {
-	var errs []error
-	for _, t := range b.tls {
-		if t.pool != nil {
-			t.pool.Close()
-		}
+	if b.pool != nil {
+		b.pool.Close()
 	}
-	for i, cmd := range b.started {
-		cmd.Process.Signal(syscall.SIGTERM)
-		cmd.Wait() // they end by the signal
-		b.files[i].Close()
+	if b.cluster == nil {
+		return nil
 	}
-	if b.cluster != nil {
-		errs = append(errs, b.cluster.Stop(context.WithoutCancel(ctx)))
-	}
-	return errors.Join(errs...)
+	return b.cluster.Stop(context.WithoutCancel(ctx))
 }
 
 // verify makes sure that Cardea's log is whole after all this.
@@ -357,68 +265,4 @@ func (b *bench) verify(ctx context.Context) error {
 	out, err := b.cluster.Run(ctx, "root", nil, "logs", "verify")
 	fmt.Printf("\ncardea logs verify: %s", out)
 	return err
-}
-
-// certificates makes a CA, and a certificate for the other proxies and their
-// callers, all with keys of the type that Cardea's have.
-func (b *bench) certificates() error {
-	ca := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign}
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return err
-	}
-	root, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(b.dir, "ca.pem"), block("CERTIFICATE", root), 0o600); err != nil {
-		return err
-	}
-	for i, name := range []string{"server", "client"} {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			return err
-		}
-		leaf := &x509.Certificate{SerialNumber: big.NewInt(int64(i + 2)), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
-			NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
-		der, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
-		if err != nil {
-			return err
-		}
-		k, err := x509.MarshalPKCS8PrivateKey(key)
-		if err != nil {
-			return err
-		}
-		cert, private := block("CERTIFICATE", der), block("PRIVATE KEY", k)
-		if err := errors.Join(os.WriteFile(filepath.Join(b.dir, name+".pem"), cert, 0o600), os.WriteFile(filepath.Join(b.dir, name+".key"), private, 0o600),
-			os.WriteFile(filepath.Join(b.dir, name+"-both.pem"), append(bytes.Clone(cert), private...), 0o600)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func block(kind string, der []byte) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
-}
-
-// clientConfig reads what a caller needs for TLS with a client certificate.
-func clientConfig(dir, cert, key, ca, server string, resume bool) (*tls.Config, error) {
-	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, cert), filepath.Join(dir, key))
-	if err != nil {
-		return nil, err
-	}
-	text, err := os.ReadFile(filepath.Join(dir, ca))
-	if err != nil {
-		return nil, err
-	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(text)
-	// The same curve for all: what is compared is the proxy.
-	c := &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, ServerName: server, MinVersion: tls.VersionTLS13, CurvePreferences: []tls.CurveID{tls.X25519}}
-	if resume {
-		c.ClientSessionCache = tls.NewLRUClientSessionCache(64)
-	}
-	return c, nil
 }

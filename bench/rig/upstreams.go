@@ -1,4 +1,4 @@
-package main
+package rig
 
 import (
 	"io"
@@ -9,30 +9,30 @@ import (
 	"cardea/test/cluster"
 )
 
-// upstreams are what the proxies stand in front of: one that answers with what it
+// Upstreams are what the proxies stand in front of: one that answers with what it
 // is sent, one that takes all and counts it, and a sink for the logs of others.
-type upstreams struct {
-	echo, sink, log string // addresses
-	taken           atomic.Int64
+type Upstreams struct {
+	Echo, Sink, Log string // addresses
 
+	taken     atomic.Int64
 	listeners []io.Closer
 	serving   sync.WaitGroup
 }
 
-func newUpstreams() (*upstreams, error) {
-	u := new(upstreams)
+func newUpstreams() (*Upstreams, error) {
+	u := new(Upstreams)
 	var err error
-	if u.echo, err = u.listen(cluster.EchoBack); err != nil {
+	if u.Echo, err = u.Listen(cluster.EchoBack); err != nil {
 		return nil, err
 	}
-	if u.sink, err = u.listen(u.take); err != nil {
+	if u.Sink, err = u.Listen(u.Take); err != nil {
 		return nil, err
 	}
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	u.log = pc.LocalAddr().String()
+	u.Log = pc.LocalAddr().String()
 	u.listeners = append(u.listeners, pc)
 	u.serving.Go(func() {
 		b := make([]byte, 64<<10)
@@ -45,7 +45,8 @@ func newUpstreams() (*upstreams, error) {
 	return u, nil
 }
 
-func (u *upstreams) listen(serve func(net.Conn)) (string, error) {
+// Listen runs an upstream more, and returns its address.
+func (u *Upstreams) Listen(serve func(net.Conn)) (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
@@ -66,7 +67,8 @@ func (u *upstreams) listen(serve func(net.Conn)) (string, error) {
 	return l.Addr().String(), nil
 }
 
-func (u *upstreams) take(c net.Conn) {
+// Take takes all that comes, and counts it.
+func (u *Upstreams) Take(c net.Conn) {
 	b := make([]byte, 256<<10)
 	for {
 		n, err := c.Read(b)
@@ -77,7 +79,7 @@ func (u *upstreams) take(c net.Conn) {
 	}
 }
 
-func (u *upstreams) close() {
+func (u *Upstreams) close() {
 	for _, l := range u.listeners {
 		l.Close()
 	}

@@ -1,0 +1,74 @@
+package rig
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A PID is a process and its children: nginx works in those. 0 is none.
+type PID int
+
+func (p PID) family() []string {
+	if p == 0 {
+		return nil
+	}
+	list := []string{strconv.Itoa(int(p))}
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p))
+	for _, f := range tasks {
+		b, err := os.ReadFile(f)
+		if err == nil {
+			list = append(list, strings.Fields(string(b))...)
+		}
+	}
+	return list
+}
+
+// tick is the unit of /proc/PID/stat (USER_HZ, proc(5)).
+const tick = 10 * time.Millisecond
+
+// CPU returns the CPU time that it has used.
+func (p PID) CPU() (sum time.Duration) {
+	for _, pid := range p.family() {
+		b, err := os.ReadFile("/proc/" + pid + "/stat")
+		if err != nil {
+			continue
+		}
+		_, rest, _ := strings.Cut(string(b), ") ")
+		f := strings.Fields(rest) // from field 3 of proc(5)
+		for _, i := range []int{11, 12} {
+			n, err := strconv.ParseInt(f[i], 10, 64)
+			if err == nil {
+				sum += time.Duration(n) * tick
+			}
+		}
+	}
+	return sum
+}
+
+// Resident returns its resident bytes.
+func (p PID) Resident() (sum int64) {
+	for _, pid := range p.family() {
+		b, err := os.ReadFile("/proc/" + pid + "/statm")
+		if err != nil {
+			continue
+		}
+		n, err := strconv.ParseInt(strings.Fields(string(b))[1], 10, 64)
+		if err == nil {
+			sum += n * int64(os.Getpagesize())
+		}
+	}
+	return sum
+}
+
+// Descriptors returns how many it has open.
+func (p PID) Descriptors() (n int) {
+	for _, pid := range p.family() {
+		files, _ := os.ReadDir("/proc/" + pid + "/fd")
+		n += len(files)
+	}
+	return n
+}
