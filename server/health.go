@@ -99,7 +99,7 @@ func (h *house) health(ctx context.Context) (checks []api.HealthCheck) {
 	if n := h.lacking(objects); n > 0 {
 		lacking = fmt.Errorf("%d of %d objects are not in force, or refer to what is missing or expired", n, len(objects))
 	}
-	warn("routing", lacking, fmt.Sprintf("%d objects in force", len(objects)), "cardea check says which")
+	warn("routing", lacking, fmt.Sprintf("objects in force: %d", len(objects)), "cardea check says which")
 	free, err := freeSpace(h.cfg.DataDir)
 	if err == nil && free < leastFree {
 		err = fmt.Errorf("%d MiB are left", free>>20)
