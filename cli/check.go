@@ -58,7 +58,7 @@ func (o *offline) table(docs []manifest.Document) (routeTable, error) {
 		objects = append(objects, whole(d.Object))
 	}
 	return control.Diagnose(objects, control.DiagnoseOptions{
-		AmbassadorID: o.id, AmbassadorNamespace: o.namespace, Domain: o.domain, Files: below(dirs), Now: time.Now(),
+		AmbassadorID: o.id, AmbassadorNamespace: o.namespace, Domain: o.domain, Files: server.Below(dirs), Now: time.Now(),
 	}).Table, nil
 }
 
@@ -92,16 +92,6 @@ func whole(o api.Object) api.Object {
 		return &full
 	}
 	return o
-}
-
-// below returns what reports whether a file is in one of the directories.
-func below(dirs []string) func(string) bool {
-	return func(path string) bool {
-		return slices.ContainsFunc(dirs, func(dir string) bool {
-			rel, err := filepath.Rel(dir, path)
-			return err == nil && filepath.IsLocal(rel)
-		})
-	}
 }
 
 func (r *run) check() *cobra.Command {

@@ -55,12 +55,7 @@ func (c *Conn) asked() *api.Ref {
 	if !c.isForeign() {
 		return &api.Ref{APIVersion: api.Version, Kind: api.KindService, Name: clip(c.arrival.Service)}
 	}
-	k := c.object()
-	ref := &api.Ref{APIVersion: k.Group, Kind: k.Kind, Namespace: k.Namespace, Name: k.Name}
-	if kind, ok := api.KindIn(k.Group, k.Kind); ok && kind.IsForeign() {
-		ref.APIVersion += "/" + kind.Versions[0]
-	}
-	return ref
+	return c.object().Ref()
 }
 
 // logRoute is what a record says of the way: of an END, also what was met on it.

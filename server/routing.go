@@ -21,16 +21,15 @@ import (
 // makes a new table of all that is in force whenever something of it has changed:
 // changes that come while a table is being made go into the next one together.
 type routing struct {
-	store   store.Store
-	router  *ingress.Router
-	options control.RoutingOptions
+	store    store.Store
+	router   *ingress.Router
+	options  control.RoutingOptions
+	progress // of the table in force
 
 	mu      sync.Mutex
 	objects objects       // as the store has them
 	changed api.Revision  // when they last did
 	read    api.Revision  // how far the store was read
-	reached api.Revision  // that the table in force is of
-	moved   chan struct{} // closed, and made anew, when reached moves; nil if nobody waits
 	work    chan struct{} // wakes the builder
 
 	table *ingress.Table // in force; the builder's alone
@@ -134,7 +133,7 @@ func (o objects) take(rec store.Record, deleted bool) (matters bool, err error) 
 func (r *routing) change(at api.Revision, do func() bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	idle := r.reached == r.read // the table is of all that was read
+	idle := r.revision() == r.read // the table is of all that was read
 	r.read = at
 	if do() {
 		r.changed = at
@@ -172,51 +171,19 @@ func (r *routing) build(ctx context.Context) {
 			r.table, made = control.Compile(all, opt, r.table), changed
 			r.router.Set(ctx, r.table)
 		}
-		r.mu.Lock()
 		r.reach(at)
-		r.mu.Unlock()
 	}
 }
 
-// reach notes of which revision the table in force is. mu must be held.
-func (r *routing) reach(at api.Revision) {
-	r.reached = at
-	if r.moved != nil {
-		close(r.moved)
-		r.moved = nil
-	}
-}
-
-// await returns when the table in force is of that revision or a later one.
-func (r *routing) await(ctx context.Context, rev api.Revision) error {
-	for {
-		r.mu.Lock()
-		if r.reached.Compare(rev) >= 0 {
-			r.mu.Unlock()
-			return nil
-		}
-		if r.moved == nil {
-			r.moved = make(chan struct{})
-		}
-		moved := r.moved
-		r.mu.Unlock()
-		select {
-		case <-moved:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// below returns what reports whether a file is below one of the directories, when all
+// Below returns what reports whether a file is below one of the directories, when all
 // symbolic links are followed.
-func below(dirs []string) func(string) bool {
+func Below(dirs []string) func(string) bool {
 	if len(dirs) == 0 {
 		return nil
 	}
 	return func(path string) bool {
 		return slices.ContainsFunc(dirs, func(dir string) bool {
-			dir, there := resolve(dir)
+			dir, there := resolve(filepath.Clean(dir))
 			path, whole := resolve(path)
 			rel, err := filepath.Rel(dir, path)
 			return there && whole && err == nil && filepath.IsAbs(path) && rel != ".." && !strings.HasPrefix(rel, "../")

@@ -47,7 +47,7 @@ func TestBelow(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	may := below([]string{at("tls"), at("linked"), at("absent")})
+	may := Below([]string{at("tls"), at("linked"), at("absent")})
 	for path, want := range map[string]bool{
 		at("tls/a.pem"): true, at("tls/sub/b.pem"): true, at("tls/in.pem"): true, at("linked/c.pem"): true, at("other/c.pem"): true,
 		at("tls") + "/sub/../a.pem": true, at("else") + "/../tls/a.pem": true,
@@ -62,7 +62,7 @@ func TestBelow(t *testing.T) {
 			t.Errorf("%s: %v", strings.TrimPrefix(path, top), got)
 		}
 	}
-	if below(nil) != nil {
+	if Below(nil) != nil {
 		t.Error("files may be named where no directory was given")
 	}
 }
@@ -179,6 +179,18 @@ func TestObjectLabels(t *testing.T) {
 	} {
 		if kind, name := objectLabels(key); [2]string{kind, name} != want {
 			t.Errorf("%+v is %q %q", key, kind, name)
+		}
+	}
+}
+
+// Files that are not there are judged by where they would be.
+func TestBelowOfWhatIsNotThere(t *testing.T) {
+	in := Below([]string{"/etc/tls", "/var/tls/"})
+	for path, want := range map[string]bool{
+		"/etc/tls/a.pem": true, "/var/tls/x/a.pem": true, "/etc/tls/../shadow": false, "/etc/tlsx/a.pem": false, "etc/tls/a.pem": false, "/etc/passwd": false,
+	} {
+		if got := in(path); got != want {
+			t.Errorf("%s: %v", path, got)
 		}
 	}
 }

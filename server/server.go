@@ -376,7 +376,7 @@ func (h *house) routingOptions() control.RoutingOptions {
 	}
 	return control.RoutingOptions{
 		DiagnoseOptions: control.DiagnoseOptions{
-			AmbassadorID: h.cfg.AmbassadorID, AmbassadorNamespace: h.cfg.AmbassadorNamespace, Domain: h.cfg.Domain, Files: below(h.cfg.TLSFiles),
+			AmbassadorID: h.cfg.AmbassadorID, AmbassadorNamespace: h.cfg.AmbassadorNamespace, Domain: h.cfg.Domain, Files: Below(h.cfg.TLSFiles),
 		},
 		Host: host, Own: h.own(),
 	}

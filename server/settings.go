@@ -18,11 +18,10 @@ import (
 type settings struct {
 	store   store.Store
 	journal *journal.Journal
+	progress
 
-	mu      sync.Mutex
-	config  *api.ClusterConfig // nil before the first
-	reached api.Revision
-	moved   chan struct{} // closed, and made anew, when reached moves; nil if nobody waits
+	mu     sync.Mutex
+	config *api.ClusterConfig // nil before the first
 }
 
 // run follows the store until ctx is done.
@@ -85,37 +84,12 @@ func (s *settings) apply(config *api.ClusterConfig, at api.Revision) {
 	if config != nil {
 		s.journal.Configure(config.Spec.Audit)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if config != nil {
-		s.config = config
-	}
-	s.reached = at
-	if s.moved != nil {
-		close(s.moved)
-		s.moved = nil
-	}
-}
-
-// await returns when the settings are those of that revision or a later one.
-func (s *settings) await(ctx context.Context, rev api.Revision) error {
-	for {
 		s.mu.Lock()
-		if s.reached.Compare(rev) >= 0 {
-			s.mu.Unlock()
-			return nil
-		}
-		if s.moved == nil {
-			s.moved = make(chan struct{})
-		}
-		moved := s.moved
+		s.config = config
 		s.mu.Unlock()
-		select {
-		case <-moved:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
 	}
+	s.reach(at)
 }
 
 // spec returns ClusterConfig.spec.
@@ -155,11 +129,4 @@ func (s *settings) allow() []netip.Prefix {
 		}
 	}
 	return list
-}
-
-// revision returns how far the store was followed.
-func (s *settings) revision() api.Revision {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.reached
 }

@@ -152,15 +152,17 @@ func freePort(t *testing.T) string {
 	return strconv.Itoa(p)
 }
 
-func TestPostgreSQL(t *testing.T) {
-	t.Parallel()
+// startPostgres starts a PostgreSQL that trusts the user app, and returns its port.
+// prepare may put files into a directory of the server's, and returns further options.
+func startPostgres(t *testing.T, prepare func(dir string) []string) (port string) {
+	t.Helper()
 	postgres := need(t, "/usr/lib/postgresql/*/bin/postgres")
-	psql := need(t, "psql")
 	dir, err := os.MkdirTemp("", "pg") // not in t.TempDir, which others may not enter
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	options := prepare(dir)
 	var as *syscall.SysProcAttr
 	if os.Getuid() == 0 { // as which PostgreSQL refuses to run
 		u, err := user.Lookup("postgres")
@@ -169,8 +171,14 @@ func TestPostgreSQL(t *testing.T) {
 		}
 		uid, _ := strconv.Atoi(u.Uid)
 		gid, _ := strconv.Atoi(u.Gid)
-		if err := os.Chown(dir, uid, gid); err != nil {
+		files, err := filepath.Glob(filepath.Join(dir, "*"))
+		if err != nil {
 			t.Fatal(err)
+		}
+		for _, f := range append(files, dir) {
+			if err := os.Chown(f, uid, gid); err != nil {
+				t.Fatal(err)
+			}
 		}
 		as = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
 	}
@@ -181,9 +189,15 @@ func TestPostgreSQL(t *testing.T) {
 	}
 	data := filepath.Join(dir, "data")
 	run(t, own(filepath.Join(filepath.Dir(postgres), "initdb"), "-D", data, "-A", "trust", "-U", "app"))
-	port := freePort(t)
-	start(t, "127.0.0.1:"+port, own(postgres, "-D", data, "-p", port, "-h", "127.0.0.1", "-k", dir))
+	port = freePort(t)
+	start(t, "127.0.0.1:"+port, own(postgres, append([]string{"-D", data, "-p", port, "-h", "127.0.0.1", "-k", dir}, options...)...))
+	return port
+}
 
+func TestPostgreSQL(t *testing.T) {
+	t.Parallel()
+	psql := need(t, "psql")
+	port := startPostgres(t, func(string) []string { return nil })
 	host, local := reach(t, "127.0.0.1:"+port)
 	got := run(t, exec.Command(psql, "-h", host, "-p", local, "-U", "app", "-At", "postgres",
 		"-c", "create table t as select generate_series(1, 100000) as n",

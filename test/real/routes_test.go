@@ -11,9 +11,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -71,39 +69,10 @@ func hostsYAML(hosts map[string]string) string {
 // postgresTLS starts a PostgreSQL that speaks TLS with a certificate for a name.
 func postgresTLS(t *testing.T, ca *authority, name string) (port string) {
 	t.Helper()
-	postgres := need(t, "/usr/lib/postgresql/*/bin/postgres")
-	dir, err := os.MkdirTemp("", "pg")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	ca.issue(t, dir, "server", name)
-	var as *syscall.SysProcAttr
-	if os.Getuid() == 0 { // as which PostgreSQL refuses to run
-		u, err := user.Lookup("postgres")
-		if err != nil {
-			t.Fatal(err)
-		}
-		uid, _ := strconv.Atoi(u.Uid)
-		gid, _ := strconv.Atoi(u.Gid)
-		for _, f := range []string{"", "server.pem", "server.key"} {
-			if err := os.Chown(filepath.Join(dir, f), uid, gid); err != nil {
-				t.Fatal(err)
-			}
-		}
-		as = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
-	}
-	own := func(name string, args ...string) *exec.Cmd {
-		cmd := exec.Command(name, args...)
-		cmd.SysProcAttr, cmd.Dir = as, dir
-		return cmd
-	}
-	data := filepath.Join(dir, "data")
-	run(t, own(filepath.Join(filepath.Dir(postgres), "initdb"), "-D", data, "-A", "trust", "-U", "app", "--no-sync"))
-	port = freePort(t)
-	start(t, "127.0.0.1:"+port, own(postgres, "-D", data, "-p", port, "-h", "127.0.0.1", "-k", dir,
-		"-c", "ssl=on", "-c", "ssl_cert_file="+filepath.Join(dir, "server.pem"), "-c", "ssl_key_file="+filepath.Join(dir, "server.key"), "-c", "fsync=off"))
-	return port
+	return startPostgres(t, func(dir string) []string {
+		ca.issue(t, dir, "server", name)
+		return []string{"-c", "ssl=on", "-c", "ssl_cert_file=" + filepath.Join(dir, "server.pem"), "-c", "ssl_key_file=" + filepath.Join(dir, "server.key"), "-c", "fsync=off"}
+	})
 }
 
 // Two databases share a port: the server name in the TLS that psql asks for decides

@@ -345,7 +345,13 @@ func check(err error) {
 func echoUpstream() {
 	l, err := net.Listen("tcp", os.Args[1])
 	check(err)
-	check(os.WriteFile(os.Args[3], []byte("ready"), 0o600))
+	answer(l, os.Args[3], func(net.Conn) string { return os.Args[2] })
+}
+
+// answer writes a ready file, and answers each line that comes to a listener with
+// "NAME: line", until it is interrupted. name says who answers, once a line was read.
+func answer(l net.Listener, readyFile string, name func(net.Conn) string) {
+	check(os.WriteFile(readyFile, []byte("ready"), 0o600))
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -359,7 +365,7 @@ func echoUpstream() {
 					if err != nil {
 						return
 					}
-					fmt.Fprintf(c, "%s: %s", os.Args[2], line)
+					fmt.Fprintf(c, "%s: %s", name(c), line)
 				}
 			}()
 		}

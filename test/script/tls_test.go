@@ -15,11 +15,9 @@ import (
 	"math/big"
 	"net"
 	"os"
-	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -83,33 +81,14 @@ func echoTLS() {
 	check(err)
 	l, err := tls.Listen("tcp", os.Args[1], &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert})
 	check(err)
-	check(os.WriteFile(os.Args[3], []byte("ready"), 0o600))
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				for r := bufio.NewReader(c); ; {
-					line, err := r.ReadString('\n')
-					if err != nil {
-						return
-					}
-					state := c.(*tls.Conn).ConnectionState()
-					who := "nobody"
-					if len(state.PeerCertificates) > 0 {
-						who = state.PeerCertificates[0].Subject.CommonName
-					}
-					fmt.Fprintf(c, "%s (TLS, asked for %q by %s): %s", os.Args[2], state.ServerName, who, line)
-				}
-			}()
+	answer(l, os.Args[3], func(c net.Conn) string {
+		state := c.(*tls.Conn).ConnectionState()
+		who := "nobody"
+		if len(state.PeerCertificates) > 0 {
+			who = state.PeerCertificates[0].Subject.CommonName
 		}
-	}()
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, os.Interrupt, syscall.SIGTERM)
-	<-stop
+		return fmt.Sprintf("%s (TLS, asked for %q by %s)", os.Args[2], state.ServerName, who)
+	})
 }
 
 // dial ADDRESS [notls|sni=NAME|alpn=A,B|cert=NAME|from=IP|max=1.2]… LINE…: opens a
