@@ -91,8 +91,9 @@ type LogReason struct {
 
 // AccessLogInfo is what one protocol adds: at most one field is there.
 type AccessLogInfo struct {
-	TCP *TCPInfo `json:"tcp,omitempty"`
-	API *APIInfo `json:"api,omitempty"`
+	TCP    *TCPInfo    `json:"tcp,omitempty"`
+	API    *APIInfo    `json:"api,omitempty"`
+	Health *HealthInfo `json:"health,omitempty"`
 }
 
 // LogType says what a record of a connection marks.

@@ -79,6 +79,7 @@ const (
 	ReasonRouteRefused     ReasonType = "ROUTE_REFUSED"  // the route lacks something: its status says what
 	ReasonRouteRemoved     ReasonType = "ROUTE_REMOVED"  // the Object of a live connection is gone
 	ReasonProxyHeader      ReasonType = "PROXY_HEADER"   // none where there must be one, from who is not trusted, or malformed
+	ReasonHealth           ReasonType = "HEALTH"         // an endpoint became healthy, or unhealthy
 	ReasonSystem           ReasonType = "SYSTEM"         // the cluster, by itself: nobody asked
 )
 
@@ -166,6 +167,11 @@ type Limits struct {
 	Idle           time.Duration `json:"idle,omitempty"`
 	HalfClose      time.Duration `json:"halfClose,omitempty"`
 	Duration       time.Duration `json:"duration,omitempty"`
+	// Bytes is how many one connection may carry, of both directions together; Upload
+	// and Download how many a second.
+	Bytes    int64 `json:"bytes,omitempty"`
+	Upload   int64 `json:"upload,omitempty"`
+	Download int64 `json:"download,omitempty"`
 }
 
 // A Change says that answers which depend on one of Keys may no longer hold.

@@ -18,4 +18,14 @@ type DialReport struct {
 	// same, and Words say why the certificate does not verify.
 	Verified *bool
 	Words    string
+	// Hold is the place of the connection at its endpoint; nil if nobody counts those.
+	// Whoever has the connection calls Release once, when it is over.
+	Hold Hold
+}
+
+// A Hold is the place of one connection at an endpoint.
+type Hold interface {
+	// Release gives the place back, and tells how the connection was: how many bytes the
+	// endpoint had sent, and whether it was the endpoint that broke it off.
+	Release(sent int64, broken bool)
 }

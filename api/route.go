@@ -192,6 +192,9 @@ type RouteStatus struct {
 	// Notes say what of the spec has no effect, or another one than the system that it
 	// comes from gives it.
 	Notes []string `json:"notes,omitempty"`
+	// Endpoints say how the endpoints of its upstream do in this process, where that is
+	// known; they are not stored.
+	Endpoints []EndpointStatus `json:"endpoints,omitempty"`
 }
 
 // The types of conditions of a RouteStatus.
@@ -201,6 +204,7 @@ const (
 	ConditionListening         = "Listening"         // its port is open
 	ConditionUpstreamVerified  = "UpstreamVerified"  // its upstream's certificate verifies, as last seen
 	ConditionUpstreamReachable = "UpstreamReachable" // a connection to its upstream can be made, as last tried
+	ConditionUpstreamHealthy   = "UpstreamHealthy"   // one of its endpoints at least serves; that some do not is in the message
 )
 
 // Set makes a condition what it is now; one that stays as it was keeps its Since.
@@ -280,6 +284,8 @@ type RouteShare struct {
 	Weight    int      `json:"weight"`
 	Of        int      `json:"of"`        // the sum of all weights
 	Endpoints []string `json:"endpoints"` // HOST:PORT
-	TLS       string   `json:"tls,omitempty"`
-	Notes     []string `json:"notes,omitempty"`
+	// Health says how they do in the process that was asked, where that is known.
+	Health []EndpointStatus `json:"health,omitempty"`
+	TLS    string           `json:"tls,omitempty"`
+	Notes  []string         `json:"notes,omitempty"`
 }

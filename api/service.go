@@ -90,6 +90,14 @@ type ServiceLimits struct {
 	HalfCloseTimeout *Duration `json:"halfCloseTimeout,omitempty"`
 	// MaxDuration ends a connection that has lasted so long.
 	MaxDuration *Duration `json:"maxDuration,omitempty"`
+	// MaxBytes ends a connection that has carried so many bytes, of both directions
+	// together. It is looked at some times a second: what passes meanwhile is over it.
+	MaxBytes int `json:"maxBytes,omitempty"`
+	// UploadBytesPerSecond and DownloadBytesPerSecond are how fast one connection may
+	// carry bytes to the upstream, and from it. A quarter of a second's worth may pass
+	// at once.
+	UploadBytesPerSecond   int `json:"uploadBytesPerSecond,omitempty"`
+	DownloadBytesPerSecond int `json:"downloadBytesPerSecond,omitempty"`
 }
 
 // DefaultConnectionsPerSecond is what ServiceLimits.ConnectionsPerSecond is if it
@@ -156,9 +164,12 @@ type Upstream struct {
 	StartTLS StartTLS `json:"startTLS,omitempty"`
 	// Families are the address families of the host's name that are used, IPv4 and
 	// IPv6, the preferred first; left out, both as RFC 8305 has it.
-	Families  []IPFamily `json:"families,omitempty"`
-	User      NotYet     `json:"user,omitzero"`
-	Container NotYet     `json:"container,omitzero"`
+	Families []IPFamily `json:"families,omitempty"`
+	// Health says how it is found out which endpoints, and which addresses of their
+	// names, serve.
+	Health    *UpstreamHealth `json:"health,omitempty"`
+	User      NotYet          `json:"user,omitzero"`
+	Container NotYet          `json:"container,omitzero"`
 }
 
 // IPFamily is a family of addresses.
@@ -173,16 +184,33 @@ const (
 // Values implements Enum.
 func (IPFamily) Values() []string { return []string{string(IPv4), string(IPv6)} }
 
-// Loadbalance lists the endpoints of an upstream. They are tried in turn: each
-// connection begins with another one, and goes on to the next when one fails.
+// Loadbalance says among which endpoints of an upstream its connections are shared,
+// and how. When a connection to one cannot be made, another is tried.
 type Loadbalance struct {
-	Endpoints []UpstreamEndpoint `json:"endpoints"`
+	// Endpoints are the places of the upstream. They may be left out where there is a
+	// URL: then the addresses of its name are shared among.
+	Endpoints []UpstreamEndpoint `json:"endpoints,omitempty"`
+	// Algorithm is ROUND_ROBIN if it is left out.
+	Algorithm Balance `json:"algorithm,omitempty"`
+	// SlowStart is how long an endpoint that has become healthy gets fewer connections
+	// than its share: a tenth at first, then more and more.
+	SlowStart *Duration `json:"slowStart,omitempty"`
+	// Retries is how many other endpoints, or addresses, are tried when one fails; all
+	// that there are if it is left out.
+	Retries *int `json:"retries,omitempty"`
 }
 
 // An UpstreamEndpoint is one of several places of an upstream.
 type UpstreamEndpoint struct {
-	URL  string `json:"url"`
-	User NotYet `json:"user,omitzero"`
+	URL string `json:"url"`
+	// Weight is its share, 1 to 1000; 1 if it is left out.
+	Weight int `json:"weight,omitempty"`
+	// Backup is an endpoint that gets connections only while none of the others serves.
+	Backup bool `json:"backup,omitempty"`
+	// MaxConnections is how many connections it may have at once. When all have as many
+	// as they may, a connection waits for a place until connectTimeout is over.
+	MaxConnections int    `json:"maxConnections,omitempty"`
+	User           NotYet `json:"user,omitzero"`
 }
 
 // UpstreamTLS says how TLS to an upstream is spoken. Its certificate is verified
@@ -240,6 +268,9 @@ type ServiceStatus struct {
 	NoEffect []string `json:"noEffect,omitempty"`
 	// Conditions say how the Service does in this process; they are not stored.
 	Conditions []StatusCondition `json:"conditions,omitempty"`
+	// Endpoints say how the endpoints of its upstreams do in this process, where that
+	// is known; they are not stored.
+	Endpoints []EndpointStatus `json:"endpoints,omitempty"`
 }
 
 // A StatusCondition says one thing of the state of an Object.
@@ -334,6 +365,9 @@ func (c *ServiceConfig) inherit(p *ServiceConfig) {
 	if u.Families == nil {
 		u.Families = pu.Families
 	}
+	if u.Health == nil {
+		u.Health = pu.Health
+	}
 	if c.ClientCertificate == nil {
 		c.ClientCertificate = p.ClientCertificate
 	}
@@ -386,6 +420,10 @@ type Endpoint struct {
 	Host string // a DNS name or an IP address; one that begins with "_" is a name of SRV records
 	Port int    // 0 if SRV records say it
 	TLS  bool   // the URL says that TLS is spoken
+
+	Weight         int  // its share; at least 1
+	Backup         bool // it is for when no other serves
+	MaxConnections int  // at once; 0 is any number
 }
 
 // Address returns HOST:PORT, or HOST alone if SRV records say the port.
@@ -399,8 +437,9 @@ func (e Endpoint) Address() string {
 // Endpoints returns the places of the upstream, at least one. The error says what
 // is wrong with the first that is, without repeating its URL.
 func (u *Upstream) Endpoints() ([]Endpoint, error) {
-	if u.Loadbalance == nil {
+	if u.Loadbalance == nil || u.URL != "" {
 		e, err := parseEndpoint(u.URL)
+		e.Weight = 1
 		return []Endpoint{e}, err
 	}
 	var list []Endpoint
@@ -409,6 +448,7 @@ func (u *Upstream) Endpoints() ([]Endpoint, error) {
 		if err != nil {
 			return nil, err
 		}
+		e.Weight, e.Backup, e.MaxConnections = max(x.Weight, 1), x.Backup, x.MaxConnections
 		list = append(list, e)
 	}
 	if len(list) == 0 {
@@ -512,6 +552,10 @@ const (
 	maxEndpoints = 100
 	maxCAs       = 32
 	maxReplicas  = 100
+	maxWeight    = 1000
+	maxRetries   = 100
+	leastRate    = 1 << 10 // bytes, and bytes a second
+	mostRate     = 1 << 50
 )
 
 // Validate implements Object. It does not compile expressions.
@@ -576,6 +620,14 @@ func (l *ServiceLimits) validate(p *Problems, at string) {
 	if l.PendingTimeout != nil && l.PendingConnections == 0 {
 		p.Add(at+"/pendingTimeout", "needs pendingConnections", l.PendingTimeout.String())
 	}
+	for _, x := range []struct {
+		name string
+		n    int
+	}{{"maxBytes", l.MaxBytes}, {"uploadBytesPerSecond", l.UploadBytesPerSecond}, {"downloadBytesPerSecond", l.DownloadBytesPerSecond}} {
+		if x.n != 0 && (x.n < leastRate || x.n > mostRate) {
+			p.Add(at+"/"+x.name, fmt.Sprintf("must be from %d to %d bytes, or left out: no limit", leastRate, mostRate), strconv.Itoa(x.n))
+		}
+	}
 	l.PendingTimeout.validate(p, at+"/pendingTimeout", 10*time.Millisecond, time.Hour)
 	l.IdleTimeout.validate(p, at+"/idleTimeout", 100*time.Millisecond, maxDuration)
 	l.HalfCloseTimeout.validate(p, at+"/halfCloseTimeout", 100*time.Millisecond, maxDuration)
@@ -585,10 +637,12 @@ func (l *ServiceLimits) validate(p *Problems, at string) {
 // validateConfig checks a config as it is with what it takes from its parents.
 func (s *Service) validateConfig(p *Problems, at string, c *ServiceConfig) {
 	u := &c.Upstream
+	u.Loadbalance.validate(p, at+"/upstream/loadbalance")
+	u.Health.validate(p, at+"/upstream/health")
 	switch {
-	case u.URL != "" && u.Loadbalance != nil:
-		p.Add(at+"/upstream", "must have one of url and loadbalance", "both")
-	case u.Loadbalance != nil:
+	case u.URL != "" && u.Loadbalance != nil && len(u.Loadbalance.Endpoints) > 0:
+		p.Add(at+"/upstream", "must have one of url and loadbalance.endpoints", "both")
+	case u.URL == "" && u.Loadbalance != nil:
 		s.validateEndpoints(p, at+"/upstream/loadbalance/endpoints", u.Loadbalance.Endpoints)
 	case u.URL != "" || c.Parent == "":
 		if e, err := parseEndpoint(u.URL); err != nil {
@@ -657,6 +711,27 @@ func (s *Service) validateEndpoints(p *Problems, at string, list []UpstreamEndpo
 		case e.Port != first.Port && s.Spec.Port == 0:
 			p.Add(at, fmt.Sprintf("must have port %d, as the others, or spec.port must be set", first.Port), x.URL)
 		}
+	}
+}
+
+// validate checks what stands beside the URLs of the endpoints.
+func (l *Loadbalance) validate(p *Problems, at string) {
+	if l == nil {
+		return
+	}
+	l.SlowStart.validate(p, at+"/slowStart", time.Second, time.Hour)
+	if n := l.Retries; n != nil && (*n < 0 || *n > maxRetries) {
+		p.Add(at+"/retries", fmt.Sprintf("must be from 0 to %d, or left out: as many as there are others", maxRetries), strconv.Itoa(*n))
+	}
+	first := len(l.Endpoints) == 0
+	for i, e := range l.Endpoints {
+		at := fmt.Sprintf("%s/endpoints/%d", at, i)
+		within(p, at+"/weight", e.Weight, 1, maxWeight, "1")
+		within(p, at+"/maxConnections", e.MaxConnections, 1, 1_000_000, "no limit")
+		first = first || !e.Backup
+	}
+	if !first {
+		p.Add(at+"/endpoints", "must have one that is not backup", "")
 	}
 }
 
@@ -752,7 +827,7 @@ func (s *Service) upstream() string {
 	switch {
 	case c == nil:
 		return ""
-	case c.Upstream.Loadbalance != nil && len(c.Upstream.Loadbalance.Endpoints) > 0:
+	case c.Upstream.URL == "" && c.Upstream.Loadbalance != nil && len(c.Upstream.Loadbalance.Endpoints) > 0:
 		return fmt.Sprintf("%s (and %d more)", c.Upstream.Loadbalance.Endpoints[0].URL, len(c.Upstream.Loadbalance.Endpoints)-1)
 	}
 	return c.Upstream.URL

@@ -43,12 +43,12 @@ func TestEffectiveConfig(t *testing.T) {
 
 func TestEndpoints(t *testing.T) {
 	for text, want := range map[string]Endpoint{
-		"tcp://h:1":            {"h", 1, false},
-		"tcp://[::1]:1":        {"::1", 1, false},
-		"tls://h:1":            {"h", 1, true},
-		"postgres://h":         {"h", 5432, false},
-		"https://h":            {"h", 443, true},
-		"https://h:8443/":      {"h", 8443, true},
+		"tcp://h:1":            {"h", 1, false, 1, false, 0},
+		"tcp://[::1]:1":        {"::1", 1, false, 1, false, 0},
+		"tls://h:1":            {"h", 1, true, 1, false, 0},
+		"postgres://h":         {"h", 5432, false, 1, false, 0},
+		"https://h":            {"h", 443, true, 1, false, 0},
+		"https://h:8443/":      {"h", 8443, true, 1, false, 0},
 		"tcp://h":              {},
 		"tcp://:1":             {},
 		"tcp://h:0":            {},

@@ -17,8 +17,10 @@
 package relay
 
 import (
+	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"syscall"
 	"time"
 )
@@ -45,13 +47,18 @@ const (
 	ProtocolError  Reason = "PROTOCOL_ERROR"  // a peer broke the rules of its protocol
 )
 
-// Limits bound a relay in time. Zero is no bound. A limit never ends a relay
-// early, and at most a second late. A write to a stream that is not TCP may count
-// as delivered only when all of it is.
+// Limits bound a relay. Zero is no bound. A limit of time never ends a relay early,
+// and at most a second late; that of bytes never before so many have passed, and at
+// most a second after. A write to a stream that is not TCP may count as delivered only
+// when all of it is.
 type Limits struct {
 	Idle      time.Duration // since a byte was last delivered in either direction
 	HalfClose time.Duration // the same as Idle, once one of the two directions has finished
 	Duration  time.Duration // since the start
+	Bytes     int64         // of both directions together: [Limit]
+	// Upload and Download are how many bytes a second may go up and down, over any
+	// second or more. A quarter of a second's worth, and at least 16 KiB, may go at once.
+	Upload, Download int64
 }
 
 // Pair is two connected streams and how long they may be joined.
@@ -98,6 +105,85 @@ type Engine interface {
 	// ends nothing: cut what shall not run on. After it the engine holds
 	// neither goroutine nor descriptor, and may be used again.
 	Wait()
+}
+
+// Acceptor is an Engine that accepts TCP connections by itself, raw: nothing of them is
+// known to package net until somebody asks for that.
+type Acceptor interface {
+	Engine
+
+	// Listen takes a listening socket over from package net: l is closed, and what it
+	// listened on stays open, with what waits in its queue. It fails only if no
+	// descriptor can be had, and then l is as it was.
+	Listen(l *net.TCPListener) (Listener, error)
+}
+
+// Listener is a listening socket of an Acceptor.
+type Listener interface {
+	// Serve calls take for each connection that comes in, until ctx is done or Close or
+	// Retire is called, and returns nil when no call of take is under way any more. take
+	// must not block; it is called by several goroutines at once. The connection is a
+	// [Socket]. A failure to accept that passes is told to trouble, which returns how
+	// long to wait; any other ends Serve.
+	Serve(ctx context.Context, take func(net.Conn), trouble func(error) time.Duration) error
+	// Retire ends Serve, which first takes the connections that wait in the queue.
+	Retire()
+	// Close ends Serve and closes the descriptor. What waits in the queue is lost unless
+	// another process, or another descriptor, has the socket too.
+	Close() error
+	Addr() net.Addr
+	// SyscallConn gives access to the descriptor while it is open.
+	SyscallConn() (syscall.RawConn, error)
+}
+
+// Socket is a TCP connection that an Acceptor has accepted. Until it is given to an
+// Engine it belongs to whoever was given it. Its addresses, Close and [Reset] cost
+// what they must; the first call of any other method of net.Conn hands it to package
+// net, as TCP does, after which it is an ordinary connection with one more layer.
+type Socket interface {
+	net.Conn
+	Layered
+	// AddrPorts returns the addresses of both ends. IPv4 within IPv6 is IPv4.
+	AddrPorts() (local, remote netip.AddrPort)
+	// TCP gives the connection to package net, and up: the Socket must not be used after
+	// it. If it fails the connection is closed.
+	TCP() (*net.TCPConn, error)
+}
+
+// Connector is an Engine that also connects to upstreams by itself.
+type Connector interface {
+	Engine
+
+	// Connect is Start for a client whose upstream is not there yet. It takes ownership
+	// of client and returns at once, with nil if client is not a Socket of this
+	// Engine: then it has done nothing, and the caller dials, and calls Start.
+	//
+	// The methods of o are called one at a time, by the goroutine that accepted client
+	// or by another one of the engine, and must not block. The first call can come
+	// before Connect has returned. Cut ends a Live that is still connecting.
+	Connect(client net.Conn, o Opening) Live
+}
+
+// Opening says where a [Connector] connects to.
+type Opening interface {
+	// Next returns where to connect to, and how long that may take. It is called first
+	// with nil, and again with the error when that failed: ETIMEDOUT, ECONNREFUSED and
+	// the like. ok is false when there is nowhere else: the client is reset then, and
+	// Done gets DialFailed, or DialTimeout, with the last error.
+	Next(failed error) (to netip.AddrPort, within time.Duration, ok bool)
+
+	// Connected is called when the upstream has answered, before any byte has passed.
+	// local is the address of this end, where there is need of it (see NeedsLocal), and
+	// else not valid. preface is sent to the upstream first, and counts as nobody's
+	// bytes. An error resets both sides, and Done gets it, with ProtocolError unless it
+	// has a method CloseReason() string.
+	Connected(local netip.AddrPort) (l Limits, preface []byte, err error)
+
+	// NeedsLocal reports whether Connected wants to know the local address.
+	NeedsLocal() bool
+
+	// Done is what done of Start is.
+	Done(Result)
 }
 
 // CloseWriter is a stream that can finish its sending direction and go on

@@ -1500,12 +1500,96 @@ const OpenAPI = `{
      "rules"
     ]
    },
+   "Ejection": {
+    "additionalProperties": false,
+    "description": "An Ejection takes an endpoint out for a while to which connections fail: they cannot be made, or are reset before it has sent a byte.",
+    "properties": {
+     "failures": {
+      "description": "failures is how many connections in a row must fail, 5.",
+      "type": "integer"
+     },
+     "maxPercent": {
+      "description": "maxPercent is how many of the endpoints may be out at once, 50: all, and it does not matter any more, and none is out.",
+      "type": "integer"
+     },
+     "time": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/Duration"
+       }
+      ],
+      "description": "time is for how long it is out, 10 seconds; the second time in a row twice that, and so on, at most ten times."
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "failures",
+     "time",
+     "maxPercent"
+    ]
+   },
    "Empty": {
     "additionalProperties": false,
     "description": "Empty is the answer that says nothing.",
     "properties": {},
     "type": "object",
     "x-order": []
+   },
+   "EndpointStatus": {
+    "additionalProperties": false,
+    "description": "An EndpointStatus is how it stands with one address of an endpoint, in this process.",
+    "properties": {
+     "address": {
+      "description": "IP:PORT that it stands for",
+      "type": "string"
+     },
+     "backup": {
+      "type": "boolean"
+     },
+     "config": {
+      "description": "name of the config; \"\" is spec.config, or of a TCPMapping",
+      "type": "string"
+     },
+     "connections": {
+      "description": "connections is how many live connections it has.",
+      "type": "integer"
+     },
+     "endpoint": {
+      "description": "HOST:PORT as it is configured",
+      "type": "string"
+     },
+     "since": {
+      "format": "date-time",
+      "type": "string"
+     },
+     "state": {
+      "type": "string"
+     },
+     "weight": {
+      "type": "integer"
+     },
+     "words": {
+      "description": "why, for a person",
+      "type": "string"
+     }
+    },
+    "required": [
+     "endpoint",
+     "address",
+     "state"
+    ],
+    "type": "object",
+    "x-order": [
+     "config",
+     "endpoint",
+     "address",
+     "state",
+     "since",
+     "words",
+     "weight",
+     "backup",
+     "connections"
+    ]
    },
    "EnforcementRule": {
     "additionalProperties": false,
@@ -1801,6 +1885,33 @@ const OpenAPI = `{
     "type": "object",
     "x-order": []
    },
+   "HTTPProbe": {
+    "additionalProperties": false,
+    "description": "An HTTPProbe is a request, and the statuses of its answer that are good.",
+    "properties": {
+     "host": {
+      "description": "of the header; that of the endpoint if it is left out",
+      "type": "string"
+     },
+     "path": {
+      "description": "\"/\" if it is left out",
+      "type": "string"
+     },
+     "statuses": {
+      "description": "200 to 399 if it is left out",
+      "items": {
+       "type": "integer"
+      },
+      "type": "array"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "path",
+     "host",
+     "statuses"
+    ]
+   },
    "Health": {
     "additionalProperties": false,
     "description": "Health is how the cluster does.",
@@ -1858,6 +1969,71 @@ const OpenAPI = `{
      "warning",
      "words",
      "hint"
+    ]
+   },
+   "HealthProbe": {
+    "additionalProperties": false,
+    "description": "A HealthProbe is how an endpoint is asked whether it serves.",
+    "properties": {
+     "expect": {
+      "type": "string"
+     },
+     "healthyAfter": {
+      "type": "integer"
+     },
+     "http": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/HTTPProbe"
+       }
+      ],
+      "description": "http says what is asked for, of HTTP and HTTPS."
+     },
+     "interval": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/Duration"
+       }
+      ],
+      "description": "interval is the time from one question to the next, 5 seconds, and Timeout that for an answer, 2 seconds."
+     },
+     "port": {
+      "description": "port is asked instead of that of the connections.",
+      "type": "integer"
+     },
+     "send": {
+      "description": "send is what is sent, of TCP and TLS, and Expect what must be part of the answer. Both are text in which \\r, \\n, \\t, \\\\ and \\xHH stand for bytes.",
+      "type": "string"
+     },
+     "timeout": {
+      "$ref": "#/components/schemas/Duration"
+     },
+     "type": {
+      "description": "TCP if it is left out",
+      "enum": [
+       "TCP",
+       "TLS",
+       "HTTP",
+       "HTTPS"
+      ],
+      "type": "string"
+     },
+     "unhealthyAfter": {
+      "description": "unhealthyAfter is how many questions in a row fail until the endpoint is unhealthy, 3, and HealthyAfter how many succeed until it is healthy again, 2.",
+      "type": "integer"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "type",
+     "port",
+     "interval",
+     "timeout",
+     "unhealthyAfter",
+     "healthyAfter",
+     "send",
+     "expect",
+     "http"
     ]
    },
    "Host": {
@@ -2395,12 +2571,19 @@ const OpenAPI = `{
     "additionalProperties": false,
     "description": "Limits bound what is granted; zero is no bound.",
     "properties": {
+     "bytes": {
+      "description": "bytes is how many one connection may carry, of both directions together; Upload and Download how many a second.",
+      "type": "integer"
+     },
      "connections": {
       "description": "of the Service, live at once",
       "type": "integer"
      },
      "connectionsPerSession": {
       "description": "of the Session or, without one, the source address",
+      "type": "integer"
+     },
+     "download": {
       "type": "integer"
      },
      "duration": {
@@ -2422,6 +2605,9 @@ const OpenAPI = `{
      "pendingTimeout": {
       "description": "nanoseconds",
       "type": "integer"
+     },
+     "upload": {
+      "type": "integer"
      }
     },
     "type": "object",
@@ -2432,7 +2618,10 @@ const OpenAPI = `{
      "pendingTimeout",
      "idle",
      "halfClose",
-     "duration"
+     "duration",
+     "bytes",
+     "upload",
+     "download"
     ]
    },
    "List": {
@@ -2555,21 +2744,43 @@ const OpenAPI = `{
    },
    "Loadbalance": {
     "additionalProperties": false,
-    "description": "Loadbalance lists the endpoints of an upstream. They are tried in turn: each connection begins with another one, and goes on to the next when one fails.",
+    "description": "Loadbalance says among which endpoints of an upstream its connections are shared, and how. When a connection to one cannot be made, another is tried.",
     "properties": {
+     "algorithm": {
+      "description": "algorithm is ROUND_ROBIN if it is left out.",
+      "enum": [
+       "ROUND_ROBIN",
+       "LEAST_CONNECTIONS",
+       "SOURCE_HASH"
+      ],
+      "type": "string"
+     },
      "endpoints": {
+      "description": "endpoints are the places of the upstream. They may be left out where there is a URL: then the addresses of its name are shared among.",
       "items": {
        "$ref": "#/components/schemas/UpstreamEndpoint"
       },
       "type": "array"
+     },
+     "retries": {
+      "description": "retries is how many other endpoints, or addresses, are tried when one fails; all that there are if it is left out.",
+      "type": "integer"
+     },
+     "slowStart": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/Duration"
+       }
+      ],
+      "description": "slowStart is how long an endpoint that has become healthy gets fewer connections than its share: a tenth at first, then more and more."
      }
     },
-    "required": [
-     "endpoints"
-    ],
     "type": "object",
     "x-order": [
-     "endpoints"
+     "endpoints",
+     "algorithm",
+     "slowStart",
+     "retries"
     ]
    },
    "LoginRequest": {
@@ -3490,6 +3701,13 @@ const OpenAPI = `{
       },
       "type": "array"
      },
+     "health": {
+      "description": "health says how they do in the process that was asked, where that is known.",
+      "items": {
+       "$ref": "#/components/schemas/EndpointStatus"
+      },
+      "type": "array"
+     },
      "notes": {
       "items": {
        "type": "string"
@@ -3522,6 +3740,7 @@ const OpenAPI = `{
      "weight",
      "of",
      "endpoints",
+     "health",
      "tls",
      "notes"
     ]
@@ -3536,6 +3755,13 @@ const OpenAPI = `{
       },
       "type": "array"
      },
+     "endpoints": {
+      "description": "endpoints say how the endpoints of its upstream do in this process, where that is known; they are not stored.",
+      "items": {
+       "$ref": "#/components/schemas/EndpointStatus"
+      },
+      "type": "array"
+     },
      "notes": {
       "description": "notes say what of the spec has no effect, or another one than the system that it comes from gives it.",
       "items": {
@@ -3547,7 +3773,8 @@ const OpenAPI = `{
     "type": "object",
     "x-order": [
      "conditions",
-     "notes"
+     "notes",
+     "endpoints"
     ]
    },
    "Rule": {
@@ -3956,6 +4183,9 @@ const OpenAPI = `{
       "description": "live at once, of one Session; of one source address on the public port",
       "type": "integer"
      },
+     "downloadBytesPerSecond": {
+      "type": "integer"
+     },
      "halfCloseTimeout": {
       "allOf": [
        {
@@ -3972,6 +4202,10 @@ const OpenAPI = `{
       ],
       "description": "idleTimeout ends a connection on which nothing passed for so long."
      },
+     "maxBytes": {
+      "description": "maxBytes ends a connection that has carried so many bytes, of both directions together. It is looked at some times a second: what passes meanwhile is over it.",
+      "type": "integer"
+     },
      "maxDuration": {
       "allOf": [
        {
@@ -3986,6 +4220,10 @@ const OpenAPI = `{
      },
      "pendingTimeout": {
       "$ref": "#/components/schemas/Duration"
+     },
+     "uploadBytesPerSecond": {
+      "description": "uploadBytesPerSecond and DownloadBytesPerSecond are how fast one connection may carry bytes to the upstream, and from it. A quarter of a second's worth may pass at once.",
+      "type": "integer"
      }
     },
     "type": "object",
@@ -3997,7 +4235,10 @@ const OpenAPI = `{
      "connectionsPerSecond",
      "idleTimeout",
      "halfCloseTimeout",
-     "maxDuration"
+     "maxDuration",
+     "maxBytes",
+     "uploadBytesPerSecond",
+     "downloadBytesPerSecond"
     ]
    },
    "ServicePublic": {
@@ -4177,6 +4418,13 @@ const OpenAPI = `{
       },
       "type": "array"
      },
+     "endpoints": {
+      "description": "endpoints say how the endpoints of its upstreams do in this process, where that is known; they are not stored.",
+      "items": {
+       "$ref": "#/components/schemas/EndpointStatus"
+      },
+      "type": "array"
+     },
      "noEffect": {
       "description": "noEffect lists the fields of spec that are kept and have no effect yet.",
       "items": {
@@ -4193,7 +4441,8 @@ const OpenAPI = `{
     "x-order": [
      "port",
      "noEffect",
-     "conditions"
+     "conditions",
+     "endpoints"
     ]
    },
    "Session": {
@@ -4496,7 +4745,7 @@ const OpenAPI = `{
    },
    "TCPMapping": {
     "additionalProperties": false,
-    "description": "A TCPMapping is Ambassador's: connections to a port, and with host to a server name, go to a service. The versions of it have the same fields. What these do not say, metadata.annotations do, as text:\n- cardea/tls: passthrough leaves TLS to the service; only the server name is read.\n- cardea/alpn: the client must offer one of these protocols, such as h2,http/1.1.\n- cardea/sources: the client must come from one of these networks, such as 10.0.0.0/8,fd00::/8.\n- cardea/proxy-protocol: v1 or v2 of the PROXY header that the service is sent first.\n- cardea/starttls: postgres, if clients ask for TLS as PostgreSQL's do.\n- cardea/upstream-verification: REQUIRE or REPORT, of the certificate of the service.\n- cardea/connect-timeout: until the connection to the service is there, such as 3s.\n- cardea/pending-timeout: of a connection that waits for another to end, such as 5s.\n- cardea/max-duration: of a connection, such as 8h.\n- cardea/half-close-timeout: of a connection of which one side has finished, such as 30s.\n- cardea/on-removal: cut or drain, what becomes of live connections when it is deleted.\n- cardea/connections-per-second: new ones that one source network may open, such as 50.",
+    "description": "A TCPMapping is Ambassador's: connections to a port, and with host to a server name, go to a service. The versions of it have the same fields. What these do not say, metadata.annotations do, as text:\n- cardea/tls: passthrough leaves TLS to the service; only the server name is read.\n- cardea/alpn: the client must offer one of these protocols, such as h2,http/1.1.\n- cardea/sources: the client must come from one of these networks, such as 10.0.0.0/8,fd00::/8.\n- cardea/proxy-protocol: v1 or v2 of the PROXY header that the service is sent first.\n- cardea/starttls: postgres, if clients ask for TLS as PostgreSQL's do.\n- cardea/upstream-verification: REQUIRE or REPORT, of the certificate of the service.\n- cardea/connect-timeout: until the connection to the service is there, such as 3s.\n- cardea/pending-timeout: of a connection that waits for another to end, such as 5s.\n- cardea/max-duration: of a connection, such as 8h.\n- cardea/half-close-timeout: of a connection of which one side has finished, such as 30s.\n- cardea/on-removal: cut or drain, what becomes of live connections when it is deleted.\n- cardea/connections-per-second: new ones that one source network may open, such as 50.\n- cardea/connections-per-client: live ones that one source address may have, such as 10.\n- cardea/max-bytes: that a connection may carry, of both directions together.\n- cardea/upload-bytes-per-second, cardea/download-bytes-per-second: of a connection.\n- cardea/loadbalance: as a Service's config.upstream.loadbalance, without endpoints, in JSON, such as {\"algorithm\": \"LEAST_CONNECTIONS\", \"slowStart\": {\"seconds\": 30}}: the addresses of the service's name are shared among.\n- cardea/health: as a Service's config.upstream.health, in JSON, such as {\"check\": {\"type\": \"TCP\", \"interval\": {\"seconds\": 2}}}.",
     "properties": {
      "apiVersion": {
       "type": "string"
@@ -4868,6 +5117,14 @@ const OpenAPI = `{
       },
       "type": "array"
      },
+     "health": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/UpstreamHealth"
+       }
+      ],
+      "description": "health says how it is found out which endpoints, and which addresses of their names, serve."
+     },
      "loadbalance": {
       "$ref": "#/components/schemas/Loadbalance"
      },
@@ -4903,6 +5160,7 @@ const OpenAPI = `{
      "proxyProtocol",
      "startTLS",
      "families",
+     "health",
      "user",
      "container"
     ]
@@ -4911,12 +5169,24 @@ const OpenAPI = `{
     "additionalProperties": false,
     "description": "An UpstreamEndpoint is one of several places of an upstream.",
     "properties": {
+     "backup": {
+      "description": "backup is an endpoint that gets connections only while none of the others serves.",
+      "type": "boolean"
+     },
+     "maxConnections": {
+      "description": "maxConnections is how many connections it may have at once. When all have as many as they may, a connection waits for a place until connectTimeout is over.",
+      "type": "integer"
+     },
      "url": {
       "type": "string"
      },
      "user": {
       "not": {},
       "x-not-yet": true
+     },
+     "weight": {
+      "description": "weight is its share, 1 to 1000; 1 if it is left out.",
+      "type": "integer"
      }
     },
     "required": [
@@ -4925,7 +5195,42 @@ const OpenAPI = `{
     "type": "object",
     "x-order": [
      "url",
+     "weight",
+     "backup",
+     "maxConnections",
      "user"
+    ]
+   },
+   "UpstreamHealth": {
+    "additionalProperties": false,
+    "description": "UpstreamHealth says how it is found out whether the endpoints of an upstream serve. An endpoint that does not gets no connections while there is one that does.",
+    "properties": {
+     "check": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/HealthProbe"
+       }
+      ],
+      "description": "check asks each endpoint, again and again."
+     },
+     "closeOnUnhealthy": {
+      "description": "closeOnUnhealthy ends the connections to an endpoint when Check says that it does not serve any more: UNHEALTHY.",
+      "type": "boolean"
+     },
+     "ejection": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/Ejection"
+       }
+      ],
+      "description": "ejection takes out an endpoint to which connections fail."
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "check",
+     "ejection",
+     "closeOnUnhealthy"
     ]
    },
    "UpstreamTLS": {

@@ -303,6 +303,7 @@ func limitsOf(l *api.ServiceLimits) api.Limits {
 	limits := api.Limits{
 		Connections: l.Connections, ConnectionsPerSession: l.ConnectionsPerSession, Pending: l.PendingConnections,
 		Idle: l.IdleTimeout.Or(0), HalfClose: l.HalfCloseTimeout.Or(0), Duration: l.MaxDuration.Or(0),
+		Bytes: int64(l.MaxBytes), Upload: int64(l.UploadBytesPerSecond), Download: int64(l.DownloadBytesPerSecond),
 	}
 	if limits.Pending > 0 {
 		limits.PendingTimeout = l.PendingTimeout.Or(defaultPending)
