@@ -31,6 +31,33 @@ type Log interface {
 	Append(ctx context.Context, recs ...*api.AccessLog) error
 }
 
+// A Ledger is a Log for those who cannot wait.
+//
+// Begin takes a record and does not wait: it is kept some milliseconds later, or when
+// Keep is called, which returns once it is, and all that were taken before it. An error
+// of Begin means that the record is not taken, one of Keep that it is not kept and will
+// not be. Keep is to be called once for each Begin, and soon. Neither waits for anything
+// but a write(2), unless Slow.
+//
+// Note takes the record of something that has happened, and so cannot be refused any
+// more. It never waits. If the log cannot be written now the record is held, in the
+// order of the calls, until it can; Owes returns how many are held so. The only error
+// is one that to try again is in vain for. What is held when the log is closed is lost,
+// which the log then says.
+//
+// Slow reports whether Append and Keep wait for the disk as things stand.
+type Ledger interface {
+	Log
+	Begin(rec *api.AccessLog) (Mark, error)
+	Keep(m Mark) error
+	Note(rec *api.AccessLog) error
+	Owes() int
+	Slow() bool
+}
+
+// A Mark names a record that was begun.
+type Mark int64
+
 // A Reader gives back what a Log took.
 //
 // Records yields the records that match q, the oldest first, each once. With

@@ -137,17 +137,32 @@ type Listener interface {
 }
 
 // Socket is a TCP connection that an Acceptor has accepted. Until it is given to an
-// Engine it belongs to whoever was given it. Its addresses, Close and [Reset] cost
-// what they must; the first call of any other method of net.Conn hands it to package
-// net, as TCP does, after which it is an ordinary connection with one more layer.
+// Engine it belongs to whoever was given it, and to one goroutine at a time. Its
+// addresses, Close and [Reset] cost what they must; the first call of any other method
+// of net.Conn hands it to package net, as TCP does, after which it is an ordinary
+// connection with one more layer.
 type Socket interface {
 	net.Conn
-	Layered
+	Resetter
+
 	// AddrPorts returns the addresses of both ends. IPv4 within IPv6 is IPv4.
 	AddrPorts() (local, remote netip.AddrPort)
+
+	// Await calls got when the client has sent something, with all that was read of it
+	// and not discarded, and again when there is more, for as long as got returns true;
+	// or with an error when the client finished or broke off, or when within is over
+	// (os.ErrDeadlineExceeded). It returns at once. got must not block; it is called by
+	// the goroutine that called take. What was read stays the Socket's: an Engine, TCP
+	// and Read give it out first. At most so many bytes as most are read; got is then
+	// called no more by what arrives. The slice is good until got returns.
+	Await(within time.Duration, most int, got func(read []byte, err error) (more bool))
+
+	// Discard forgets the first n bytes of what Await has read.
+	Discard(n int)
+
 	// TCP gives the connection to package net, and up: the Socket must not be used after
-	// it. If it fails the connection is closed.
-	TCP() (*net.TCPConn, error)
+	// it. What Await has read comes with it. If it fails the connection is closed.
+	TCP() (c *net.TCPConn, read []byte, err error)
 }
 
 // Connector is an Engine that also connects to upstreams by itself.
