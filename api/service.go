@@ -323,6 +323,17 @@ func (s *Service) configs() iter.Seq[*ServiceConfig] {
 	}
 }
 
+// ConfigNames yields the names of the configs, that of spec.config first.
+func (s *Service) ConfigNames() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for c := range s.configs() {
+			if !yield(c.Name) {
+				return
+			}
+		}
+	}
+}
+
 // Config returns the config of that name as it is written, and nil if there is none.
 func (s *Service) Config(name string) *ServiceConfig {
 	for c := range s.configs() {

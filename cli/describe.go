@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 
@@ -90,11 +91,20 @@ func describeObject(w io.Writer, raw json.RawMessage, now time.Time) error {
 	if err := json.Unmarshal(raw, &parts); err != nil {
 		return err
 	}
-	if routed, ok := o.(api.Routable); ok {
-		if err := describeStatus(w, routed.RouteStatus(), now); err != nil {
-			return err
-		}
+	switch o := o.(type) {
+	case api.Routable:
+		err = describeStatus(w, o.RouteStatus(), now)
 		parts.Status = nil
+	case *api.Service:
+		err = describeStatus(w, &api.RouteStatus{Conditions: o.Status.Conditions, Endpoints: o.Status.Endpoints}, now)
+		o.Status.Conditions, o.Status.Endpoints = nil, nil
+		parts.Status = nil
+		if o.Status.Port != 0 || o.Status.NoEffect != nil {
+			parts.Status, _ = json.Marshal(o.Status)
+		}
+	}
+	if err != nil {
+		return err
 	}
 	var text strings.Builder
 	if err := manifest.Encode(&text, parts); err != nil {
@@ -124,6 +134,9 @@ func describeStatus(w io.Writer, s *api.RouteStatus, now time.Time) error {
 			return err
 		}
 	}
+	if err := printEndpoints(w, s.Endpoints, now); err != nil {
+		return err
+	}
 	if len(s.Notes) > 0 {
 		fmt.Fprint(w, "\nNotes:\n")
 	}
@@ -131,6 +144,30 @@ func describeStatus(w io.Writer, s *api.RouteStatus, now time.Time) error {
 		fmt.Fprintf(w, "  - %s\n", plain(n))
 	}
 	return nil
+}
+
+// printEndpoints shows how it stands with the endpoints of an upstream.
+func printEndpoints(w io.Writer, list []api.EndpointStatus, now time.Time) error {
+	if len(list) == 0 {
+		return nil
+	}
+	fmt.Fprint(w, "\nEndpoints, as this process sees them:\n")
+	t := &table{headings: []string{"  ENDPOINT", "ADDRESS", "STATE", "FOR", "CONNECTIONS", "SHARE", "WHY"}}
+	for _, e := range list {
+		since, share := "", strconv.Itoa(e.Weight)
+		if !e.Since.IsZero() {
+			since = age(now.Sub(e.Since))
+		}
+		if e.Backup {
+			share = "backup"
+		}
+		name := e.Endpoint
+		if e.Config != "" && e.Config != api.DefaultConfig {
+			name = e.Config + ": " + name
+		}
+		t.add("  "+name, e.Address, string(e.State), since, strconv.Itoa(e.Connections), share, e.Words)
+	}
+	return t.print(w)
 }
 
 // age returns how long something has lasted, in the largest units that matter.

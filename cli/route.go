@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -241,6 +242,11 @@ func printMembers(w io.Writer, a *api.RouteAnswer) {
 			fmt.Fprintf(w, "Within version %s, which the log names, each gets exactly its share.\n", plain(a.Version))
 		}
 	}
+	var endpoints []api.EndpointStatus
+	for _, m := range a.Members {
+		endpoints = append(endpoints, m.Health...)
+	}
+	printEndpoints(w, endpoints, time.Now())
 	notes := "\nNotes:\n"
 	for _, m := range a.Members {
 		for _, n := range m.Notes {

@@ -50,6 +50,7 @@ func (r *run) up() *cobra.Command {
 	c.Flags().StringVar(&cfg.Listen, "listen", defaultListen, "HOST:PORT to listen at (or CARDEA_LISTEN)")
 	c.Flags().StringVar(&cfg.Store, "store", "", "postgres://… to keep resources in PostgreSQL; in the data directory if left out (or CARDEA_STORE)")
 	c.Flags().StringVar(&cfg.Metrics, "metrics-listen", "", "HOST:PORT that serves /metrics, /livez and /readyz to everyone by plain HTTP (or CARDEA_METRICS_LISTEN)")
+	c.Flags().StringVar(&cfg.Engine, "engine", "", "what carries bytes: loop (epoll, Linux) or copy (goroutines); loop where there is one if left out (or CARDEA_ENGINE)")
 	c.Flags().DurationVar(&cfg.Grace, "grace", 0, "how long live connections may go on after SIGTERM or Ctrl-C; a second one ends the process at once (or CARDEA_GRACE)")
 	ambassadorFlags(c, &cfg.AmbassadorID, &cfg.AmbassadorNamespace, &cfg.TLSFiles)
 	fileFlag(c, &files)

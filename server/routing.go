@@ -17,12 +17,14 @@ import (
 	"cardea/store"
 )
 
-// routing keeps the routing table what the store says. It follows the store, and
-// makes a new table of all that is in force whenever something of it has changed:
-// changes that come while a table is being made go into the next one together.
+// routing keeps the routing table what the store says, and tells which upstreams are
+// to be asked whether they serve. It follows the store, and makes a new table of all
+// that is in force whenever something of it has changed: changes that come while a
+// table is being made go into the next one together.
 type routing struct {
 	store    store.Store
 	router   *ingress.Router
+	watch    func([]api.Destination) // is told all whose health is checked
 	options  control.RoutingOptions
 	progress // of the table in force
 
@@ -35,11 +37,12 @@ type routing struct {
 	table *ingress.Table // in force; the builder's alone
 }
 
-// objects are those that the routing table is made of.
+// objects are those that the routing table is made of, and Services whose upstreams
+// are asked whether they serve.
 type objects map[api.Key]api.Object
 
-func newRouting(st store.Store, r *ingress.Router, o control.RoutingOptions) *routing {
-	return &routing{store: st, router: r, options: o, objects: objects{}, work: make(chan struct{}, 1)}
+func newRouting(st store.Store, r *ingress.Router, watch func([]api.Destination), o control.RoutingOptions) *routing {
+	return &routing{store: st, router: r, watch: watch, options: o, objects: objects{}, work: make(chan struct{}, 1)}
 }
 
 // run follows the store, and makes tables, until ctx is done.
@@ -111,7 +114,8 @@ func (r *routing) follow(ctx context.Context, from api.Revision) error {
 }
 
 // take notes an Object, or that it is gone, and reports whether that matters: a
-// Service that has no public port does not.
+// Service without a public port, of whose upstream nobody asks whether it serves, does
+// not.
 func (o objects) take(rec store.Record, deleted bool) (matters bool, err error) {
 	_, was := o[rec.Key]
 	delete(o, rec.Key)
@@ -122,7 +126,7 @@ func (o objects) take(rec store.Record, deleted bool) (matters bool, err error) 
 	if err != nil {
 		return was, fmt.Errorf("server: %w", err)
 	}
-	if s, ok := x.(*api.Service); ok && !s.Spec.IsPublic {
+	if s, ok := x.(*api.Service); ok && !s.Spec.IsPublic && len(checked(s)) == 0 {
 		return was, nil
 	}
 	o[rec.Key] = x
@@ -158,10 +162,17 @@ func (r *routing) build(ctx context.Context) {
 		}
 		r.mu.Lock()
 		var all control.RoutingObjects
+		var watched []api.Destination
 		at, changed := r.read, r.changed
 		if changed != made {
 			for _, o := range r.objects {
-				all.Add(o)
+				s, isService := o.(*api.Service)
+				if isService {
+					watched = append(watched, checked(s)...)
+				}
+				if !isService || s.Spec.IsPublic {
+					all.Add(o)
+				}
 			}
 		}
 		r.mu.Unlock()
@@ -170,9 +181,34 @@ func (r *routing) build(ctx context.Context) {
 			opt.Now = time.Now()
 			r.table, made = control.Compile(all, opt, r.table), changed
 			r.router.Set(ctx, r.table)
+			for d := range r.table.Destinations() {
+				if isChecked(d.Config) {
+					watched = append(watched, d)
+				}
+			}
+			r.watch(watched)
 		}
 		r.reach(at)
 	}
+}
+
+// checked returns the destinations of a Service whose endpoints are asked whether they
+// serve.
+func checked(s *api.Service) (list []api.Destination) {
+	if s.Spec.IsDisabled {
+		return nil
+	}
+	for name := range s.ConfigNames() {
+		if c := s.EffectiveConfig(name); isChecked(c) {
+			list = append(list, api.Destination{Service: s.Metadata.Name, Object: s.Key(), Config: c})
+		}
+	}
+	return list
+}
+
+// isChecked reports whether the endpoints of a config are asked whether they serve.
+func isChecked(c *api.ServiceConfig) bool {
+	return c.Upstream.Health != nil && c.Upstream.Health.Check != nil
 }
 
 // Below returns what reports whether a file is below one of the directories, when all

@@ -57,6 +57,8 @@ type Config struct {
 	// Metrics is where /metrics, /livez and /readyz are served to everyone, by
 	// plain HTTP: HOST:PORT, or "" for nowhere.
 	Metrics string
+	// Engine carries the bytes: "loop", "copy", or "" for the best that there is.
+	Engine string
 	// Grace is how long live connections may go on when the cluster is stopped.
 	Grace time.Duration
 	// Documents are applied by the owner of the cluster, before it serves.
@@ -204,7 +206,7 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	h.settings = &settings{store: h.store, journal: h.journal}
 	uses := &secret.Uses{Keeper: h.keeper, Store: h.store, Now: time.Now}
 	h.router = h.publicPorts(uses)
-	h.routing = newRouting(h.store, h.router, h.routingOptions())
+	h.routing = newRouting(h.store, h.router, func([]api.Destination) {}, h.routingOptions())
 	instance, err := instanceOf(cfg)
 	if err != nil {
 		return nil, err
