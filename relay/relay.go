@@ -137,10 +137,11 @@ type Listener interface {
 }
 
 // Socket is a TCP connection that an Acceptor has accepted. Until it is given to an
-// Engine it belongs to whoever was given it, and to one goroutine at a time. Its
-// addresses, Close and [Reset] cost what they must; the first call of any other method
-// of net.Conn hands it to package net, as TCP does, after which it is an ordinary
-// connection with one more layer.
+// Engine it belongs to whoever was given it, and to one goroutine at a time; but while
+// Await waits, Close and Reset may be called by any, and got is then told
+// net.ErrClosed at most. Its addresses, Close and [Reset] cost what they must; the first
+// call of any other method of net.Conn hands it to package net, as TCP does, after which
+// it is an ordinary connection with one more layer.
 type Socket interface {
 	net.Conn
 	Resetter
@@ -152,9 +153,11 @@ type Socket interface {
 	// and not discarded, and again when there is more, for as long as got returns true;
 	// or with an error when the client finished or broke off, or when within is over
 	// (os.ErrDeadlineExceeded). It returns at once. got must not block; it is called by
-	// the goroutine that called take. What was read stays the Socket's: an Engine, TCP
+	// the goroutine that called take, after Await has returned. What was read stays the Socket's: an Engine, TCP
 	// and Read give it out first. At most so many bytes as most are read; got is then
-	// called no more by what arrives. The slice is good until got returns.
+	// called no more by what arrives. The slice is good until got returns. In got the
+	// Socket may be given away, ended, or waited for anew: then what got returns counts
+	// for nothing.
 	Await(within time.Duration, most int, got func(read []byte, err error) (more bool))
 
 	// Discard forgets the first n bytes of what Await has read.

@@ -3,6 +3,7 @@ package copy
 import (
 	"bytes"
 	"io"
+	"math"
 	"net"
 	"sync/atomic"
 	"testing"
@@ -58,7 +59,7 @@ func TestPlainSourceWaitsWithASmallBuffer(t *testing.T) {
 			g.init(r, relay.ClientClosed, relay.ClientReset)
 			s := &plainSource{leg: &g, buffers: &e.buffers, patience: e.patience}
 			for {
-				c, err := s.read()
+				c, err := s.read(math.MaxInt)
 				if err == io.EOF {
 					break
 				}

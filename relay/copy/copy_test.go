@@ -23,10 +23,14 @@ func TestEngine(t *testing.T) { relaytest.Run(t, open) }
 
 func TestLimits(t *testing.T) { relaytest.RunLimits(t, open) }
 
+func TestRealLimits(t *testing.T) { relaytest.RunRealLimits(t, open) }
+
 // TestPlainStreams runs the suite with every TCP connection in disguise, as on a
 // system without splice, and with buffers that change all the time.
 func TestPlainStreams(t *testing.T) {
-	relaytest.Run(t, func(*testing.T) relay.Engine { return disguising{copy.Impatient()} })
+	disguised := func(*testing.T) relay.Engine { return disguising{copy.Impatient()} }
+	relaytest.Run(t, disguised)
+	t.Run("limits", func(t *testing.T) { relaytest.RunRealLimits(t, disguised) })
 }
 
 type disguising struct{ *copy.Engine }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -29,6 +30,8 @@ type direction struct {
 	source   source
 	sink     sink
 	moved    atomic.Int64 // bytes written to the other leg
+	rate     atomic.Int64 // how many a second may be; zero is any number
+	throttle *throttle    // keeps rate, if there is one
 }
 
 // chunk is what one read brought: bytes in a borrowed buffer or, with buffer nil,
@@ -40,11 +43,17 @@ type chunk struct {
 	off    int // where in the buffer they begin
 }
 
-// source reads the next chunk, waiting for it. The end is io.EOF.
-type source interface{ read() (chunk, error) }
+// source reads the next chunk, waiting for it, of at most so many bytes. The end is
+// io.EOF.
+type source interface {
+	read(most int) (chunk, error)
+}
 
-// sink writes a chunk whole, or fails and leaves in it what was not written.
-type sink interface{ write(*chunk) error }
+// sink writes so many bytes of a chunk, or all if there are fewer. The chunk keeps
+// what was not written.
+type sink interface {
+	write(c *chunk, most int) error
+}
 
 func (d *direction) init(l *live, from, to *leg) {
 	d.live, d.from, d.to = l, from, to
@@ -117,14 +126,17 @@ func (d *direction) watch() {
 // carry moves bytes until the end of d.from, or until a leg fails, which it
 // returns.
 func (d *direction) carry() (failed *leg, err error) {
-	if ahead := (chunk{buffer: d.from.unread, n: len(d.from.unread)}); ahead.n > 0 {
-		if err := d.sink.write(&ahead); err != nil {
-			return d.to, err
-		}
-		d.from.unread = nil
+	ahead := chunk{buffer: d.from.unread, n: len(d.from.unread)}
+	if failed, err := d.deliver(&ahead); failed != nil {
+		return failed, err
 	}
+	d.from.unread = nil
 	for {
-		c, err := d.source.read()
+		most, err := d.allowance()
+		if err != nil {
+			return d.from, err
+		}
+		c, err := d.source.read(most)
 		switch {
 		case err == io.EOF && d.from.wasReset():
 			return d.from, syscall.ECONNRESET
@@ -133,12 +145,32 @@ func (d *direction) carry() (failed *leg, err error) {
 		case err != nil:
 			return d.from, err
 		}
-		err = d.sink.write(&c)
+		bulk := c.n >= bufferSize
+		failed, err := d.deliver(&c)
 		d.live.engine.release(c)
+		if failed != nil {
+			return failed, err
+		}
+		if bulk {
+			runtime.Gosched() // who never has to wait would keep the processor
+		}
+	}
+}
+
+// deliver writes a chunk whole, or fails and leaves in it what was not written. What
+// was read within the allowance goes at once; more than that was read only before the
+// relay started, or before the rate became less.
+func (d *direction) deliver(c *chunk) (failed *leg, err error) {
+	for c.n > 0 {
+		most, err := d.allowance()
 		if err != nil {
+			return d.from, err
+		}
+		if err := d.sink.write(c, most); err != nil {
 			return d.to, err
 		}
 	}
+	return nil, nil
 }
 
 // count takes n bytes as delivered.
@@ -147,6 +179,9 @@ func (d *direction) count(n int) {
 		return
 	}
 	d.moved.Add(int64(n))
+	if d.throttle != nil {
+		d.throttle.take(n, d.live.engine.now())
+	}
 	if d.live.idles.Load() {
 		d.live.active.Store(int64(d.live.engine.now()))
 	}
@@ -178,12 +213,12 @@ type plainSource struct {
 	err      error         // came with bytes; returned after them
 }
 
-func (s *plainSource) read() (chunk, error) {
+func (s *plainSource) read(most int) (chunk, error) {
 	for {
 		b := s.buffers.get(s.bulk)
 		n := 0
 		for n == 0 && s.err == nil {
-			n, s.err = s.leg.conn.Read(b)
+			n, s.err = s.leg.conn.Read(b[:min(len(b), most)])
 		}
 		if n == 0 {
 			s.buffers.put(b)
@@ -217,8 +252,8 @@ func (s *plainSource) expect(bulk bool) {
 // plainSink writes to any stream.
 type plainSink struct{ *direction }
 
-func (s plainSink) write(c *chunk) error {
-	n, err := s.to.conn.Write(c.buffer[c.off : c.off+c.n])
+func (s plainSink) write(c *chunk, most int) error {
+	n, err := s.to.conn.Write(c.buffer[c.off : c.off+min(c.n, most)])
 	s.count(n)
 	c.off, c.n = c.off+n, c.n-n
 	return err

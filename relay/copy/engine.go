@@ -12,9 +12,14 @@
 // A direction that has finished stays, without a buffer, for as long as the other
 // goes on: it waits for the news that its source is gone.
 //
-// Limits cost no system call and no timer per relay: one goroutine looks at the
-// relays that have limits when the earliest of them may have passed, at most ten
-// times a second. A limit therefore ends a relay up to 100 ms late.
+// Limits of time and of bytes cost no system call, lock or timer per relay: one
+// goroutine looks at the relays that have them when the earliest may have passed, at
+// most ten times a second, and for bytes twice a second. Such a limit therefore ends a
+// relay up to 100 ms late, or half a second.
+//
+// A direction with a rate reads no more than it may deliver, and so holds neither
+// buffer nor pipe while it is held back. It looks sixteen times a second whether its
+// source is gone, as far as the kernel knows; otherwise that shows at its next read.
 package copy
 
 import (
@@ -58,7 +63,7 @@ func (e *Engine) Start(p relay.Pair, done func(relay.Result)) relay.Live {
 	l.down.init(l, &l.upstream, &l.client)
 
 	e.enter()
-	if p.Limits != (relay.Limits{}) {
+	if l.limited() {
 		e.watch(l)
 	}
 	go l.up.run()

@@ -35,6 +35,8 @@ type live struct {
 	reason   relay.Reason  // why the relay is being cut short, or empty
 	err      error         // detail of reason
 	over     bool          // both directions have stopped: nothing is left to cut
+	broken   bool          // both legs are being reset
+	news     chan struct{} // for whoever pauses: closed when limits change or the legs are reset
 
 	gone bool // it is not to be watched any more; Engine.mu guards it
 }
@@ -65,13 +67,45 @@ func (l *live) setLimits(n relay.Limits) {
 		l.idles.Store(idles)
 	}
 	l.limits = n
+	l.up.rate.Store(n.Upload)
+	l.down.rate.Store(n.Download)
+	l.wake()
 }
 
-// limited reports whether there is a limit to be kept.
+// limited reports whether there is a limit for the sweeper to keep.
 func (l *live) limited() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.limits != relay.Limits{}
+	n := l.limits
+	n.Upload, n.Download = 0, 0
+	return n != relay.Limits{}
+}
+
+// pause waits until the timer fires, limits change or the legs are reset, and reports
+// whether they are not.
+func (l *live) pause(timer *time.Timer) bool {
+	l.mu.Lock()
+	if l.news == nil {
+		l.news = make(chan struct{})
+	}
+	broken, news := l.broken, l.news
+	l.mu.Unlock()
+	if broken {
+		return false
+	}
+	select {
+	case <-timer.C:
+	case <-news:
+	}
+	return true
+}
+
+// wake ends all pauses. l.mu is held.
+func (l *live) wake() {
+	if l.news != nil {
+		close(l.news)
+		l.news = nil
+	}
 }
 
 // fail records why the relay is cut short, unless that is known already. It
@@ -92,6 +126,8 @@ func (l *live) fail(r relay.Reason, err error) bool {
 func (l *live) reset() {
 	l.mu.Lock()
 	reason := l.reason
+	l.broken = true
+	l.wake()
 	l.mu.Unlock()
 	l.client.reset(reason)
 	l.upstream.reset(reason)
@@ -182,9 +218,10 @@ func (l *live) leave() {
 	l.engine.leave()
 }
 
-// due returns the earliest time at which a limit may have passed, as things
-// stand, and the reason if it has passed then.
-func (l *live) due() (at time.Duration, r relay.Reason) {
+// due returns the earliest time at which a limit may have passed, as things stand
+// now, and the reason if it has passed then. That is now for a limit of bytes that has
+// passed, and for another the time to look again.
+func (l *live) due(now time.Duration) (at time.Duration, r relay.Reason) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	at, r = never, relay.IdleTimeout
@@ -198,6 +235,14 @@ func (l *live) due() (at time.Duration, r relay.Reason) {
 	if end := l.start + l.limits.Duration; l.limits.Duration > 0 && end < at {
 		at, r = end, relay.MaxDuration
 	}
+	if l.limits.Bytes > 0 {
+		switch received, sent := l.Bytes(); {
+		case received+sent >= l.limits.Bytes:
+			at, r = now, relay.Limit
+		default:
+			at = min(at, (now/byteGrain+1)*byteGrain)
+		}
+	}
 	return at, r
 }
 
@@ -205,8 +250,7 @@ func (l *live) due() (at time.Duration, r relay.Reason) {
 type leg struct {
 	outer  net.Conn        // as given: what is closed and reset
 	conn   net.Conn        // what is read, written and half-closed: outer, or what is beneath a Transparent
-	tcp    *net.TCPConn    // what is at the bottom, or nil
-	raw    syscall.RawConn // of conn, if it is TCP and was asked for
+	raw    syscall.RawConn // of the TCP connection at the bottom, or nil
 	unread []byte          // read ahead by a Transparent
 
 	last         atomic.Pointer[time.Time] // when reading ends, whatever else, or nil
@@ -226,7 +270,9 @@ func (g *leg) init(c net.Conn, closed, lost relay.Reason) {
 		g.unread = append(g.unread, t.Unread()...)
 		g.conn = t.NetConn()
 	}
-	g.tcp = bottom(g.conn)
+	if tcp := bottom(g.conn); tcp != nil {
+		g.raw, _ = tcp.SyscallConn() // it fails for a nil connection only
+	}
 	g.conn.SetDeadline(time.Time{}) // a closed stream says so when it is read
 }
 
@@ -319,5 +365,13 @@ func (g *leg) reset(r relay.Reason) { g.end.Do(func() { relay.Reset(g.outer, r) 
 // file. A socket that has received a reset is closed, though, and one that has
 // received an end of file is not, unless we have sent ours.
 func (g *leg) wasReset() bool {
-	return g.tcp != nil && tcpClosed(g.tcp) && !g.shut.Load()
+	return g.raw != nil && g.tcpClosed() && !g.shut.Load()
+}
+
+// gone tells why the peer of a stream that is not being read is gone, if that is known.
+func (g *leg) gone() error {
+	if g.raw == nil {
+		return nil
+	}
+	return g.lostTCP()
 }

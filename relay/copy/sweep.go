@@ -2,14 +2,20 @@ package copy
 
 import (
 	"math"
+	"slices"
+	"sync"
 	"time"
 
 	"cardea/relay"
 )
 
-// grain is the step in which limits are looked at, and so the longest delay of
-// one.
-const grain = 100 * time.Millisecond
+const (
+	// grain is the step in which limits of time are looked at, and so the longest
+	// delay of one.
+	grain = 100 * time.Millisecond
+	// byteGrain is the same for limits of bytes, as long as there are any.
+	byteGrain = 500 * time.Millisecond
+)
 
 // never is later than any time on the engine's clock.
 const never = time.Duration(math.MaxInt64)
@@ -43,7 +49,7 @@ func (e *Engine) watch(l *live) {
 			e.running++
 			go e.sweep()
 		}
-		at, _ := l.due()
+		at, _ := l.due(e.now())
 		if at = roundUp(at); at < s.wake {
 			s.wake = at
 			s.poke()
@@ -83,9 +89,7 @@ func (e *Engine) sweep() {
 	for {
 		select {
 		case <-timer.C:
-			for l, reason := range e.overdue() {
-				l.Cut(reason)
-			}
+			e.cut(e.overdue())
 		case <-e.sweeper.nudge:
 		}
 		e.mu.Lock()
@@ -99,21 +103,37 @@ func (e *Engine) sweep() {
 	}
 }
 
+// ending is a relay that has outlived a limit.
+type ending struct {
+	live   *live
+	reason relay.Reason
+}
+
+// cut cuts relays, many at a time if they are many.
+func (*Engine) cut(all []ending) {
+	var tasks sync.WaitGroup
+	for some := range slices.Chunk(all, 256) {
+		tasks.Go(func() {
+			for _, x := range some {
+				x.live.Cut(x.reason)
+			}
+		})
+	}
+	tasks.Wait()
+}
+
 // overdue returns the relays that have outlived a limit, and sets when to look
 // again at the others.
-func (e *Engine) overdue() map[*live]relay.Reason {
+func (e *Engine) overdue() []ending {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	var found map[*live]relay.Reason
+	var found []ending
 	next, now := never, e.now()
 	for l := range e.sweeper.watched {
-		switch at, reason := l.due(); {
-		case at > now:
+		if at, reason := l.due(now); at > now {
 			next = min(next, at)
-		case found == nil:
-			found = map[*live]relay.Reason{l: reason}
-		default:
-			found[l] = reason
+		} else {
+			found = append(found, ending{l, reason})
 		}
 	}
 	e.sweeper.wake = roundUp(next)

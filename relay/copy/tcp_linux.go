@@ -1,6 +1,7 @@
 package copy
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -13,35 +14,26 @@ import (
 // ends returns how the two legs are read and written: TCP connections through
 // their descriptors, others as plain streams.
 func (d *direction) ends() (source, sink) {
-	from, to := d.from.rawTCP(), d.to.rawTCP()
 	var in source
-	if from == nil {
-		in = d.plainSource()
-	} else {
-		s := &tcpSource{raw: from, engine: d.live.engine, splices: to != nil}
+	if d.from.isTCP() {
+		s := &tcpSource{raw: d.from.raw, engine: d.live.engine, splices: d.to.isTCP()}
 		s.attempt = s.try
 		in = s
+	} else {
+		in = d.plainSource()
 	}
-	if to == nil {
+	if !d.to.isTCP() {
 		return in, d.plainSink()
 	}
-	s := &tcpSink{raw: to, direction: d}
+	s := &tcpSink{raw: d.to.raw, direction: d}
 	s.attempt = s.try
 	return in, s
 }
 
-// rawTCP returns the descriptor of a leg that is a TCP connection, or nil.
-func (g *leg) rawTCP() syscall.RawConn {
-	tcp, ok := g.conn.(*net.TCPConn)
-	if !ok {
-		return nil
-	}
-	if g.raw == nil {
-		if raw, err := tcp.SyscallConn(); err == nil {
-			g.raw = raw
-		}
-	}
-	return g.raw
+// isTCP reports whether what is read and written is the TCP connection itself.
+func (g *leg) isTCP() bool {
+	_, ok := g.conn.(*net.TCPConn)
+	return ok && g.raw != nil
 }
 
 // tcpSource reads a TCP connection. It waits with empty hands: buffer or pipe are
@@ -53,12 +45,13 @@ type tcpSource struct {
 	bulk    bool                  // the last read filled the buffer
 	attempt func(fd uintptr) bool // try; bound once
 
-	got chunk // what try brought
-	err error
+	most int   // what try may bring
+	got  chunk // what it brought
+	err  error
 }
 
-func (s *tcpSource) read() (chunk, error) {
-	s.got, s.err = chunk{}, nil
+func (s *tcpSource) read(most int) (chunk, error) {
+	s.most, s.got, s.err = most, chunk{}, nil
 	if err := s.raw.Read(s.attempt); err != nil {
 		return chunk{}, err
 	}
@@ -72,7 +65,7 @@ func (s *tcpSource) try(fd uintptr) bool {
 		return true
 	}
 	b := s.engine.buffers.get(true)
-	n, err := readNow(int(fd), b)
+	n, err := readNow(int(fd), b[:min(len(b), s.most)])
 	if n > 0 {
 		s.bulk = n == len(b)
 		s.got = chunk{buffer: b, n: n}
@@ -98,7 +91,7 @@ func (s *tcpSource) trySplice(fd int) bool {
 	if err != nil {
 		return false // no descriptors left: copy
 	}
-	n, err := ignoringEINTR(func() (int, error) { return splice(fd, p.w, p.size) })
+	n, err := ignoringEINTR(func() (int, error) { return splice(fd, p.w, min(p.size, s.most)) })
 	if n > 0 {
 		s.bulk = n >= bufferSize
 		s.got = chunk{pipe: p, n: n}
@@ -125,28 +118,29 @@ type tcpSink struct {
 	attempt   func(fd uintptr) bool // try; bound once
 
 	todo *chunk // what try writes
+	most int    // how much of it
 	err  error
 }
 
-func (s *tcpSink) write(c *chunk) error {
-	s.todo, s.err = c, nil
+func (s *tcpSink) write(c *chunk, most int) error {
+	s.todo, s.most, s.err = c, min(c.n, most), nil
 	if err := s.raw.Write(s.attempt); err != nil {
 		return err
 	}
 	return s.err
 }
 
-// try writes until the chunk is empty or the socket full, and reports whether
-// that is all that can be done; false waits for the socket to become writable.
-// It must not block.
+// try writes until all is written or the socket full, and reports whether that is
+// all that can be done; false waits for the socket to become writable. It must not
+// block.
 func (s *tcpSink) try(fd uintptr) bool {
 	c := s.todo
-	for c.n > 0 {
+	for s.most > 0 {
 		n, err := ignoringEINTR(func() (int, error) {
 			if c.pipe != nil {
-				return splice(c.pipe.r, int(fd), c.n)
+				return splice(c.pipe.r, int(fd), s.most)
 			}
-			return unix.Write(int(fd), c.buffer[c.off:c.off+c.n])
+			return unix.Write(int(fd), c.buffer[c.off:c.off+s.most])
 		})
 		switch {
 		case err == unix.EAGAIN:
@@ -158,7 +152,7 @@ func (s *tcpSink) try(fd uintptr) bool {
 			s.err = io.ErrShortWrite
 			return true
 		}
-		c.off, c.n = c.off+n, c.n-n
+		c.off, c.n, s.most = c.off+n, c.n-n, s.most-n
 		s.direction.count(n)
 	}
 	return true
@@ -179,7 +173,8 @@ func splice(from, to, n int) (int, error) {
 func readNow(fd int, b []byte) (int, error) {
 	for {
 		n, err := ignoringEINTR(func() (int, error) { return unix.Read(fd, b) })
-		if err != unix.EAGAIN || !atMark(fd) || !readable(fd) {
+		// Behind an urgent byte may lie something, be it the end.
+		if err != unix.EAGAIN || !atMark(fd) || poll(uintptr(fd), unix.POLLIN) == 0 {
 			return n, err
 		}
 	}
@@ -193,11 +188,13 @@ func atMark(fd int) bool {
 	return errno == 0 && mark != 0
 }
 
-// readable tells whether something lies behind an urgent byte, be it the end.
-func readable(fd int) bool {
-	set := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	n, err := ignoringEINTR(func() (int, error) { return unix.Poll(set, 0) })
-	return n > 0 && err == nil
+// poll returns which of the events a descriptor has now, and POLLERR or POLLHUP.
+func poll(fd uintptr, events int16) int16 {
+	set := []unix.PollFd{{Fd: int32(fd), Events: events}}
+	if _, err := ignoringEINTR(func() (int, error) { return unix.Poll(set, 0) }); err != nil {
+		return 0
+	}
+	return set[0].Revents
 }
 
 // ignoringEINTR repeats a call that a signal interrupted before it did anything.
@@ -212,13 +209,9 @@ func ignoringEINTR(call func() (int, error)) (int, error) {
 
 // tcpClosed tells whether the kernel holds the connection for closed in both
 // directions.
-func tcpClosed(c *net.TCPConn) bool {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return false
-	}
+func (g *leg) tcpClosed() bool {
 	closed := false
-	raw.Control(func(fd uintptr) { closed = isClosed(fd) })
+	g.raw.Control(func(fd uintptr) { closed = isClosed(fd) })
 	return closed
 }
 
@@ -232,24 +225,34 @@ func isClosed(fd uintptr) bool {
 // keepalive or a write found it dead. It looks when the poller has news of the
 // socket, of which there is little, and of a reset at once.
 func (g *leg) waitTCP() error {
-	raw, err := g.tcp.SyscallConn()
-	if err != nil {
-		return err
-	}
-	why := syscall.ECONNRESET
-	err = raw.Read(func(fd uintptr) bool {
+	var why error
+	err := g.raw.Read(func(fd uintptr) bool {
 		if !isClosed(fd) || g.shut.Load() {
 			return false
 		}
-		// A reset behind an end of file is an EPIPE (tcp_reset in Linux).
-		errno, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
-		if err == nil && errno != 0 && syscall.Errno(errno) != unix.EPIPE {
-			why = syscall.Errno(errno)
-		}
+		why = os.NewSyscallError("wait", whyLost(fd))
 		return true
 	})
-	if err != nil {
-		return err
+	return errors.Join(err, why)
+}
+
+// lostTCP returns why the peer is gone, if it is, although there may be bytes of it
+// to read.
+func (g *leg) lostTCP() (why error) {
+	err := g.raw.Control(func(fd uintptr) {
+		if events := poll(fd, 0); events&unix.POLLERR != 0 {
+			why = os.NewSyscallError("poll", whyLost(fd))
+		}
+	})
+	return errors.Join(err, why)
+}
+
+// whyLost takes the error of a connection that has one. A reset behind an end of file
+// is an EPIPE to Linux (tcp_reset), and none any more if a write was told of it.
+func whyLost(fd uintptr) error {
+	errno, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && errno != 0 && syscall.Errno(errno) != unix.EPIPE {
+		return syscall.Errno(errno)
 	}
-	return os.NewSyscallError("wait", why)
+	return syscall.ECONNRESET
 }

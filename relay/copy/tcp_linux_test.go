@@ -3,7 +3,6 @@ package copy
 import (
 	"bytes"
 	"crypto/rand"
-	"errors"
 	"io"
 	"net"
 	"os"
@@ -177,28 +176,6 @@ func TestSpliceRefused(t *testing.T) {
 	e.Wait()
 }
 
-// TestNoDescriptorsLeft carries bulk when no pipe can be made.
-func TestNoDescriptorsLeft(t *testing.T) {
-	e := New()
-	client, upstream, _ := between(t, e, relay.Limits{})
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		t.Fatal(err)
-	}
-	none := limit
-	none.Cur = 0
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
-	if _, err := newPipe(); !errors.Is(err, unix.EMFILE) {
-		t.Fatalf("newPipe: %v, want EMFILE", err)
-	}
-	delivers(t, client, upstream, 4<<20)
-	relay.Reset(client, relay.ClientReset)
-	e.Wait()
-}
-
 // TestResetToldToAWriter shows why an end of file is not taken at its word.
 func TestResetToldToAWriter(t *testing.T) {
 	peer, given := tcpPair(t)
@@ -309,12 +286,17 @@ func TestSweeperRunsOnlyForLimits(t *testing.T) {
 	if sweeping() {
 		t.Error("the sweeper runs for a relay without limits")
 	}
+	slow, _, _ := between(t, e, relay.Limits{Upload: 1 << 40, Download: 1 << 40})
+	if sweeping() {
+		t.Error("the sweeper runs for a relay that has rates only")
+	}
 	limited, _, _ := between(t, e, relay.Limits{Idle: 1 << 40})
 	if !sweeping() {
 		t.Error("the sweeper does not run for a relay with limits")
 	}
 	relay.Reset(limited, relay.ClientReset)
 	relay.Reset(unlimited, relay.ClientReset)
+	relay.Reset(slow, relay.ClientReset)
 	e.Wait()
 	if sweeping() {
 		t.Error("the sweeper runs after the last relay")

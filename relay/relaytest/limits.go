@@ -3,6 +3,7 @@ package relaytest
 import (
 	"io"
 	"net"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,11 +18,7 @@ const tolerance = time.Second
 // and over Pipe. It is for engines that carry any net.Conn and that wait for
 // nothing outside of the bubble.
 func RunLimits(t *testing.T, open Open) {
-	tests := []struct {
-		name   string
-		limits relay.Limits
-		test   func(*rig)
-	}{
+	tests := []limitTest{
 		{"no limits", relay.Limits{}, testNoLimits},
 		{"idle", relay.Limits{Idle: time.Minute}, testIdle},
 		{"idle while a peer does not read", relay.Limits{Idle: time.Minute}, testIdleStalled},
@@ -36,12 +33,17 @@ func RunLimits(t *testing.T, open Open) {
 		{"limits are lifted", relay.Limits{Idle: time.Minute, Duration: time.Hour}, testLimitsLifted},
 		{"half-close is limited later", relay.Limits{}, testHalfCloseLimitedLater},
 		{"limits are set after the end", relay.Limits{}, testLimitsAfterTheEnd},
+		{"bytes", relay.Limits{Bytes: 100_000}, testBytes},
+		{"bytes that are under way", relay.Limits{Bytes: 100_000}, testBytesUnderWay},
+		{"bytes are limited later", relay.Limits{}, testBytesLater},
+		{"bytes are allowed", relay.Limits{Bytes: 100_000}, testBytesAllowed},
 	}
+	tests = slices.Concat(tests, rateTests(), fakeRateTests())
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				engine := open(t)
-				r := &rig{t: t, results: make(chan relay.Result, 2)}
+				r := &rig{t: t, results: make(chan relay.Result, 2), begin: time.Now()}
 				var client, upstream net.Conn
 				r.client, client = Pipe()
 				r.upstream, upstream = Pipe()
@@ -64,16 +66,17 @@ func RunLimits(t *testing.T, open Open) {
 
 // cutAt checks that both peers are reset, for the reason and at the time given.
 // The upstream's writes tell, because it may have read an end of file before.
-func (r *rig) cutAt(at time.Time, want relay.Reason) {
+func (r *rig) cutAt(at time.Time, want relay.Reason) relay.Result {
 	r.t.Helper()
 	r.seesReset(r.client)
-	r.ends(want)
+	result := r.ends(want)
 	if _, err := r.upstream.Write([]byte("x")); !relay.IsReset(err) {
 		r.t.Errorf("upstream writes with error %v, want a reset", err)
 	}
 	if late := time.Since(at); late < 0 || late > tolerance {
 		r.t.Errorf("%s came %v after its time, want 0 to %v", want, late, tolerance)
 	}
+	return result
 }
 
 func testNoLimits(r *rig) {
@@ -249,4 +252,59 @@ func testEachItsOwn(t *testing.T, open Open) {
 			t.Errorf("relay %d ended after %v, want %v to %v", i, got, want, want+tolerance)
 		}
 	}
+}
+
+// testBytes passes one byte less than is allowed, and then that one, which may not be
+// read any more.
+func testBytes(r *rig) {
+	r.passes(r.client, r.upstream, string(newStream(26)[:50_000]))
+	r.passes(r.upstream, r.client, string(newStream(27)[:49_999]))
+	time.Sleep(10 * time.Minute)
+	if _, err := io.WriteString(r.client, "!"); err != nil {
+		r.t.Error(err)
+	}
+	r.carried(r.cutAt(time.Now(), relay.Limit), 50_001, 49_999)
+}
+
+// testBytesUnderWay ends what would go on and on.
+func testBytesUnderWay(r *rig) {
+	for total := 0; total < 100_000; total += 2 * len(question) {
+		time.Sleep(time.Millisecond)
+		if !r.asks() {
+			break
+		}
+	}
+	met, ended := time.Now(), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for err := error(nil); err == nil; _, err = io.WriteString(r.client, question) {
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	if result := r.cutAt(met, relay.Limit); result.Received+result.Sent < 100_000 {
+		r.t.Errorf("it ended after %d and %d bytes", result.Received, result.Sent)
+	}
+	<-ended
+}
+
+// testBytesLater limits what has passed already, in both directions together.
+func testBytesLater(r *rig) {
+	r.passes(r.client, r.upstream, question)
+	r.passes(r.upstream, r.client, answer)
+	r.live.Limit(relay.Limits{Idle: time.Hour, Bytes: int64(len(question) + len(answer) + 1)})
+	time.Sleep(10 * time.Minute)
+	r.live.Limit(relay.Limits{Idle: time.Hour, Bytes: int64(len(question) + len(answer))})
+	r.cutAt(time.Now(), relay.Limit)
+}
+
+// testBytesAllowed raises a limit that is almost met, and then lifts it.
+func testBytesAllowed(r *rig) {
+	content := string(newStream(28)[:49_999])
+	for _, limit := range []int64{1_000_000, 0, 0} {
+		r.passes(r.client, r.upstream, content)
+		r.passes(r.upstream, r.client, content)
+		r.live.Limit(relay.Limits{Bytes: limit})
+		time.Sleep(10 * time.Minute)
+	}
+	r.finishes(3*len(content), 3*len(content))
 }

@@ -1,6 +1,6 @@
 // Package relaytest is the conformance suite of relay engines, over real sockets
-// ([Run], [RunUrgent]) and in the fake time of a synctest bubble ([RunLimits]), and
-// their in-memory stream ([Pipe]).
+// ([Run], [RunUrgent], [RunRealLimits]) and in the fake time of a synctest bubble
+// ([RunLimits]), and their in-memory stream ([Pipe]).
 package relaytest
 
 import (
@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -29,10 +30,7 @@ func Run(t *testing.T, open Open) {
 	a.Close()
 	b.Close()
 
-	tests := []struct {
-		name string
-		test func(*rig)
-	}{
+	tests := []rigTest{
 		{"ping-pong", testPingPong},
 		{"bursts", testBursts},
 		{"transfer", testTransfer},
@@ -51,7 +49,7 @@ func Run(t *testing.T, open Open) {
 		{"cut with bytes unread", testCutUnread},
 		{"cut after the end", testCutAfterTheEnd},
 	}
-	for _, tt := range tests {
+	for _, tt := range slices.Concat(tests, endTests()) {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, j := range joints {
 				t.Run(j.String(), func(t *testing.T) {
@@ -63,6 +61,9 @@ func Run(t *testing.T, open Open) {
 	for _, j := range []joint{{tcp4, tcp4}, {tcp6, tcp6}, {peeked, tcp4}, {tcp4, secured}} {
 		t.Run("back-pressure/"+j.String(), func(t *testing.T) { run(t, open, j, testBackPressure) })
 	}
+	for _, j := range []joint{{tcp4, tcp4}, {peeked, tcp4}, {tcp4, tls13}} {
+		t.Run("stops reading/"+j.String(), func(t *testing.T) { run(t, open, j, testStopsReading) })
+	}
 	for _, j := range []joint{{tcp4, tcp4}, {tcp6, tcp6}, {peeked, tcp4}} {
 		t.Run("last words/"+j.String(), func(t *testing.T) { testLastWords(t, open, j) })
 	}
@@ -70,8 +71,24 @@ func Run(t *testing.T, open Open) {
 	t.Run("no half-close", func(t *testing.T) { testNoHalfClose(t, open) })
 	t.Run("cut while what was read ahead stalls", func(t *testing.T) { testCutAhead(t, open) })
 	t.Run("stale deadline", func(t *testing.T) { testStaleDeadline(t, open) })
-	t.Run("limits", func(t *testing.T) { testLimits(t, open) })
 	t.Run("many", func(t *testing.T) { testMany(t, open) })
+	t.Run("mixed", func(t *testing.T) { testMixed(t, open) })
+	t.Run("all are cut", func(t *testing.T) { testCutAll(t, open) })
+	t.Run("cut at the start", func(t *testing.T) { testCutAtStart(t, open) })
+	t.Run("done uses the engine", func(t *testing.T) { testDoneCalls(t, open) })
+	t.Run("limits change at the end", func(t *testing.T) { testChangesAtTheEnd(t, open) })
+	t.Run("used again", func(t *testing.T) { testUsedAgain(t, open) })
+	t.Run("simultaneous close", func(t *testing.T) { testSimultaneousClose(t, open) })
+	t.Run("last bytes before the end", func(t *testing.T) { testLastBytes(t, open) })
+	t.Run("last bytes before a reset", func(t *testing.T) { testLastBytesBeforeReset(t, open) })
+	t.Run("started late", func(t *testing.T) { testStartedLate(t, open) })
+	t.Run("no descriptors", func(t *testing.T) { testNoDescriptors(t, open) })
+}
+
+// rigTest is what is tried over every joint.
+type rigTest struct {
+	name string
+	test func(*rig)
 }
 
 // RunUrgent has peers send urgent bytes over TCP. It is for engines that read
@@ -301,9 +318,7 @@ func testCutUnderBackPressure(r *rig) {
 	}
 	cutters.Wait()
 	for _, f := range []*flooding{client, upstream} {
-		if err := <-f.ended; !relay.IsReset(err) {
-			r.t.Errorf("writer sees %v, want a reset", err)
-		}
+		f.isReset(r.t)
 	}
 	r.ends(relay.Revoked)
 }
@@ -315,9 +330,7 @@ func testCutUnread(r *rig) {
 	<-f.begun
 	r.live.Cut(relay.Revoked)
 	r.seesReset(r.upstream)
-	if err := <-f.ended; !relay.IsReset(err) {
-		r.t.Errorf("writer sees %v, want a reset", err)
-	}
+	f.isReset(r.t)
 	r.ends(relay.Revoked)
 }
 
@@ -325,6 +338,14 @@ func testCutUnread(r *rig) {
 type flooding struct {
 	begun chan struct{} // something was written
 	ended chan error
+}
+
+// isReset checks that it failed because of a reset.
+func (f *flooding) isReset(t *testing.T) {
+	t.Helper()
+	if err := <-f.ended; !relay.IsReset(err) {
+		t.Errorf("writer sees %v, want a reset", err)
+	}
 }
 
 func flood(c net.Conn) *flooding {
@@ -534,7 +555,7 @@ func testNoHalfClose(t *testing.T, open Open) {
 func testCutAhead(t *testing.T, open Open) {
 	much := link{"much", func(t *testing.T) (net.Conn, net.Conn) {
 		peer, given := tcp4.open(t)
-		return peer, &ahead{given, make([]byte, 64<<20)}
+		return peer, &ahead{given, make([]byte, 16<<20)}
 	}}
 	run(t, open, joint{much, tcp4}, func(r *rig) {
 		if _, err := io.ReadFull(r.upstream, make([]byte, 1)); err != nil {
@@ -543,7 +564,7 @@ func testCutAhead(t *testing.T, open Open) {
 		r.live.Cut(relay.Revoked)
 		r.seesReset(r.client)
 		r.seesReset(r.upstream)
-		if result := r.ends(relay.Revoked); result.Received < 1 || result.Received == 64<<20 {
+		if result := r.ends(relay.Revoked); result.Received < 1 || result.Received == 16<<20 {
 			t.Errorf("counted %d bytes received", result.Received)
 		}
 	})
@@ -557,33 +578,6 @@ func testStaleDeadline(t *testing.T, open Open) {
 		return peer, given
 	}}
 	run(t, open, joint{stale, tcp4}, testClientHalfCloses)
-}
-
-// testLimits only sees that limits work over sockets too; see RunLimits for when.
-func testLimits(t *testing.T, open Open) {
-	tests := []struct {
-		name   string
-		limits relay.Limits
-		want   relay.Reason
-	}{
-		{"idle", relay.Limits{Idle: time.Millisecond}, relay.IdleTimeout},
-		{"duration", relay.Limits{Idle: time.Hour, Duration: time.Millisecond}, relay.MaxDuration},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			engine := open(t)
-			client, clientGiven := tcp4.open(t)
-			upstream, upstreamGiven := tcp4.open(t)
-			r := &rig{t: t, client: client, upstream: upstream, results: make(chan relay.Result, 2)}
-			r.start(engine, relay.Pair{Client: clientGiven, Upstream: upstreamGiven, Limits: tt.limits})
-			r.seesReset(client)
-			r.seesReset(upstream)
-			r.ends(tt.want)
-			client.Close()
-			upstream.Close()
-			engine.Wait()
-		})
-	}
 }
 
 // testMany runs many relays of one engine at once, which end in different ways.

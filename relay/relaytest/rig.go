@@ -23,6 +23,7 @@ type rig struct {
 	client, upstream net.Conn // the peers' ends
 	ahead            int      // bytes that the client had sent, and the upstream read, before the test
 	live             relay.Live
+	begin            time.Time // not after the start
 	results          chan relay.Result
 	calls            atomic.Int32 // of done
 }
@@ -34,15 +35,7 @@ func run(t *testing.T, open Open, j joint, body func(*rig)) {
 	t.Helper()
 	engine := open(t)
 	goroutines, descriptors := goleak.IgnoreCurrent(), openDescriptors()
-	r := &rig{t: t, results: make(chan relay.Result, 2)}
-	var client, upstream net.Conn
-	r.client, client = j.client.open(t)
-	r.upstream, upstream = j.upstream.open(t)
-	r.start(engine, relay.Pair{Client: client, Upstream: upstream})
-	if j.client.name == peeked.name {
-		r.reads(r.upstream, prefix)
-		r.ahead = len(prefix)
-	}
+	r := newRig(t, engine, j, relay.Limits{})
 	body(r)
 	engine.Wait()
 	r.client.Close()
@@ -58,10 +51,26 @@ func run(t *testing.T, open Open, j joint, body func(*rig)) {
 	}
 }
 
+// newRig starts a relay between two peers of joint j.
+func newRig(t *testing.T, engine relay.Engine, j joint, limits relay.Limits) *rig {
+	t.Helper()
+	r := &rig{t: t, results: make(chan relay.Result, 2)}
+	var client, upstream net.Conn
+	r.client, client = j.client.open(t)
+	r.upstream, upstream = j.upstream.open(t)
+	r.start(engine, relay.Pair{Client: client, Upstream: upstream, Limits: limits})
+	if j.client.name == peeked.name {
+		r.reads(r.upstream, prefix)
+		r.ahead = len(prefix)
+	}
+	return r
+}
+
 func (r *rig) start(engine relay.Engine, p relay.Pair) {
 	deadline := time.Now().Add(patience)
 	r.client.SetDeadline(deadline)
 	r.upstream.SetDeadline(deadline)
+	r.begin = time.Now()
 	r.live = engine.Start(p, func(result relay.Result) {
 		r.calls.Add(1)
 		r.results <- result
@@ -171,22 +180,33 @@ func (s stream) sendTo(w io.Writer, n int) (sent int, err error) {
 	return sent, err
 }
 
+// checker is a writer that compares what is written with a stream.
+type checker struct {
+	stream
+	got int64
+}
+
+func (c *checker) Write(p []byte) (int, error) {
+	for rest := p; len(rest) > 0; {
+		at := int(c.got % int64(len(c.stream)))
+		n := min(len(rest), len(c.stream)-at)
+		if !bytes.Equal(rest[:n], c.stream[at:at+n]) {
+			return 0, fmt.Errorf("the %d bytes at offset %d are not those that were sent", n, c.got)
+		}
+		c.got, rest = c.got+int64(n), rest[n:]
+	}
+	return len(p), nil
+}
+
 // checkFrom reads n bytes and compares them.
 func (s stream) checkFrom(r io.Reader, n int) error {
+	c := &checker{stream: s}
 	buffer := make([]byte, 256<<10)
-	for got := 0; got < n; {
-		m, err := r.Read(buffer[:min(len(buffer), n-got)])
-		for part := buffer[:m]; len(part) > 0; {
-			at := got % len(s)
-			k := min(len(part), len(s)-at)
-			if !bytes.Equal(part[:k], s[at:at+k]) {
-				return fmt.Errorf("the %d bytes at offset %d are not those that were sent", k, got)
-			}
-			got, part = got+k, part[k:]
-		}
-		if err != nil && got < n {
-			return fmt.Errorf("after %d of %d bytes: %w", got, n, err)
-		}
+	if _, err := io.CopyBuffer(c, io.LimitReader(r, int64(n)), buffer); err != nil {
+		return fmt.Errorf("after %d of %d bytes: %w", c.got, n, err)
+	}
+	if c.got < int64(n) {
+		return fmt.Errorf("after %d of %d bytes: %w", c.got, n, io.ErrUnexpectedEOF)
 	}
 	return nil
 }
