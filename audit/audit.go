@@ -3,9 +3,10 @@
 // and how a record is made fit to be kept ([New], [Check], [AppendRecord]).
 //
 // Package journal keeps them in files that nobody can change unnoticed; package
-// memory is its twin for tests; package otlp sends them on to a collector;
-// package refusals makes records of what was refused before anybody knew who it
-// was. Package audittest holds every Log to the same promises.
+// memory is its twin for tests; package merge reads several logs as one; package
+// otlp sends them on to a collector; package refusals makes records of what was
+// refused before anybody knew who it was. Package audittest holds every Ledger to
+// the same promises.
 package audit
 
 import (

@@ -32,15 +32,12 @@ func AppendJSON(dst []byte, v any) ([]byte, error) {
 	return out, nil
 }
 
-// appendText appends s as a string of JSON.
-func appendText(dst []byte, s string) []byte {
+// AppendText appends s as a string of JSON, as [AppendJSON] does.
+func AppendText(dst []byte, s string) []byte {
 	dst = append(dst, '"')
-	plain := 0
-	for plain < len(s) && s[plain] >= ' ' && s[plain] <= '~' && s[plain] != '"' && s[plain] != '\\' {
-		plain++
-	}
-	dst = append(dst, s[:plain]...)
-	for s = s[plain:]; len(s) > 0; {
+	n := plain(s)
+	dst = append(dst, s[:n]...)
+	for s = s[n:]; len(s) > 0; {
 		if c := s[0]; c == '"' || c == '\\' {
 			dst = append(dst, '\\', c)
 			s = s[1:]
@@ -54,6 +51,35 @@ func appendText(dst []byte, s string) []byte {
 		s = s[n:]
 	}
 	return append(dst, '"')
+}
+
+// plain returns how many bytes at the beginning of s stand for themselves in a string of
+// JSON: ASCII that prints, but for '"' and '\\'. It looks at eight at a time.
+func plain(s string) int {
+	const (
+		ones = 0x0101010101010101
+		high = 0x8080808080808080
+	)
+	n := 0
+	for len(s)-n >= 8 {
+		w := s[n : n+8]
+		v := uint64(w[0]) | uint64(w[1])<<8 | uint64(w[2])<<16 | uint64(w[3])<<24 |
+			uint64(w[4])<<32 | uint64(w[5])<<40 | uint64(w[6])<<48 | uint64(w[7])<<56
+		// In each of these a byte has its high bit set if that of v is less than a space,
+		// is one of the two, or is DEL or no ASCII. A borrow may set others, which only
+		// sends us to look at each.
+		quote, slash := v^'"'*ones, v^'\\'*ones
+		if ((v-' '*ones)|(quote-ones)|(slash-ones)|(v+ones)|v)&high != 0 {
+			break
+		}
+		if n += 8; n < len(s) && n > len(s)-8 {
+			n = len(s) - 8 // the rest, with some of what was seen
+		}
+	}
+	for n < len(s) && s[n] >= ' ' && s[n] <= '~' && s[n] != '"' && s[n] != '\\' {
+		n++
+	}
+	return n
 }
 
 // appendPrintable appends the inside of a string of JSON, escaping what does not

@@ -9,9 +9,11 @@ import (
 	"cardea/api"
 )
 
-// LogAPI is the type of a record of a call to Cardea's own API, beside those of
-// a connection.
-const LogAPI api.LogType = "API"
+// The types of records that are not about a connection.
+const (
+	LogAPI    api.LogType = "API"    // a call to Cardea's own API
+	LogHealth api.LogType = "HEALTH" // a change in the health of an endpoint
+)
 
 // A Query says which records to give back. The zero Query is all of them.
 type Query struct {
@@ -22,7 +24,7 @@ type Query struct {
 	Session  string      // name or uid of the Session
 	Device   string      // name or uid of the Device
 	Decision string      // id of the decision
-	Type     api.LogType // START, END, DENIED (refused calls to the API too) or API
+	Type     api.LogType // START, END, DENIED (refused calls to the API too), API or HEALTH
 	Since    time.Time   // made then or later
 	Until    time.Time   // made before then
 	// Follow waits for more records once those that are there have been given.
@@ -35,9 +37,9 @@ type Query struct {
 // Validate reports a Query that cannot be meant.
 func (q *Query) Validate() error {
 	switch q.Type {
-	case "", api.LogStart, api.LogEnd, api.LogDenied, LogAPI:
+	case "", api.LogStart, api.LogEnd, api.LogDenied, LogAPI, LogHealth:
 	default:
-		return fmt.Errorf("type: %q is not a type of record; use START, END, DENIED or API", q.Type)
+		return fmt.Errorf("type: %q is not a type of record; use START, END, DENIED, API or HEALTH", q.Type)
 	}
 	if q.Limit < 0 {
 		return fmt.Errorf("limit: %d is less than 0; use 0 for all", q.Limit)
@@ -94,6 +96,8 @@ func TypeOf(rec *api.AccessLog) api.LogType {
 		return i.TCP.Type
 	case i.API != nil:
 		return LogAPI
+	case i.Health != nil:
+		return LogHealth
 	}
 	return ""
 }

@@ -34,6 +34,7 @@ func AppendRecord(dst []byte, rec *api.AccessLog) ([]byte, error) {
 	w.open("info")
 	w.tcp(rec.Entry.Info.TCP)
 	w.api(rec.Entry.Info.API)
+	w.health(rec.Entry.Info.Health)
 	w.close()
 	w.close()
 	w.close()
@@ -45,8 +46,15 @@ func AppendRecord(dst []byte, rec *api.AccessLog) ([]byte, error) {
 
 // A writer appends JSON to b.
 type writer struct {
-	b   []byte
-	err error // the first
+	b    []byte
+	err  error         // the first
+	refs [2]writtenRef // the first ones
+}
+
+// A writtenRef is a reference, and where it stands.
+type writtenRef struct {
+	ref      *api.Ref
+	from, to int
 }
 
 // open begins an object. The name is our own and needs no escapes; so do all.
@@ -60,18 +68,37 @@ func (w *writer) open(name string) {
 func (w *writer) close() { w.b = append(w.b, '}') }
 
 func (w *writer) name(s string) {
-	if w.b[len(w.b)-1] != '{' {
-		w.b = append(w.b, ',')
+	b, n := w.begin(s, 0)
+	w.b = b[:n]
+}
+
+// begin writes a name, and returns all the memory with room behind it for so many bytes,
+// and where they go. One check of the capacity is for all that is written so.
+func (w *writer) begin(name string, room int) (b []byte, n int) {
+	n = len(w.b)
+	b = slices.Grow(w.b, len(name)+4+room)[:n+len(name)+4+room]
+	if b[n-1] != '{' {
+		b[n] = ','
+		n++
 	}
-	w.b = append(w.b, '"')
-	w.b = append(w.b, s...)
-	w.b = append(w.b, '"', ':')
+	b[n] = '"'
+	n += 1 + copy(b[n+1:], name)
+	b[n], b[n+1] = '"', ':'
+	return b, n + 2
 }
 
 // text writes a string, also an empty one.
 func (w *writer) text(name, s string) {
-	w.name(name)
-	w.b = appendText(w.b, Cut(s))
+	if len(s) > maxText || plain(s) < len(s) {
+		w.name(name)
+		w.b = AppendText(w.b, Cut(s))
+		return
+	}
+	b, n := w.begin(name, len(s)+2)
+	b[n] = '"'
+	n += 1 + copy(b[n+1:], s)
+	b[n] = '"'
+	w.b = b[:n+1]
 }
 
 // some writes a string that is not empty.
@@ -105,6 +132,16 @@ func (w *writer) someInt(name string, v int64) {
 	}
 }
 
+// revision writes what String returns.
+func (w *writer) revision(r api.Revision) {
+	w.name("revision")
+	w.b = append(w.b, '"')
+	w.b = strconv.AppendUint(w.b, r.Epoch, 10)
+	w.b = append(w.b, '.')
+	w.b = strconv.AppendUint(w.b, r.Number, 10)
+	w.b = append(w.b, '"')
+}
+
 // counter writes a number as a string, as the log does with those of 64 bits.
 func (w *writer) counter(name string, v *int64) {
 	if v == nil {
@@ -116,20 +153,43 @@ func (w *writer) counter(name string, v *int64) {
 	w.b = append(w.b, '"')
 }
 
-// nanoseconds is the form of a time: RFC 3339, always with nine digits of the
-// second, so that times sort as their texts do.
-const nanoseconds = "2006-01-02T15:04:05.000000000Z07:00"
-
 // time writes a time in UTC.
 func (w *writer) time(name string, t time.Time) {
 	t = t.UTC()
 	if y := t.Year(); (y < 0 || y > 9999) && w.err == nil {
 		w.err = fmt.Errorf("%s: the year %d cannot be written", name, y)
+		return
 	}
 	w.name(name)
 	w.b = append(w.b, '"')
-	w.b = t.AppendFormat(w.b, nanoseconds)
+	w.b = appendTime(w.b, t)
 	w.b = append(w.b, '"')
+}
+
+// appendTime appends a time in UTC, of a year of four digits, in the form of RFC 3339,
+// always with nine digits of the second, so that times sort as their texts do. It takes
+// a third of the time of AppendFormat.
+func appendTime(dst []byte, t time.Time) []byte {
+	year, month, day := t.Date()
+	hour, minute, second := t.Clock()
+	const form = "0000-00-00T00:00:00.000000000Z"
+	n := len(dst)
+	dst = append(dst, form...)
+	b := dst[n : n+len(form)]
+	put := func(at, digits, v int) {
+		for i := at + digits - 1; i >= at; i-- {
+			b[i] = byte('0' + v%10)
+			v /= 10
+		}
+	}
+	put(0, 4, year)
+	put(5, 2, int(month))
+	put(8, 2, day)
+	put(11, 2, hour)
+	put(14, 2, minute)
+	put(17, 2, second)
+	put(20, 9, t.Nanosecond())
+	return dst
 }
 
 // someTime writes a time that is not zero.
@@ -152,11 +212,21 @@ func (w *writer) raw(name string, v json.RawMessage) {
 	}
 }
 
+// ref writes a reference. The Session and the Service of a record stand in it twice,
+// and mostly as the same Ref.
 func (w *writer) ref(name string, r *api.Ref) {
 	if r == nil {
 		return
 	}
+	for _, k := range w.refs {
+		if k.ref == r {
+			w.name(name)
+			w.b = append(w.b, w.b[k.from:k.to]...)
+			return
+		}
+	}
 	w.open(name)
+	from := len(w.b) - 1
 	w.some("apiVersion", r.APIVersion)
 	w.some("kind", r.Kind)
 	w.some("namespace", r.Namespace)
@@ -164,6 +234,11 @@ func (w *writer) ref(name string, r *api.Ref) {
 	w.some("uid", r.UID)
 	w.some("resourceVersion", r.ResourceVersion)
 	w.close()
+	if w.refs[0].ref == nil {
+		w.refs[0] = writtenRef{r, from, len(w.b)}
+	} else if w.refs[1].ref == nil {
+		w.refs[1] = writtenRef{r, from, len(w.b)}
+	}
 }
 
 func (w *writer) common(c *api.AccessLogCommon) {
@@ -181,7 +256,7 @@ func (w *writer) common(c *api.AccessLogCommon) {
 	w.reason(c.Reason)
 	w.some("decisionID", c.DecisionID)
 	if c.Revision != (api.Revision{}) {
-		w.text("revision", c.Revision.String())
+		w.revision(c.Revision)
 	}
 	w.some("configName", c.ConfigName)
 	w.facts(c.Facts)
@@ -290,8 +365,8 @@ func (w *writer) textNamed(name, s string) {
 	if w.b[len(w.b)-1] != '{' {
 		w.b = append(w.b, ',')
 	}
-	w.b = append(appendText(w.b, name), ':')
-	w.b = appendText(w.b, Cut(s))
+	w.b = append(AppendText(w.b, name), ':')
+	w.b = AppendText(w.b, Cut(s))
 }
 
 func (w *writer) route(r *api.LogRoute) {
@@ -322,10 +397,10 @@ func (w *writer) list(name string, l []string) {
 			w.b = append(w.b, ',')
 		}
 		if i == maxList {
-			w.b = appendText(w.b, fmt.Sprintf("… (%d in all)", len(l)))
+			w.b = AppendText(w.b, fmt.Sprintf("… (%d in all)", len(l)))
 			break
 		}
-		w.b = appendText(w.b, Cut(s))
+		w.b = AppendText(w.b, Cut(s))
 	}
 	w.b = append(w.b, ']')
 }
@@ -353,6 +428,20 @@ func (w *writer) api(i *api.APIInfo) {
 	w.some("name", i.Name)
 	w.raw("before", i.Before)
 	w.raw("after", i.After)
+	w.close()
+}
+
+func (w *writer) health(i *api.HealthInfo) {
+	if i == nil {
+		return
+	}
+	w.open("health")
+	w.some("config", i.Config)
+	w.text("endpoint", i.Endpoint)
+	w.text("address", i.Address)
+	w.text("from", string(i.From))
+	w.text("to", string(i.To))
+	w.some("words", i.Words)
 	w.close()
 }
 

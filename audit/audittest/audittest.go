@@ -1,4 +1,4 @@
-// Package audittest holds every [audit.Log] to the same promises.
+// Package audittest holds every [audit.Ledger] to the same promises.
 package audittest
 
 import (
@@ -18,11 +18,13 @@ import (
 
 // A Subject is an empty log under test.
 type Subject struct {
-	Log    audit.Log
+	Log    audit.Ledger
 	Reader audit.Reader
 	Source audit.Source
 	// Break makes the log unable to keep anything, and Mend able again.
 	Break, Mend func()
+	// Close closes the log, once what was taken is kept.
+	Close func()
 }
 
 // Run runs the suite. open makes an empty log that runs until the test is over.
@@ -43,6 +45,13 @@ func Run(t *testing.T, open func(t *testing.T) Subject) {
 		{"a limit gives the latest", limit},
 		{"following gives what is there and what comes", follow},
 		{"a source goes on behind a place", source},
+		{"what is begun is kept when Keep returns, and what came before", begun},
+		{"what is noted is kept soon", noted},
+		{"a malformed record is neither begun nor noted", malformedLedger},
+		{"what Keep says is so", keepFails},
+		{"what is noted while the log is broken is held, in order", held},
+		{"many begin, keep and note at once", manyConnections},
+		{"a closed log takes nothing", closed},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, open(t)) })
 	}
@@ -274,7 +283,12 @@ func query(t *testing.T, s Subject) {
 	routed.Entry.Info.TCP = &api.TCPInfo{Type: api.LogStart}
 	must(t, s.Log.Append(t.Context(), routed))
 
-	all := []string{start.Metadata.ID, end.Metadata.ID, denied.Metadata.ID, call.Metadata.ID, routed.Metadata.ID}
+	health := audit.New(at.Add(4 * time.Hour))
+	health.Entry.Common = api.AccessLogCommon{Status: api.StatusAllowed, ServiceRef: &api.Ref{Name: "pg3.default"}}
+	health.Entry.Info.Health = &api.HealthInfo{Endpoint: "db:5432", Address: "10.0.0.5:5432", From: api.HealthHealthy, To: api.HealthUnhealthy}
+	must(t, s.Log.Append(t.Context(), health))
+
+	all := []string{start.Metadata.ID, end.Metadata.ID, denied.Metadata.ID, call.Metadata.ID, routed.Metadata.ID, health.Metadata.ID}
 	for _, c := range []struct {
 		name string
 		q    audit.Query
@@ -287,11 +301,11 @@ func query(t *testing.T, s Subject) {
 		{"service", audit.Query{Service: "pg2.default"}, all[:2]},
 		{"service without its namespace", audit.Query{Service: "pg2"}, all[:2]},
 		{"service of another namespace", audit.Query{Service: "pg2.other"}, nil},
-		{"TCPMapping", audit.Query{Service: "db.main"}, all[4:]},
-		{"TCPMapping with its namespace", audit.Query{Service: "team/db.main"}, all[4:]},
-		{"TCPMapping with its namespace, as a Service", audit.Query{Service: "db.main.team"}, all[4:]},
-		{"TCPMapping with its kind", audit.Query{Service: "TCPMapping/team/db.main"}, all[4:]},
-		{"TCPMapping by uid", audit.Query{Service: "uid-of-db"}, all[4:]},
+		{"TCPMapping", audit.Query{Service: "db.main"}, all[4:5]},
+		{"TCPMapping with its namespace", audit.Query{Service: "team/db.main"}, all[4:5]},
+		{"TCPMapping with its namespace, as a Service", audit.Query{Service: "db.main.team"}, all[4:5]},
+		{"TCPMapping with its kind", audit.Query{Service: "TCPMapping/team/db.main"}, all[4:5]},
+		{"TCPMapping by uid", audit.Query{Service: "uid-of-db"}, all[4:5]},
 		{"TCPMapping of another namespace", audit.Query{Service: "other/db.main"}, nil},
 		{"namespace of a TCPMapping", audit.Query{Service: "team"}, nil},
 		{"session", audit.Query{Session: "usr1-3pt93j"}, all[:2]},
@@ -303,6 +317,8 @@ func query(t *testing.T, s Subject) {
 		{"END", audit.Query{Type: api.LogEnd}, all[1:2]},
 		{"DENIED", audit.Query{Type: api.LogDenied}, all[2:4]},
 		{"API", audit.Query{Type: audit.LogAPI}, all[3:4]},
+		{"HEALTH", audit.Query{Type: audit.LogHealth}, all[5:]},
+		{"health of a service", audit.Query{Service: "pg3"}, all[5:]},
 		{"since", audit.Query{Since: at.Add(45 * time.Second)}, all[1:]},
 		{"until", audit.Query{Until: at.Add(45 * time.Second)}, all[:1]},
 		{"between", audit.Query{Since: at.Add(time.Minute), Until: at.Add(2 * time.Hour)}, all[2:3]},

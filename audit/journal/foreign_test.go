@@ -232,11 +232,11 @@ func TestTakenOver(t *testing.T) {
 	r := ended(t)
 	j, err := open(t.Context(), r.Config, r.disk.create)
 	must(t, err)
-	e := new(entry)
+	e := new(records)
 	for range 7 {
-		must(t, e.add(audittest.Denied("x")))
+		must(t, e.encode(audittest.Denied("x")))
 	}
-	must(t, j.tail.write([]*entry{e}))
+	must(t, j.tail.write(true, e))
 	die(t, j)
 	for range 2 {
 		reopen(t, r)
@@ -256,11 +256,12 @@ func TestDieAnywhere(t *testing.T) {
 	j, err := open(t.Context(), r.Config, r.disk.create)
 	must(t, err)
 	start, _ := audittest.Connection(time.Now())
-	e := new(entry)
-	must(t, e.add(start))
-	must(t, j.tail.write([]*entry{e}))
+	e := new(records)
+	must(t, e.encode(start))
+	must(t, j.tail.write(true, e))
 	must(t, j.tail.sign(true))
-	must(t, j.keeper.keep(t.Context()))
+	_, err = j.keeper.keep(t.Context())
+	must(t, err)
 	die(t, j)
 
 	type state struct {
@@ -281,9 +282,9 @@ func TestDieAnywhere(t *testing.T) {
 	j, err = open(t.Context(), r.Config, r.disk.create)
 	must(t, err)
 	look()
-	e = new(entry)
-	must(t, e.add(audittest.Denied("x")))
-	must(t, j.tail.write([]*entry{e}))
+	e = new(records)
+	must(t, e.encode(audittest.Denied("x")))
+	must(t, j.tail.write(true, e))
 	release(t, j)
 	look()
 	for i, s := range states[:len(states)-1] {

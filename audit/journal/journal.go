@@ -24,8 +24,9 @@
 // kill the process can bring a crash about. Nor does any of this help against
 // whoever has the key, or can write to the files and to where the mark is kept.
 //
-// One goroutine writes. Callers encode their records, and all who wait are
-// served by one write(2) (group commit).
+// Callers encode their records, and whoever finds that nobody writes writes what
+// all who wait have given, with one write(2) (group commit). What nobody waits for
+// is written some milliseconds later.
 //
 // After a crash [Open] cuts off a line that was never finished, and ends each
 // connection that has a START and no END with a record of what is known.
@@ -50,7 +51,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -75,6 +75,10 @@ func RetentionOf(a api.ClusterAudit) Retention {
 	return Retention{Size: int64(a.Retention.MaxSizeMegabytes) << 20, Age: a.Retention.MaxAge.Or(0)}
 }
 
+// lockName is the name of the file that says, by a lock on it, that the directory is
+// in use.
+const lockName = "lock"
+
 // A Config is what a Journal needs. Dir, Instance, Signer, Marks and Log are
 // required.
 type Config struct {
@@ -94,7 +98,7 @@ type Config struct {
 	Durability  api.Durability // "" is PROCESS
 }
 
-// A Journal is an access log in files. It is an [audit.Log], an [audit.Reader]
+// A Journal is an access log in files. It is an [audit.Ledger], an [audit.Reader]
 // and an [audit.Source].
 type Journal struct {
 	dir    string
@@ -108,29 +112,35 @@ type Journal struct {
 	keeper keeper
 	tail   tail // of Run alone
 
-	entries sync.Pool // of *entry
-	wake    chan struct{}
+	scratch sync.Pool // of *records
 
-	mu      sync.Mutex
-	batch   *batch // of those who wait to be written
-	closed  bool
-	trouble error // of tail
+	wake chan struct{} // Run has something to do
+	turn chan struct{} // it is Run's turn to write
+
+	settled  atomic.Int64 // the last batch that is written, or has failed
+	lost     atomic.Bool  // there are failures
+	troubled atomic.Bool  // there is trouble
+
+	owed records // that were noted, and could not be written; of who writes
+
+	mu         sync.Mutex
+	taken      bool   // somebody writes
+	turnWanted bool   // … and Run waits until it is its turn
+	batch      *batch // is next; it is of those who hold mu
+	writing    *batch // is being written; its records are of who writes
+	failures   map[int64]failure
+	refused    int64 // records since the last write
+	held       int   // records of owed
+	closed     bool
+	soon, busy bool  // what Run knows that it has to do
+	trouble    error // of tail
 }
 
 var (
-	_ audit.Log    = (*Journal)(nil)
+	_ audit.Ledger = (*Journal)(nil)
 	_ audit.Reader = (*Journal)(nil)
 	_ audit.Source = (*Journal)(nil)
 )
-
-// A batch is what is written at once.
-type batch struct {
-	entries []*entry
-	done    chan struct{}
-	err     error // good once done is closed
-}
-
-func newBatch() *batch { return &batch{done: make(chan struct{})} }
 
 // Open opens the journal in c.Dir, makes it if there is none, and mends what a
 // crash left. It starts nothing; whoever opens a Journal must [Journal.Run] it,
@@ -166,9 +176,9 @@ func open(ctx context.Context, c Config, create func(string) (file, error)) (*Jo
 			dir: c.Dir, instance: c.Instance, segmentSize: c.SegmentSize,
 			now: c.Now, create: create, log: c.Log, open: map[string]place{},
 		},
-		entries: sync.Pool{New: func() any { return new(entry) }},
-		wake:    make(chan struct{}, 1),
-		batch:   newBatch(),
+		scratch: sync.Pool{New: func() any { return new(records) }},
+		wake:    make(chan struct{}, 1), turn: make(chan struct{}, 1),
+		batch: &batch{number: 1}, writing: new(batch), failures: map[int64]failure{},
 	}
 	j.keeper.index = &j.index
 	j.tail.index, j.tail.keeper, j.tail.keys, j.tail.disk = &j.index, &j.keeper, &j.keys, &j.disk
@@ -199,6 +209,9 @@ func open(ctx context.Context, c Config, create func(string) (file, error)) (*Jo
 func (j *Journal) Configure(a api.ClusterAudit) {
 	j.keeper.retain(RetentionOf(a))
 	j.disk.Store(a.Durability == api.DurabilityDisk)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.rouse(&j.busy)
 }
 
 // SetSigner makes s sign heads from now on; the next one within a second of the
@@ -220,134 +233,150 @@ func orDefault[T comparable](v *T, to T) {
 	}
 }
 
-// Run writes what Append is given, until ctx is done. It then writes what is
-// still waiting, signs that the journal ended cleanly, and releases the files;
-// the error says what of that failed. It can be called once.
+// The rhythm of Run.
+const (
+	lull   = 5 * time.Millisecond // until what nobody waits for is written
+	second = time.Second          // from one signed head to the next
+	hour   = time.Hour            // between looks at the clock, while nothing is written
+)
+
+// Run writes what nobody waits for, signs, syncs and deletes what is old, until ctx
+// is done. It then writes what is still waiting, signs that the journal ended
+// cleanly, and releases the files; the error says what of that failed. It can be
+// called once.
 func (j *Journal) Run(ctx context.Context) error {
 	due := make(chan struct{}, 1)
 	var keeping sync.WaitGroup
 	keeping.Go(func() { j.keepAll(ctx, due) })
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for ctx.Err() == nil {
-		select {
-		case <-ctx.Done():
-		case <-j.wake:
-			// Let those who are about to append do so: fewer and greater writes
-			// take a quarter less of the processor.
-			runtime.Gosched()
-			j.commit(j.take(false))
-		case <-tick.C:
-			if j.tail.trouble != nil {
-				j.commit(newBatch()) // ask whether it can be written again
-			} else if j.tail.aged() {
-				j.renew()
-			}
-			if err := j.sign(); err != nil {
-				j.log.Error("the head of the journal is not signed", "err", err)
-			}
-			select {
-			case due <- struct{}{}:
-			default: // still at the last one
-			}
-		}
+	j.beat(ctx, due)
+
+	j.mu.Lock()
+	j.closed = true
+	j.mu.Unlock()
+	j.hold() // for good
+	j.mu.Lock()
+	j.write(true)
+	if j.held > 0 {
+		j.log.Error("records of what has happened are lost: the journal is closed and cannot be written", "records", j.held)
 	}
-	j.commit(j.take(true))
+	j.mu.Unlock()
 	err := j.signEnd()
 	close(due)
 	keeping.Wait()
 	// What was written must be kept although we are told to stop.
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	err = errors.Join(err, j.keeper.keep(last), j.keeper.close(), j.names.close(), j.lock.Close())
+	_, kerr := j.keeper.keep(last)
+	err = errors.Join(err, kerr, j.keeper.close(), j.names.close(), j.lock.Close())
 	j.index.close()
 	return err
+}
+
+// beat does what is to be done from time to time, until ctx is done. While nothing
+// is written it sleeps.
+func (j *Journal) beat(ctx context.Context, due chan<- struct{}) {
+	soon, tick := time.NewTimer(hour), time.NewTimer(second)
+	defer soon.Stop()
+	defer tick.Stop()
+	waiting, busy := false, true // for soon, and for tick to come within a second
+	var settled int64
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-j.wake:
+		case <-soon.C:
+			if waiting {
+				waiting = false
+				settled = j.flush(settled)
+			}
+		case <-tick.C:
+			busy = false
+			tick.Reset(j.mind())
+			select {
+			case due <- struct{}{}:
+			default: // still at the last one
+			}
+		}
+		j.mu.Lock()
+		if j.soon && !waiting {
+			waiting = true
+			soon.Reset(lull)
+		}
+		if j.busy && !busy {
+			busy = true
+			tick.Reset(second)
+		}
+		j.mu.Unlock()
+	}
+}
+
+// flush writes what nobody waits for. It returns which batch is the last that is
+// settled; if that is the one that it was before, nothing happens any more.
+func (j *Journal) flush(before int64) int64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.batch.items) > 0 && j.trouble == nil {
+		j.mu.Unlock()
+		j.hold()
+		j.mu.Lock()
+		j.write(false)
+		j.pass()
+	}
+	now := j.settled.Load()
+	j.soon = now != before
+	return now
+}
+
+// mind signs what is new, begins a new segment if this one is old, and finds out
+// whether the journal can be written again if it could not. It returns when to do so
+// again if nothing is written until then.
+func (j *Journal) mind() time.Duration {
+	j.mu.Lock()
+	j.busy = false
+	j.mu.Unlock()
+	j.hold()
+	if j.tail.trouble != nil {
+		j.mu.Lock()
+		j.write(true)
+		j.mu.Unlock()
+	} else if j.tail.ages() <= 0 {
+		j.renew()
+	}
+	err := j.sign()
+	if err != nil {
+		j.log.Error("the head of the journal is not signed", "err", err)
+	}
+	old := min(j.tail.ages(), j.keeper.ages())
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err != nil {
+		j.rouse(&j.busy)
+	}
+	j.pass()
+	return min(max(old, second), hour)
 }
 
 // keepAll lets the keeper work each time that it is due.
 func (j *Journal) keepAll(ctx context.Context, due <-chan struct{}) {
 	var last error
 	for range due {
-		err := j.keeper.keep(ctx)
+		more, err := j.keeper.keep(ctx)
 		if err != nil && ctx.Err() == nil && (last == nil || last.Error() != err.Error()) {
 			j.log.Error("the journal cannot be kept safe", "err", err)
 		}
-		last = err
-	}
-}
-
-// Append implements [audit.Log]. Before [Journal.Run] is called it waits.
-func (j *Journal) Append(ctx context.Context, recs ...*api.AccessLog) error {
-	if len(recs) == 0 {
-		return nil
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	e := j.entries.Get().(*entry)
-	defer func() { e.reset(); j.entries.Put(e) }()
-	for _, rec := range recs {
-		if err := e.add(rec); err != nil {
-			return err
+		if last = err; more || err != nil {
+			j.mu.Lock()
+			j.rouse(&j.busy)
+			j.mu.Unlock()
 		}
 	}
-	j.mu.Lock()
-	if j.closed {
-		j.mu.Unlock()
-		return audit.ErrClosed
-	}
-	b := j.batch
-	b.entries = append(b.entries, e)
-	j.mu.Unlock()
-	select {
-	case j.wake <- struct{}{}:
-	default: // the writer knows
-	}
-	select {
-	case <-b.done:
-		return b.err
-	case <-ctx.Done():
-		if j.withdraw(b, e) {
-			return ctx.Err()
-		}
-		<-b.done
-		return b.err
-	}
-}
-
-// take takes the batch that waits, and refuses more if it is the last.
-func (j *Journal) take(last bool) *batch {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	b := j.batch
-	j.batch, j.closed = newBatch(), last
-	return b
-}
-
-// withdraw takes e out of b, unless b is being written.
-func (j *Journal) withdraw(b *batch, e *entry) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.batch != b {
-		return false
-	}
-	b.entries = slices.DeleteFunc(b.entries, func(x *entry) bool { return x == e })
-	return true
-}
-
-// commit writes a batch and tells those who wait.
-func (j *Journal) commit(b *batch) {
-	if len(b.entries) > 0 || j.tail.trouble != nil {
-		b.err = j.tail.write(b.entries)
-		j.note()
-	}
-	close(b.done)
 }
 
 // renew begins a new segment, as the one that is written is old.
 func (j *Journal) renew() {
 	defer j.note()
-	if err := j.tail.ready(0); err != nil {
+	if err := j.tail.ready(true, 0); err != nil {
 		j.log.Error("no new segment of the journal is begun", "err", err)
 	}
 }
@@ -371,11 +400,11 @@ func (j *Journal) signEnd() error {
 	return j.tail.sign(true)
 }
 
-// note lets Healthy know.
+// note lets the others know how it stands with the tail.
 func (j *Journal) note() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.trouble = j.tail.trouble
+	j.see()
 }
 
 // Healthy says why records cannot be written; nil if they can. The journal finds

@@ -188,6 +188,7 @@ func TestLog(t *testing.T) {
 				return audittest.Subject{Log: j, Reader: j, Source: j,
 					Break: func() { r.disk.partial.Store(100); r.disk.writes.Store(&failure) },
 					Mend:  func() { r.disk.writes.Store(nil) },
+					Close: func() { must(t, stop()) },
 				}
 			})
 		})
@@ -251,19 +252,23 @@ func TestAppendWithdrawn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j, err := Open(t.Context(), r.Config)
 		must(t, err)
+		j.hold() // somebody writes
 		waiting, cancel := context.WithCancel(t.Context())
 		given := make(chan error)
 		go func() { given <- j.Append(waiting, audittest.Denied("withdrawn")) }()
 		go func() { given <- j.Append(t.Context(), audittest.Denied("kept")) }()
-		synctest.Wait() // nobody writes yet
+		synctest.Wait()
 		cancel()
 		if err := <-given; !errors.Is(err, context.Canceled) {
 			t.Errorf("Append returned %v", err)
 		}
+		j.mu.Lock()
+		j.pass()
+		j.mu.Unlock()
+		must(t, <-given)
 		stopped, stop := context.WithCancel(t.Context())
 		stop()
-		must(t, j.Run(stopped)) // writes what waits
-		must(t, <-given)
+		must(t, j.Run(stopped))
 		got := audittest.Collect(t, j, audit.Query{})
 		if len(got) != 1 || got[0].Entry.Common.Reason.Words != "kept" {
 			t.Errorf("kept %+v", got)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -81,12 +82,12 @@ func (k *keeper) rotated(f file, begun Start) {
 	}
 }
 
-// wrote says which line is the last, and whether it is on disk.
-func (k *keeper) wrote(to audit.Position, onDisk bool) {
+// wrote says which line is the last, when it was written and whether it is on disk.
+func (k *keeper) wrote(to audit.Position, onDisk bool, at time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.synced == k.written {
-		k.since = k.now()
+		k.since = at
 	}
 	k.written = to
 	if onDisk {
@@ -149,37 +150,41 @@ func (k *keeper) sync() error {
 // keep does what is due. A segment goes in three steps: choose says where the
 // journal is to begin, the next head says so under its signature, and once the
 // mark with that head is kept, release deletes what is before it. So whoever finds
-// segments gone can tell whether they were let go.
-func (k *keeper) keep(ctx context.Context) error {
+// segments gone can tell whether they were let go. It returns whether there is more
+// to do of that.
+func (k *keeper) keep(ctx context.Context) (more bool, err error) {
 	k.mu.Lock()
 	mark := k.mark
 	k.mu.Unlock()
 	// The mark says what a crash of the machine leaves, so the sync comes first.
 	if err := k.sync(); err != nil {
-		return err
+		return true, err
 	}
 	if mark == nil {
-		return nil
+		return false, nil
 	}
 	if k.kept == nil || k.kept.Head.Seq != mark.Head.Seq {
 		if err := writeMark(ctx, k.marks, mark); err != nil {
-			return err
+			return true, err
 		}
 		k.kept = mark
 	}
-	k.release()
+	released := k.release()
 	k.choose()
-	return nil
+	return !released || k.begins() != k.kept.Oldest, nil
 }
 
-// release deletes the segments that the mark has let go, unless somebody needs
-// them to stay.
-func (k *keeper) release() {
+// release deletes the segments that the mark has let go. It returns false if
+// somebody needs them to stay.
+func (k *keeper) release() bool {
 	all, _ := k.index.view()
 	oldest := k.kept.Oldest
 	n := slices.IndexFunc(all, func(s segment) bool { return s.Segment >= oldest.Segment })
-	if n <= 0 || !k.reading.TryLock() {
-		return
+	if n <= 0 {
+		return true
+	}
+	if !k.reading.TryLock() {
+		return false
 	}
 	defer k.reading.Unlock()
 	k.index.drop(oldest.Segment)
@@ -189,6 +194,7 @@ func (k *keeper) release() {
 		}
 	}
 	k.log.Info("old segments of the journal were removed", "segments", n, "oldest", oldest.Segment)
+	return true
 }
 
 // choose lets go the segments that are more than retention keeps. The last one
@@ -214,6 +220,17 @@ func (k *keeper) choose() {
 	if n > 0 {
 		k.letGo = all[n].Start
 	}
+}
+
+// ages returns in how long the first segment is so old that it is let go.
+func (k *keeper) ages() time.Duration {
+	all, _ := k.index.view()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(all) < 2 {
+		return math.MaxInt64
+	}
+	return k.retention.Age - k.now().Sub(all[1].at) + 1
 }
 
 // close closes the files.

@@ -119,10 +119,22 @@ var instanceRule = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 // appendLine appends a line, without the line feed, whose payload is JSON.
 func appendLine(dst []byte, seq int64, prev digest, instance string, at time.Time, k kind, payload []byte) []byte {
+	dst = appendStart(dst, seq, prev)
+	dst = appendMiddle(dst, instance, at, k)
+	dst = append(dst, payload...)
+	return append(dst, '}')
+}
+
+// appendStart appends what of a line says where it stands.
+func appendStart(dst []byte, seq int64, prev digest) []byte {
 	dst = append(dst, `{"seq":`...)
 	dst = strconv.AppendInt(dst, seq, 10)
 	dst = append(dst, `,"prev":"`...)
-	dst = hex.AppendEncode(dst, prev[:])
+	return hex.AppendEncode(dst, prev[:])
+}
+
+// appendMiddle appends what of a line comes between that and its payload.
+func appendMiddle(dst []byte, instance string, at time.Time, k kind) []byte {
 	dst = append(dst, `","instance":"`...)
 	dst = append(dst, instance...)
 	dst = append(dst, `","at":"`...)
@@ -131,9 +143,7 @@ func appendLine(dst []byte, seq int64, prev digest, instance string, at time.Tim
 	dst = append(dst, k...)
 	dst = append(dst, `","`...)
 	dst = append(dst, k...)
-	dst = append(dst, `":`...)
-	dst = append(dst, payload...)
-	return append(dst, '}')
+	return append(dst, `":`...)
 }
 
 // parseLine reads a line, given without its line feed.

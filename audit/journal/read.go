@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -36,11 +37,24 @@ const clockSlack = time.Minute
 // is left out with a word in the log of this process; Verify says more. It ends
 // with an [OvertakenError] if retention is faster than the reader.
 func (j *Journal) Records(ctx context.Context, q audit.Query) iter.Seq2[api.AccessLog, error] {
+	return selected(ctx, j.files(), q)
+}
+
+// A selection gives the records that a query asks for.
+type selection struct {
+	q      *audit.Query
+	give   func(*api.AccessLog) bool
+	last   []*api.AccessLog // the latest q.Limit of what is there, in a ring
+	oldest int              // of them
+}
+
+// selected returns the records of files that a query asks for.
+func selected(ctx context.Context, from files, q audit.Query) iter.Seq2[api.AccessLog, error] {
 	return func(yield func(api.AccessLog, error) bool) {
 		err := q.Validate()
 		if err == nil {
-			r := &reader{q: &q, give: func(rec *api.AccessLog) bool { return yield(*rec, nil) }}
-			err = r.run(ctx, j)
+			r := &selection{q: &q, give: func(rec *api.AccessLog) bool { return yield(*rec, nil) }}
+			err = r.run(ctx, from)
 		}
 		if err != nil && !errors.Is(err, errStop) {
 			yield(api.AccessLog{}, err)
@@ -48,18 +62,10 @@ func (j *Journal) Records(ctx context.Context, q audit.Query) iter.Seq2[api.Acce
 	}
 }
 
-// A reader gives the records that a query asks for.
-type reader struct {
-	q      *audit.Query
-	give   func(*api.AccessLog) bool
-	last   []*api.AccessLog // the latest q.Limit of what is there, in a ring
-	oldest int              // of them
-}
-
 // run gives what is there, and then what comes.
-func (r *reader) run(ctx context.Context, j *Journal) error {
+func (r *selection) run(ctx context.Context, from files) error {
 	limit := r.q.Limit
-	c := &cursor{j: j, since: r.q.Since, follow: r.q.Follow}
+	c := &cursor{files: from, since: r.q.Since, follow: r.q.Follow}
 	c.take = func(l *line) (bool, error) {
 		rec, err := l.record()
 		switch {
@@ -96,7 +102,7 @@ func (j *Journal) Follow(ctx context.Context, from audit.Position) iter.Seq2[aud
 			j.log.Warn("a place in the journal that somebody has kept is of another journal: everything is given again", "line", from.Line, "last", written.Line)
 			from = audit.Position{}
 		}
-		c := &cursor{j: j, at: from, follow: true}
+		c := &cursor{files: j.files(), at: from, follow: true}
 		c.take = func(l *line) (bool, error) {
 			return yield(audit.Entry{At: c.at, Time: l.At, JSON: l.Record}, nil), nil
 		}
@@ -130,9 +136,25 @@ func (j *Journal) Sync() error { return j.keeper.sync() }
 // errStop says that no more is wanted.
 var errStop = errors.New("stop")
 
+// Files are the segments of a journal, to be read.
+type files struct {
+	dir string
+	log *slog.Logger
+	// view returns the segments as they are, and a channel that is closed when they may
+	// have changed; nil if they will stay so.
+	view func() ([]segment, <-chan struct{}, error)
+}
+
+func (j *Journal) files() files {
+	return files{dir: j.dir, log: j.log, view: func() ([]segment, <-chan struct{}, error) {
+		segments, changed := j.index.view()
+		return segments, changed, nil
+	}}
+}
+
 // A cursor is where somebody reads.
 type cursor struct {
-	j      *Journal
+	files
 	since  time.Time // what is older need not be read
 	follow bool      // wait for more
 	// take takes a record line, and says whether more is wanted; an error is about
@@ -179,10 +201,12 @@ func (c *cursor) run(ctx context.Context) error {
 // there is more; nil if there will not be.
 func (c *cursor) catchUp(ctx context.Context) (<-chan struct{}, error) {
 	for {
-		segments, changed := c.j.index.view()
-		err := c.read(ctx, segments)
+		segments, changed, err := c.view()
+		if err == nil {
+			err = c.read(ctx, segments)
+		}
 		if errors.Is(err, os.ErrNotExist) {
-			if now, _ := c.j.index.view(); len(now) > 0 && now[0].Seq != segments[0].Seq {
+			if now, _, err := c.view(); err == nil && len(now) > 0 && len(segments) > 0 && now[0].Seq != segments[0].Seq {
 				continue // retention was here; read says whether that matters
 			}
 		}
@@ -212,6 +236,10 @@ func (c *cursor) read(ctx context.Context, segments []segment) error {
 			if err := c.enter(s); err != nil {
 				return err
 			}
+		} else if s.size < c.size {
+			if err := c.goBack(ctx, s); err != nil {
+				return err
+			}
 		}
 		if err := c.readTo(ctx, s.size); err != nil {
 			return err
@@ -222,7 +250,7 @@ func (c *cursor) read(ctx context.Context, segments []segment) error {
 
 // enter opens a segment.
 func (c *cursor) enter(s segment) error {
-	f, err := os.Open(filepath.Join(c.j.dir, segmentName(s.Segment)))
+	f, err := os.Open(filepath.Join(c.dir, segmentName(s.Segment)))
 	if err != nil {
 		return err
 	}
@@ -234,6 +262,20 @@ func (c *cursor) enter(s segment) error {
 	c.upTo, c.size = io.LimitedReader{R: f}, 0
 	c.r = newLineReader(&c.upTo)
 	return nil
+}
+
+// goBack goes to where the segment ends since another process cut off what it could
+// not keep. The lines that come next have the numbers of those.
+func (c *cursor) goBack(ctx context.Context, s segment) error {
+	c.close()
+	if err := c.enter(s); err != nil {
+		return err
+	}
+	c.at = audit.Position{Line: s.Seq - 1, Record: s.records}
+	take := c.take
+	defer func() { c.take = take }()
+	c.take = func(*line) (bool, error) { return true, nil }
+	return c.readTo(ctx, s.size)
 }
 
 // readTo reads the segment up to an offset.
@@ -268,7 +310,7 @@ func (c *cursor) readTo(ctx context.Context, size int64) error {
 			}
 		}
 		if err != nil {
-			c.j.log.Warn("a line of the journal is left out", "segment", c.n, "line", c.line, "err", err)
+			c.log.Warn("a line of the journal is left out", "segment", c.n, "line", c.line, "err", err)
 		}
 	}
 }

@@ -113,7 +113,8 @@ func (j *Journal) recover(ctx context.Context) error {
 			return err
 		}
 	}
-	return k.keep(ctx)
+	_, err = k.keep(ctx)
+	return err
 }
 
 // segments returns the segments that are to be read. It removes what retention
@@ -326,7 +327,7 @@ func (t *tail) resume(segments []segment, e *end) error {
 	t.seq, t.records, t.prev, t.open, t.unsigned = e.seq, e.records, e.prev, e.open, e.unsigned
 	t.rough = true
 	t.keeper.rotated(f, segments[0].Start)
-	t.keeper.wrote(audit.Position{Line: t.seq, Record: t.records}, false)
+	t.keeper.wrote(audit.Position{Line: t.seq, Record: t.records}, false, t.now())
 	return f.Truncate(e.size)
 }
 
@@ -369,13 +370,13 @@ func (j *Journal) endAll(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		e := new(entry)
+		e := new(records)
 		for _, id := range some {
-			if err := e.add(j.endOf(id, open[id])); err != nil {
+			if err := e.encode(j.endOf(id, open[id])); err != nil {
 				return err
 			}
 		}
-		if err := j.tail.write([]*entry{e}); err != nil {
+		if err := j.tail.write(true, e); err != nil {
 			return err
 		}
 	}

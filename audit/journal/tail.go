@@ -1,14 +1,14 @@
 package journal
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
-	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -47,38 +47,8 @@ type dataFile struct{ *os.File }
 // Sync implements file.
 func (f dataFile) Sync() error { return datasync(f.File) }
 
-// An entry is the records of one call of Append, encoded.
-type entry struct {
-	text  []byte // one after the other
-	ends  []int  // of each in text
-	moves []move
-}
-
-func (e *entry) add(rec *api.AccessLog) error {
-	if err := audit.Check(rec); err != nil {
-		return err
-	}
-	start := len(e.text)
-	text, err := audit.AppendRecord(e.text, rec)
-	if err != nil {
-		return err
-	}
-	if n := len(text) - start; n > maxRecord {
-		return fmt.Errorf("%w: is %d bytes long, and at most %d can be kept", audit.ErrMalformed, n, maxRecord)
-	}
-	e.text, e.ends, e.moves = text, append(e.ends, len(text)), append(e.moves, moveOf(rec))
-	return nil
-}
-
-func (e *entry) reset() {
-	clear(e.moves)            // holds strings
-	if cap(e.text) > 64<<10 { // one great record must not be paid for ever after
-		e.text = nil
-	}
-	e.text, e.ends, e.moves = e.text[:0], e.ends[:0], e.moves[:0]
-}
-
-// A tail is the end of the chain, where it grows. It is used by one goroutine.
+// A tail is the end of the chain, where it grows. It is used by one goroutine
+// at a time.
 //
 // What it says of the chain (file to open) changes only when lines are written:
 // a write that fails leaves no trace but trouble.
@@ -109,9 +79,10 @@ type tail struct {
 	oldest   Start // that the last head says
 	rough    bool  // something was written and not synced
 
-	trouble error // why the last write failed
-	refused int64 // records since then
-	buf     []byte
+	trouble error     // why the last write failed
+	refused int64     // records since then
+	checked time.Time // when the file was last where a reader looks for it
+	last    draft     // its memory is used again
 }
 
 // A draft is lines that are about to be written at the end of a segment.
@@ -127,18 +98,35 @@ type draft struct {
 	prev    digest
 	moves   []move
 	places  []int64 // offsets of the lines that moves are about
+	middle  []byte  // of a record's line, the same in all
 	head    *Head
 }
 
+// draft begins a draft. The one before it is gone then.
 func (t *tail) draft() *draft {
-	return &draft{t: t, at: t.now().UTC(), segment: t.segment, base: t.size, buf: t.buf[:0], seq: t.seq, prev: t.prev}
+	d := &t.last
+	clear(d.moves)          // holds strings
+	if cap(d.buf) > 4<<20 { // one great batch must not be paid for ever after
+		d.buf, d.moves, d.places = nil, nil, nil
+	}
+	*d = draft{t: t, at: t.now().UTC(), segment: t.segment, base: t.size, buf: d.buf[:0], seq: t.seq, prev: t.prev,
+		moves: d.moves[:0], places: d.places[:0], middle: d.middle[:0]}
+	return d
 }
 
 // add adds a line with a payload in JSON.
 func (d *draft) add(k kind, payload []byte) {
+	d.line(appendMiddle(nil, d.t.instance, d.at, k), payload)
+}
+
+// line adds a line of which all is given but its number and what is before it.
+func (d *draft) line(middle, payload []byte) {
 	start := len(d.buf)
 	d.seq++
-	d.buf = appendLine(d.buf, d.seq, d.prev, d.t.instance, d.at, k, payload)
+	d.buf = appendStart(d.buf, d.seq, d.prev)
+	d.buf = append(d.buf, middle...)
+	d.buf = append(d.buf, payload...)
+	d.buf = append(d.buf, '}')
 	d.prev = sha256.Sum256(d.buf[start:])
 	d.buf = append(d.buf, '\n')
 	d.lines++
@@ -159,16 +147,23 @@ func (d *draft) miss(g gap) {
 	d.say(kindGap, g)
 }
 
-// record adds the records of an entry.
-func (d *draft) record(e *entry) {
+// record adds records.
+func (d *draft) record(r *records) {
+	if len(d.middle) == 0 {
+		d.middle = appendMiddle(d.middle, d.t.instance, d.at, kindRecord)
+	}
 	start := 0
-	for i, end := range e.ends {
-		if m := e.moves[i]; m.typ == api.LogStart || m.typ == api.LogEnd {
+	for _, i := range r.items {
+		text := r.text[start:i.end]
+		start = i.end
+		if i.withdrawn {
+			continue
+		}
+		if m := i.move; m.typ == api.LogStart || m.typ == api.LogEnd {
 			d.moves, d.places = append(d.moves, m), append(d.places, d.base+int64(len(d.buf)))
 		}
-		d.add(kindRecord, e.text[start:end])
+		d.line(d.middle, text)
 		d.records++
-		start = end
 	}
 }
 
@@ -189,47 +184,72 @@ func (d *draft) sign(closed bool) error {
 	return nil
 }
 
-// first adds the first lines of a segment.
+// first adds the first lines of a segment, each an openSet. There may be many thousands
+// of connections, and all who write wait, so it is written out by hand.
 func (d *draft) first() {
-	var all []openConn
-	for id, p := range d.t.open {
-		all = append(all, openConn{ID: id, place: p})
-	}
-	slices.SortFunc(all, func(a, b openConn) int {
-		return cmp.Or(cmp.Compare(a.Segment, b.Segment), cmp.Compare(a.Offset, b.Offset))
-	})
-	for {
-		some := all[:min(len(all), openPerLine)]
-		all = all[len(some):]
-		d.say(kindOpen, openSet{Format: format, Records: d.t.records, Connections: some, Left: len(all)})
-		if len(all) == 0 {
-			return
+	left := len(d.t.open)
+	var b []byte
+	begin := func() {
+		b = append(b[:0], `{"format":`...)
+		b = strconv.AppendInt(b, format, 10)
+		if d.t.records > 0 {
+			b = append(b, `,"records":`...)
+			b = strconv.AppendInt(b, d.t.records, 10)
 		}
+		b = append(b, `,"connections":[`...)
 	}
+	end := func() {
+		b = append(b, `],"left":`...)
+		b = strconv.AppendInt(b, int64(left), 10)
+		d.add(kindOpen, append(b, '}'))
+	}
+	begin()
+	n := 0
+	for id, p := range d.t.open {
+		if n == openPerLine {
+			end()
+			begin()
+			n = 0
+		}
+		if n > 0 {
+			b = append(b, ',')
+		}
+		b = audit.AppendText(append(b, `{"id":`...), id)
+		b = append(b, `,"segment":`...)
+		b = strconv.AppendInt(b, p.Segment, 10)
+		b = append(b, `,"offset":`...)
+		b = strconv.AppendInt(b, p.Offset, 10)
+		b = append(b, '}')
+		n++
+		left--
+	}
+	end()
 }
 
-// write writes entries, all or none of them.
-func (t *tail) write(entries []*entry) error {
-	var bytes, records int64
-	for _, e := range entries {
-		bytes += int64(len(e.text))
-		records += int64(len(e.ends))
+// write writes records, all or none of them. If nothing can be written it fails at
+// once, unless it is to mend that.
+func (t *tail) write(mend bool, all ...*records) error {
+	bytes := 0
+	for _, r := range all {
+		bytes += len(r.text)
 	}
-	err := t.ready(bytes)
-	if err == nil {
-		d := t.draft()
-		if t.trouble != nil {
-			d.say(kindRepair, repair{Words: t.trouble.Error(), Refused: t.refused})
-		}
-		for _, e := range entries {
-			d.record(e)
-		}
-		err = t.commit(d)
+	if bytes == 0 && t.trouble == nil {
+		return nil
 	}
-	if err != nil {
-		t.refused += records
+	if err := t.ready(mend, int64(bytes)); err != nil {
+		return err
 	}
-	return err
+	d := t.draft()
+	if t.trouble != nil {
+		d.say(kindRepair, repair{Words: t.trouble.Error(), Refused: t.refused})
+	}
+	for _, r := range all {
+		d.record(r)
+	}
+	if d.lines == 0 { // all were withdrawn
+		return nil
+	}
+	return t.commit(d)
 }
 
 // head signs the end of the chain if there is something new to say of it.
@@ -250,19 +270,25 @@ func (t *tail) sign(closed bool) error {
 	return t.commit(d)
 }
 
-// aged reports whether the segment holds records and is old enough that more
+// ages returns in how long the segment, if it holds records, is so old that more
 // should not come to them: retention deletes whole segments.
-func (t *tail) aged() bool {
-	return t.records > t.before && t.now().Sub(t.begun) >= t.keeper.span()
+func (t *tail) ages() time.Duration {
+	if t.records <= t.before {
+		return math.MaxInt64
+	}
+	return t.keeper.span() - t.now().Sub(t.begun)
 }
 
 // ready makes sure that so many bytes of records can be written: it mends what
-// is broken and begins a new segment if this one is full or old.
-func (t *tail) ready(bytes int64) error {
+// is broken, if it may, and begins a new segment if this one is full or old.
+func (t *tail) ready(mend bool, bytes int64) error {
 	if err := t.keeper.failure(); err != nil {
 		t.fail(fmt.Errorf("lines up to %d may not have reached the disk: %w", t.seq, err))
 	}
 	if t.trouble != nil {
+		if !mend {
+			return t.trouble
+		}
 		if err := t.mend(); err != nil {
 			return err
 		}
@@ -274,7 +300,7 @@ func (t *tail) ready(bytes int64) error {
 		}
 		t.rough = false
 	}
-	if t.fresh || t.size+bytes <= t.segmentSize && !t.aged() {
+	if t.fresh || t.size+bytes <= t.segmentSize && t.ages() > 0 {
 		return nil
 	}
 	if err := t.head(); err != nil {
@@ -355,14 +381,17 @@ func (t *tail) commit(d *draft) error {
 	return nil
 }
 
-// put writes a draft so that it is where a reader will look for it.
+// put writes a draft so that it is where a reader will look for it: each few
+// milliseconds it looks itself.
 func (t *tail) put(f file, info os.FileInfo, d *draft) error {
-	t.buf = d.buf
 	if _, err := f.WriteAt(d.buf, d.base); err != nil {
 		return err
 	}
-	if err := t.linked(info, d.segment); err != nil {
-		return err
+	if age := d.at.Sub(t.checked); d.segment != t.segment || age < 0 || age >= lull || t.disk.Load() {
+		if err := t.linked(info, d.segment); err != nil {
+			return err
+		}
+		t.checked = d.at
 	}
 	if t.disk.Load() {
 		return f.Sync()
@@ -396,13 +425,10 @@ func (t *tail) adopt(d *draft) {
 			delete(t.open, m.id)
 		}
 	}
-	t.keeper.wrote(audit.Position{Line: t.seq, Record: t.records}, !t.rough)
+	t.keeper.wrote(audit.Position{Line: t.seq, Record: t.records}, !t.rough, d.at)
 	if d.head != nil {
 		t.unsigned, t.oldest = 0, *d.head.Oldest
 		t.keeper.signed(d.head, d.prev, t.records)
-	}
-	if cap(t.buf) > 4<<20 { // one great batch must not be paid for ever after
-		t.buf = nil
 	}
 }
 

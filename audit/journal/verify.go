@@ -36,10 +36,66 @@ func (j *Journal) Verify(ctx context.Context) (api.VerifyReport, error) {
 	v := &verifier{dir: j.dir, keys: j.keys.keys(), mark: mark}
 	report, err := v.run(ctx, segments)
 	if err == nil && mark == nil {
-		report.OK = false
-		report.Findings = append(report.Findings, "No mark of this journal is kept: whether its end was cut off cannot be told.")
+		findUnmarked(&report)
 	}
 	return report, err
+}
+
+// findUnmarked adds that there is no mark, where there must be one.
+func findUnmarked(r *api.VerifyReport) {
+	r.OK = false
+	r.Findings = append(r.Findings, "No mark of this journal is kept: whether its end was cut off cannot be told.")
+}
+
+// VerifyLive is [Verify] for the journal of an instance that another process may be
+// writing meanwhile, or deleting from by retention, with the mark that marks keeps.
+func VerifyLive(ctx context.Context, dir, instance string, keys []ed25519.PublicKey, marks Marks) (api.VerifyReport, error) {
+	for {
+		mark, err := ReadMark(ctx, marks, instance)
+		if err != nil {
+			return api.VerifyReport{}, err
+		}
+		report, err := verifyDir(ctx, dir, keys, mark, true)
+		if err != nil {
+			return api.VerifyReport{}, err
+		}
+		if mark == nil {
+			findUnmarked(&report)
+		}
+		if mark == nil || report.OK {
+			return report, nil
+		}
+		now, err := ReadMark(ctx, marks, instance)
+		if err != nil {
+			return api.VerifyReport{}, err
+		}
+		if now == nil || now.Oldest == mark.Oldest {
+			return report, nil
+		}
+		// Retention was here; what is missing may be what it let go. It does so
+		// segment by segment, and so not for ever.
+	}
+}
+
+// Join makes one report of those of several journals, whose names begin what is said
+// about them.
+func Join(reports map[string]api.VerifyReport) api.VerifyReport {
+	all := api.VerifyReport{OK: true}
+	for _, name := range slices.Sorted(maps.Keys(reports)) {
+		r := reports[name]
+		all.OK = all.OK && r.OK
+		all.Records += r.Records
+		all.Segments += r.Segments
+		all.Heads += r.Heads
+		all.Open += r.Open
+		for _, words := range r.Findings {
+			all.Findings = append(all.Findings, name+": "+words)
+		}
+		for _, words := range r.Notes {
+			all.Notes = append(all.Notes, name+": "+words)
+		}
+	}
+	return all
 }
 
 // Verify reports whether the journal in dir is whole: that no line was changed,
@@ -50,6 +106,12 @@ func (j *Journal) Verify(ctx context.Context) (api.VerifyReport, error) {
 // so in a note. The error is about reading; what is wrong with the journal is in
 // the report.
 func Verify(ctx context.Context, dir string, keys []ed25519.PublicKey, mark *Mark) (api.VerifyReport, error) {
+	return verifyDir(ctx, dir, keys, mark, false)
+}
+
+// verifyDir is Verify. If the journal is live, a line at its end that is not finished is
+// being written.
+func verifyDir(ctx context.Context, dir string, keys []ed25519.PublicKey, mark *Mark, live bool) (api.VerifyReport, error) {
 	ns, err := listSegments(dir)
 	if err != nil {
 		return api.VerifyReport{}, fmt.Errorf("verifying the journal: %w", err)
@@ -60,13 +122,25 @@ func Verify(ctx context.Context, dir string, keys []ed25519.PublicKey, mark *Mar
 			continue // retention let it go
 		}
 		s, err := readSegment(dir, n)
+		if live && errors.Is(err, os.ErrNotExist) {
+			continue // retention was here
+		}
 		if err != nil {
 			return api.VerifyReport{}, fmt.Errorf("verifying the journal: %w", err)
 		}
 		segments = append(segments, s)
 	}
+	if n := len(segments); live && n > 0 {
+		last := &segments[n-1]
+		if last.size, err = wholeLines(filepath.Join(dir, segmentName(last.Segment)), last.size); err != nil {
+			return api.VerifyReport{}, fmt.Errorf("verifying the journal: %w", err)
+		}
+		if last.Seq == 0 && last.size == 0 { // it is being begun
+			segments = segments[:n-1]
+		}
+	}
 	v := &verifier{dir: dir, keys: keys, mark: mark}
-	if mark == nil {
+	if mark == nil && !live {
 		v.note("No mark was given: if the end of the journal was cut off, nobody could tell.")
 	}
 	return v.run(ctx, segments)

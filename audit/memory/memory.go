@@ -4,6 +4,7 @@ package memory
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"iter"
 	"slices"
 	"sync"
@@ -12,14 +13,30 @@ import (
 	"cardea/audit"
 )
 
-// A Log is an [audit.Log], an [audit.Reader] and an [audit.Source] that keeps
+// A Log is an [audit.Ledger], an [audit.Reader] and an [audit.Source] that keeps
 // copies of records in a slice. Its zero value is empty and ready.
 type Log struct {
 	mu      sync.Mutex
 	recs    []*api.AccessLog // never written to once it is there
 	err     error
-	changed chan struct{} // made by who waits, closed by Append
+	changed chan struct{} // made by who waits, closed by who keeps a record
+
+	waiting []waiting // in the order of the calls
+	last    audit.Mark
+	failed  map[audit.Mark]error // that nobody has asked for yet
 }
+
+// A waiting record was begun or noted, and is not kept yet.
+type waiting struct {
+	rec  *api.AccessLog
+	mark audit.Mark // 0 if it was noted
+}
+
+var (
+	_ audit.Ledger = (*Log)(nil)
+	_ audit.Reader = (*Log)(nil)
+	_ audit.Source = (*Log)(nil)
+)
 
 // Append implements [audit.Log].
 func (l *Log) Append(ctx context.Context, recs ...*api.AccessLog) error {
@@ -36,15 +53,96 @@ func (l *Log) Append(ctx context.Context, recs ...*api.AccessLog) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.err != nil {
+	if l.keep(); l.err != nil {
 		return l.err
 	}
 	l.recs = append(l.recs, copies...)
+	l.wake()
+	return nil
+}
+
+// Begin implements [audit.Ledger].
+func (l *Log) Begin(rec *api.AccessLog) (audit.Mark, error) {
+	c, err := clone(rec)
+	if err != nil {
+		return 0, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil {
+		return 0, l.err
+	}
+	l.last++
+	l.waiting = append(l.waiting, waiting{rec: c, mark: l.last})
+	return l.last, nil
+}
+
+// Keep implements [audit.Ledger].
+func (l *Log) Keep(m audit.Mark) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.keep()
+	defer delete(l.failed, m)
+	return l.failed[m]
+}
+
+// Note implements [audit.Ledger].
+func (l *Log) Note(rec *api.AccessLog) error {
+	c, err := clone(rec)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if errors.Is(l.err, audit.ErrClosed) {
+		return l.err
+	}
+	l.waiting = append(l.waiting, waiting{rec: c})
+	l.keep()
+	return nil
+}
+
+// Owes implements [audit.Ledger].
+func (l *Log) Owes() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.keep()
+	return len(l.waiting)
+}
+
+// Slow implements [audit.Ledger].
+func (l *Log) Slow() bool { return false }
+
+// keep keeps what waits. If that fails, only what was noted goes on waiting.
+func (l *Log) keep() {
+	if len(l.waiting) == 0 {
+		return
+	}
+	if l.err == nil {
+		for _, w := range l.waiting {
+			l.recs = append(l.recs, w.rec)
+		}
+		l.waiting = nil
+		l.wake()
+		return
+	}
+	if l.failed == nil {
+		l.failed = map[audit.Mark]error{}
+	}
+	l.waiting = slices.DeleteFunc(l.waiting, func(w waiting) bool {
+		if w.mark != 0 {
+			l.failed[w.mark] = l.err
+		}
+		return w.mark != 0
+	})
+}
+
+// wake lets those who follow look again.
+func (l *Log) wake() {
 	if l.changed != nil {
 		close(l.changed)
 		l.changed = nil
 	}
-	return nil
 }
 
 // clone copies a record by way of the JSON in which it would be kept.
@@ -60,7 +158,8 @@ func clone(rec *api.AccessLog) (*api.AccessLog, error) {
 	return c, json.Unmarshal(b, c)
 }
 
-// Fail makes every Append fail with err, until it is called with nil.
+// Fail makes the Log unable to keep anything, because of err, until it is called with
+// nil. With [audit.ErrClosed] the Log is as one that is closed.
 func (l *Log) Fail(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -72,6 +171,7 @@ func (l *Log) Fail(err error) {
 func (l *Log) All() []*api.AccessLog {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.keep()
 	return slices.Clone(l.recs)
 }
 
@@ -146,6 +246,7 @@ func (l *Log) Follow(ctx context.Context, at audit.Position) iter.Seq2[audit.Ent
 func (l *Log) End() (written, durable audit.Position) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.keep()
 	n := int64(len(l.recs))
 	return audit.Position{Line: n, Record: n}, audit.Position{Line: n, Record: n}
 }
@@ -158,6 +259,7 @@ func (l *Log) Sync() error { return nil }
 func (l *Log) from(n int) ([]*api.AccessLog, <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.keep()
 	if l.changed == nil {
 		l.changed = make(chan struct{})
 	}

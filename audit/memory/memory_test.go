@@ -6,6 +6,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"cardea/audit"
 	"cardea/audit/audittest"
 	"cardea/audit/memory"
 )
@@ -18,6 +19,7 @@ func TestLog(t *testing.T) {
 		return audittest.Subject{Log: l, Reader: l, Source: l,
 			Break: func() { l.Fail(errors.New("told to fail")) },
 			Mend:  func() { l.Fail(nil) },
+			Close: func() { l.Owes(); l.Fail(audit.ErrClosed) },
 		}
 	})
 }

@@ -64,6 +64,11 @@ func newLog(e audit.Entry) (l *logs.LogRecord, id string) {
 		l.EventName += "." + strings.ToLower(t)
 	} else if get(info, "api") != nil {
 		l.EventName += ".api"
+	} else if to := words(info, "health", "to"); to != "" {
+		l.EventName += ".health"
+		if !api.HealthState(to).Serves() {
+			l.SeverityNumber, l.SeverityText = logs.SeverityNumber_SEVERITY_NUMBER_WARN, "WARN"
+		}
 	}
 	id = words(l.Body, "metadata", "id")
 	add := func(name, value string) {

@@ -186,3 +186,20 @@ func BenchmarkNewItem(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "records/s")
 }
+
+// A change in the health of an endpoint has a name of its own, and is a warning if the
+// endpoint serves no more.
+func TestHealth(t *testing.T) {
+	for to, severity := range map[api.HealthState]string{
+		api.HealthUnhealthy: "WARN", api.HealthEjected: "WARN", api.HealthHealthy: "INFO",
+	} {
+		rec := audit.New(time.Now())
+		rec.Entry.Common.Status = api.StatusAllowed
+		rec.Entry.Info.Health = &api.HealthInfo{Endpoint: "db:5432", Address: "10.0.0.5:5432", From: api.HealthUnknown, To: to}
+		b, err := audit.AppendRecord(nil, rec)
+		must(t, err)
+		if l, _ := newLog(audit.Entry{JSON: b}); l.EventName != "cardea.access.health" || l.SeverityText != severity {
+			t.Errorf("to %s: %s, %s", to, l.EventName, l.SeverityText)
+		}
+	}
+}
