@@ -102,6 +102,9 @@ type Self struct {
 	Session  *Session  `json:"session"`
 	Revision Revision  `json:"revision"`
 	Now      time.Time `json:"now"`
+	// OlderProcesses is how many processes of the cluster an upgrade has replaced that
+	// keep their connections.
+	OlderProcesses int `json:"olderProcesses,omitempty"`
 }
 
 // Reachable is the Services that a Session may connect to now, ordered by name.
@@ -248,6 +251,8 @@ type Connection struct {
 	SentBytes     int64     `json:"sentBytes,string"`
 	DecisionID    string    `json:"decisionID"`
 	Rule          *RuleRef  `json:"rule,omitempty"`
+	Process       int       `json:"process,omitempty"`  // the id of the process that carries it
+	Draining      bool      `json:"draining,omitempty"` // an upgrade has replaced that process, and it keeps what it has
 }
 
 // Connections is a list of live connections, the oldest first.
@@ -260,6 +265,7 @@ type VerifyReport struct {
 	OK       bool     `json:"ok"`
 	Records  int64    `json:"records"`
 	Segments int      `json:"segments"`
+	Journals int      `json:"journals,omitempty"` // each process of a data directory writes one at a time
 	Heads    int64    `json:"heads"`              // signed heads that were checked
 	Open     int64    `json:"open"`               // STARTs whose connection is live
 	Findings []string `json:"findings,omitempty"` // what is wrong, one sentence each

@@ -141,7 +141,9 @@ const (
 	maxStatuses  = 32
 )
 
-func (h *UpstreamHealth) validate(p *Problems, at string) {
+// Validate checks what is written; at is a pointer such as
+// /spec/config/upstream/health. h may be nil.
+func (h *UpstreamHealth) Validate(p *Problems, at string) {
 	if h == nil {
 		return
 	}

@@ -33,6 +33,21 @@ func TestNewID(t *testing.T) {
 	}
 }
 
+func TestParseID(t *testing.T) {
+	for range 1000 {
+		s := api.NewID()
+		if id, ok := api.ParseID(s); !ok || id.String() != s {
+			t.Fatalf("%q was read as %q, %v", s, id, ok)
+		}
+	}
+	good := api.NewID()
+	for _, bad := range []string{"", "d", good[1:], good + "a", "A" + good[1:], good[:4] + "a" + good[5:], "-" + good[1:], "\xff" + good[1:]} {
+		if id, ok := api.ParseID(bad); ok {
+			t.Errorf("%q was read as %q", bad, id)
+		}
+	}
+}
+
 func BenchmarkNewID(b *testing.B) {
 	for b.Loop() {
 		api.NewID()

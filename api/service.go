@@ -648,8 +648,8 @@ func (l *ServiceLimits) validate(p *Problems, at string) {
 // validateConfig checks a config as it is with what it takes from its parents.
 func (s *Service) validateConfig(p *Problems, at string, c *ServiceConfig) {
 	u := &c.Upstream
-	u.Loadbalance.validate(p, at+"/upstream/loadbalance")
-	u.Health.validate(p, at+"/upstream/health")
+	u.Loadbalance.Validate(p, at+"/upstream/loadbalance")
+	u.Health.Validate(p, at+"/upstream/health")
 	switch {
 	case u.URL != "" && u.Loadbalance != nil && len(u.Loadbalance.Endpoints) > 0:
 		p.Add(at+"/upstream", "must have one of url and loadbalance.endpoints", "both")
@@ -725,8 +725,9 @@ func (s *Service) validateEndpoints(p *Problems, at string, list []UpstreamEndpo
 	}
 }
 
-// validate checks what stands beside the URLs of the endpoints.
-func (l *Loadbalance) validate(p *Problems, at string) {
+// Validate checks what stands beside the URLs of the endpoints; at is a pointer such as
+// /spec/config/upstream/loadbalance. l may be nil.
+func (l *Loadbalance) Validate(p *Problems, at string) {
 	if l == nil {
 		return
 	}

@@ -21,24 +21,31 @@ type caller struct {
 	session bool
 }
 
-// crowdOf returns whom the connection that g opens is counted among.
-func crowdOf(g *Grant) crowd {
-	who := caller{name: g.conn.facts.IP}
-	if s := g.held.Subject.Session; s != nil {
-		who = caller{s.UID, true}
-	}
-	return crowd{g.conn.service(&g.held), who, g.conn.object().Kind}
+// crowdOf returns whom the connection that d opens is counted among.
+func crowdOf(c *Conn, d *api.Decision) crowd {
+	return crowd{c.from.name, callerOf(c, d.Subject.Session), c.from.kind()}
 }
+
+// callerOf returns whose connection c is.
+func callerOf(c *Conn, session *api.Ref) caller {
+	if session != nil {
+		return caller{session.UID, true}
+	}
+	return caller{name: c.ip}
+}
+
+// caller returns whose connection it opens.
+func (g *Grant) caller() caller { return callerOf(g.conn, g.terms.Load().session) }
 
 // crowds counts the live connections of each Service that has some. The registry
 // guards it: whoever is let in is counted before anybody else is looked at.
 type crowds map[string]*count
 
 type count struct {
-	all     int // live, and places that are kept for those whose turn has come
-	by      map[caller]int
-	limit   int       // of all, as was last said; 0 is none
-	waiting list.List // of *waiter: until there are fewer than limit, in order
+	all     int            // live, and places that are kept for those whose turn has come
+	by      map[caller]int // live; nil until somebody's connections were limited
+	limit   int            // of all, as was last said; 0 is none
+	waiting list.List      // of *waiter: until there are fewer than limit, in order
 }
 
 // A waiter is the place of a connection among those that wait.
@@ -66,13 +73,16 @@ type waitError struct {
 // admit counts one more connection, unless that would be more than limits allow:
 // then the error is a fullError or, if it may wait, a waitError. What is live
 // counts, whatever the limits were when it began. w is the place of one whose turn
-// has come, nil for who has not waited.
-func (m crowds) admit(c crowd, limits api.Limits, w *waiter) error {
+// has come, nil for who has not waited. callers counts those of a Service by caller.
+func (m crowds) admit(c crowd, limits api.Limits, w *waiter, callers func(service string) map[caller]int) error {
 	n := m[c.service]
 	if n == nil {
-		n = &count{by: map[caller]int{}}
+		n = new(count)
 	}
 	n.bound(limits.Connections)
+	if limits.ConnectionsPerSession > 0 && n.by == nil {
+		n.by = callers(c.service)
+	}
 	own, hasTurn := n.by[c.caller], w != nil && w.kept && w.service == c.service
 	if limits.ConnectionsPerSession > 0 && own >= limits.ConnectionsPerSession {
 		whose := "the source address"
@@ -100,7 +110,9 @@ func (m crowds) admit(c crowd, limits api.Limits, w *waiter) error {
 		n.all++
 	}
 	m[c.service] = n
-	n.by[c.caller]++
+	if n.by != nil {
+		n.by[c.caller]++
+	}
 	return nil
 }
 
@@ -149,8 +161,10 @@ func (n *count) next() {
 // leave undoes admit.
 func (m crowds) leave(c crowd) {
 	n := m[c.service]
-	if n.by[c.caller]--; n.by[c.caller] == 0 {
-		delete(n.by, c.caller)
+	if n.by != nil {
+		if n.by[c.caller]--; n.by[c.caller] == 0 {
+			delete(n.by, c.caller)
+		}
 	}
 	m.free(c.service, n)
 }

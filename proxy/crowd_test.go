@@ -9,6 +9,9 @@ import (
 	"cardea/api"
 )
 
+// nobody has connections yet.
+func nobody(string) map[caller]int { return map[caller]int{} }
+
 // Whatever comes, waits, gives up and leaves: there are never more than may be, those
 // who wait come in order and as soon as there is room, and in the end nobody counts.
 func TestCrowds(t *testing.T) {
@@ -50,7 +53,7 @@ func TestCrowds(t *testing.T) {
 			switch rapid.SampledFrom([]string{"come", "come", "come", "enter", "leave", "give up", "decline", "limit"}).Draw(t, "step") {
 			case "come":
 				room := limits.Connections == 0 || live+len(kept) < limits.Connections
-				err := m.admit(c, limits, nil)
+				err := m.admit(c, limits, nil, nobody)
 				switch waits, ok := errors.AsType[*waitError](err); {
 				case ok && !room && len(waiting) < limits.Pending:
 					waiting = append(waiting, waits.waiter)
@@ -61,7 +64,7 @@ func TestCrowds(t *testing.T) {
 				}
 			case "enter":
 				if len(kept) > 0 {
-					if err := m.admit(c, limits, kept[0]); err != nil {
+					if err := m.admit(c, limits, kept[0], nobody); err != nil {
 						t.Fatalf("whose turn has come: %v", err)
 					}
 					m.giveUp(kept[0]) // has no effect any more
@@ -113,18 +116,18 @@ func TestFullWords(t *testing.T) {
 	m := crowds{}
 	c := crowd{service: "svc", kind: api.KindService}
 	limits := api.Limits{Connections: 2, ConnectionsPerSession: 1}
-	if err := m.admit(c, limits, nil); err != nil {
+	if err := m.admit(c, limits, nil, nobody); err != nil {
 		t.Fatal(err)
 	}
 	want := "the source address has 1 live connection to the Service, and spec.limits.connectionsPerSession is 1"
-	if err := m.admit(c, limits, nil); err == nil || err.Error() != want {
+	if err := m.admit(c, limits, nil, nobody); err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
 	}
 	c.caller.name = "another"
-	m.admit(c, limits, nil)
+	m.admit(c, limits, nil, nobody)
 	c.caller.name = "one more"
 	want = "the Service has 2 live connections, and spec.limits.connections is 2"
-	if err := m.admit(c, limits, nil); err == nil || err.Error() != want {
+	if err := m.admit(c, limits, nil, nobody); err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
 	}
 }

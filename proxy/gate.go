@@ -23,6 +23,16 @@
 // nobody: then each further question repeats the evidence, and the caller is told
 // nothing whatever the answer.
 //
+// # In line
+//
+// A connection that nobody looks into needs no goroutine where nothing waits: if the
+// engine connects by itself, the Decider never waits, and it is known where to
+// connect to, Arrive decides, registers and hands the connection to the engine, and
+// the engine calls back when the upstream has answered and when all is over. Its
+// START is begun before the upstream is asked for, and kept before a byte passes.
+// Whatever must wait goes to a goroutine, with what was done for it so far; the
+// promises are the same.
+//
 // # Limits
 //
 // How many connections a Service, and a Session on it, may have at once is counted
@@ -45,8 +55,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -85,8 +97,13 @@ type DialFunc func(ctx context.Context, to api.Destination) (net.Conn, api.DialR
 // Rooms are what a Gate needs; all but those that say otherwise must be set.
 type Rooms struct {
 	Decider policy.Decider
-	Dial    DialFunc
-	Audit   audit.Log
+	// InLine says that Decider.Decide never waits: Arrive may call it.
+	InLine bool
+	Dial   DialFunc
+	// Plan says how an Engine that is a relay.Connector gets to a Destination. If it is
+	// nil, or returns nil, Dial does it.
+	Plan  func(api.Destination) Plan
+	Audit audit.Ledger
 	// Refuse records what was refused, whole or counted: see refusals.Recorder.
 	Refuse func(api.Refusal)
 	Engine relay.Engine
@@ -99,13 +116,32 @@ type Rooms struct {
 	Grace time.Duration
 }
 
+// A Plan is a way to an upstream that needs no waiting: what a relay.Connector, which
+// calls it, does not know. None of its methods waits. Either Connected or Failure is
+// called, once, and then nothing more.
+type Plan interface {
+	// Next and NeedsLocal are those of relay.Opening.
+	Next(failed error) (to netip.AddrPort, within time.Duration, ok bool)
+	NeedsLocal() bool
+	// Connected is called when the upstream has answered. preface is what it is sent
+	// first.
+	Connected(local netip.AddrPort) (preface []byte, report api.DialReport)
+	// Failure says what happened when there was nowhere left, or the way was given up:
+	// the error is that of DialFunc.
+	Failure() (api.DialReport, error)
+}
+
 // A Gate is the enforcement point of one process.
 type Gate struct {
 	Rooms
 
-	registry registry
-	counters counters
-	figures  figures
+	connector relay.Connector // the Engine, if it is one
+	registry  registry
+	counters  counters
+	figures   figures
+	endpoints endpoints
+	origins   origins
+	entries   sync.Pool // of *entry that are not in use
 	// complained is when it was last said, in Unix seconds, that the access log
 	// cannot be written.
 	complained atomic.Int64
@@ -114,12 +150,15 @@ type Gate struct {
 	life     context.Context // of connections that arrive; nil if none may
 	closing  <-chan struct{} // closed when Run is told to end
 	handlers map[string]Handler
-	owed     []*api.AccessLog // what the log could not take when it happened
-	arriving sync.WaitGroup   // goroutines of Arrive
+	arriving sync.WaitGroup // calls and goroutines of Arrive
 }
 
 // New returns a Gate; it starts nothing.
-func New(r Rooms) *Gate { return &Gate{Rooms: r, registry: newRegistry()} }
+func New(r Rooms) *Gate {
+	g := &Gate{Rooms: r, registry: newRegistry(), origins: origins{seed: maphash.MakeSeed()}}
+	g.connector, _ = r.Engine.(relay.Connector)
+	return g
+}
 
 // Set makes the Gate serve svc as it now is, from the next connection on. Live
 // connections keep what they have. Services of opaque modes need no Set.
@@ -190,9 +229,6 @@ func (g *Gate) Run(ctx context.Context) error {
 	g.arriving.Wait()
 	g.drain() // what got its relay meanwhile
 	<-over
-	if n := g.settle(life); n > 0 {
-		g.Log.Error("the access log could not be written to the end; the connections whose END is missing will be recorded as CRASHED", "records", n)
-	}
 	return nil
 }
 
@@ -225,46 +261,66 @@ func (g *Gate) Arrive(a api.Arrival) {
 		relay.Reset(a.Conn, relay.Drained)
 		return
 	}
-	c := newConn(g, life, closing, a)
-	c.handled = h != nil
-	go g.serve(c, h)
+	c := newConn(g, &a)
+	if h == nil && c.mayGoInLine() {
+		g.pass(c, life, closing)
+		g.arriving.Done()
+		return
+	}
+	c.attend(life, closing, h != nil)
+	go g.serve(c, h, nil)
 }
 
-// serve runs a connection until it is over or given to the relay.
-func (g *Gate) serve(c *Conn, h Handler) {
+// serve runs a connection, from where it is, until it is over or given to the relay.
+// The goroutine that does is counted in arriving.
+func (g *Gate) serve(c *Conn, h Handler, w *pending) {
 	defer g.arriving.Done()
-	defer c.cancel()
+	defer c.unattend()
 	var err error
 	if h != nil {
-		err = h.Serve(c.ctx, c)
+		err = h.Serve(c.run.ctx, c)
 	} else {
-		err = g.opaque(c)
+		err = g.opaque(c, w)
 	}
 	c.finish(err)
 }
 
 // opaque is the whole life of a connection that nobody looks into: arrived →
-// decided → connecting → relaying.
-func (g *Gate) opaque(c *Conn) error {
-	grant, err := c.Authorize(c.ctx, Ask{})
+// decided → connecting → relaying. w is set if it waits for its turn.
+func (g *Gate) opaque(c *Conn, w *pending) error {
+	var err error
+	if c.start == unborn {
+		_, err = c.authorize(c.run.ctx, Ask{}, w)
+	} else {
+		err = c.keep()
+	}
 	if err != nil {
 		return err
 	}
-	d := g.registry.decision(grant)
-	if m, ok := g.mode(d.Subject.Mode); !ok || !m.Opaque {
-		// A Service of a mode that looks into its traffic must never be carried
-		// blindly, also not while its Handler is on its way here.
-		return &api.Error{Code: api.CodeUnavailable, Message: fmt.Sprintf("mode %s is not served here", d.Subject.Mode)}
+	if err := c.carried(); err != nil {
+		return err
 	}
-	up, err := grant.dial(c.ctx)
+	up, hold, err := c.first.dial(c.run.ctx)
 	if err != nil {
 		return err
 	}
-	if err := c.verdict(api.Verdict{Code: api.VerdictOK, DecisionID: d.ID}); err != nil {
+	if err := c.verdict(api.Verdict{Code: api.VerdictOK, DecisionID: c.first.id()}); err != nil {
 		relay.Reset(up, relay.ClientReset)
+		release(hold, relay.Result{})
 		return errClientGone
 	}
-	c.Relay(up)
+	c.relay(up, hold)
+	return nil
+}
+
+// carried returns an error if the connection may not be carried without a look into
+// it. A Service of a mode that looks must never be, also not while its Handler is on
+// its way here.
+func (c *Conn) carried() error {
+	mode := c.first.terms.Load().said.Subject.Mode
+	if m, ok := c.gate.mode(mode); !ok || !m.Opaque {
+		return &api.Error{Code: api.CodeUnavailable, Message: fmt.Sprintf("mode %s is not served here", mode)}
+	}
 	return nil
 }
 

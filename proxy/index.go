@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"hash/maphash"
 	"iter"
 
 	"cardea/api"
@@ -10,9 +11,13 @@ import (
 // all decisions about one Session and Service the same list of names, so a list
 // is in the index once, and the Grants are with the list: a further connection
 // costs one entry, however many names it hangs on.
+//
+// Names are found by a hash of theirs: two that have the same are as one, and what
+// hangs on either is asked about once more, in vain.
 type index struct {
+	seed   maphash.Seed
 	lists  map[listID]*names
-	byName map[api.Key][]place
+	byName map[uint64][]hook
 }
 
 // A listID tells lists of names apart without a look into them: where one begins,
@@ -22,63 +27,80 @@ type listID struct {
 	n     int
 }
 
-// names is one list, and what depends on it.
-type names struct {
-	id     listID
-	keys   []api.Key
-	at     []int // where in byName of each key it stands
-	grants map[*Grant]struct{}
+// idOf returns the id of a list.
+func idOf(keys []api.Key) listID {
+	if len(keys) == 0 {
+		return listID{}
+	}
+	return listID{&keys[0], len(keys)}
 }
 
-// A place is the nth key of a list.
-type place struct {
+// names is one list, and what depends on it.
+type names struct {
+	keys   []api.Key
+	at     []int32 // where in byName each of them stands
+	grants []*Grant
+	terms  []*terms // the latest that were made on it
+}
+
+// A hook is the nth name of a list.
+type hook struct {
 	list *names
 	nth  int
 }
 
 func newIndex() index {
-	return index{lists: map[listID]*names{}, byName: map[api.Key][]place{}}
+	return index{seed: maphash.MakeSeed(), lists: map[listID]*names{}, byName: map[uint64][]hook{}}
 }
 
-// add notes that g depends on keys; it returns what remove needs, nil if there are
-// none.
-func (x *index) add(g *Grant, keys []api.Key) *names {
-	if len(keys) == 0 {
-		return nil
-	}
-	id := listID{&keys[0], len(keys)}
+func (x *index) hash(k api.Key) uint64 { return maphash.Comparable(x.seed, k) }
+
+// list returns the list of keys. It is there until the last Grant is removed from
+// it, or tidy finds that there never was one.
+func (x *index) list(keys []api.Key) *names {
+	id := idOf(keys)
 	l := x.lists[id]
 	if l == nil {
-		l = &names{id: id, keys: keys, at: make([]int, len(keys)), grants: map[*Grant]struct{}{}}
+		l = &names{keys: keys, at: make([]int32, len(keys))}
 		x.lists[id] = l
-		for i, k := range keys {
-			l.at[i] = len(x.byName[k])
-			x.byName[k] = append(x.byName[k], place{l, i})
+		for nth, k := range keys {
+			h := x.hash(k)
+			l.at[nth] = int32(len(x.byName[h]))
+			x.byName[h] = append(x.byName[h], hook{l, nth})
 		}
 	}
-	l.grants[g] = struct{}{}
 	return l
+}
+
+// add notes that g depends on the names of a list.
+func (l *names) add(g *Grant) {
+	g.spot = int32(len(l.grants))
+	l.grants = append(l.grants, g)
 }
 
 // remove undoes add.
 func (x *index) remove(g *Grant, l *names) {
-	if l == nil {
+	l.grants = without(l.grants, g.spot, func(moved *Grant) { moved.spot = g.spot })
+	x.tidy(l)
+}
+
+// tidy forgets a list on which nothing depends.
+func (x *index) tidy(l *names) {
+	if len(l.grants) > 0 {
 		return
 	}
-	if delete(l.grants, g); len(l.grants) > 0 {
-		return
-	}
-	delete(x.lists, l.id)
-	for i, k := range l.keys {
-		places := x.byName[k]
-		last := len(places) - 1
-		moved := places[last]
-		places[l.at[i]], places[last] = moved, place{}
-		moved.list.at[moved.nth] = l.at[i]
+	delete(x.lists, idOf(l.keys))
+	for nth, k := range l.keys {
+		h, i := x.hash(k), l.at[nth]
+		hooks := x.byName[h]
+		last := len(hooks) - 1
+		moved := hooks[last]
+		hooks[i], hooks[last] = moved, hook{}
+		moved.list.at[moved.nth] = i
 		if last == 0 {
-			delete(x.byName, k)
+			delete(x.byName, h)
 		} else {
-			x.byName[k] = places[:last]
+			x.byName[h] = hooks[:last]
 		}
 	}
 }
@@ -86,12 +108,21 @@ func (x *index) remove(g *Grant, l *names) {
 // on yields what depends on a name.
 func (x *index) on(k api.Key) iter.Seq[*Grant] {
 	return func(yield func(*Grant) bool) {
-		for _, p := range x.byName[k] {
-			for g := range p.list.grants {
+		for _, h := range x.byName[x.hash(k)] {
+			for _, g := range h.list.grants {
 				if !yield(g) {
 					return
 				}
 			}
 		}
 	}
+}
+
+// without removes the i-th of all, in whose place the last one moves.
+func without(all []*Grant, i int32, move func(moved *Grant)) []*Grant {
+	last := len(all) - 1
+	moved := all[last]
+	all[i], all[last] = moved, nil
+	move(moved)
+	return all[:last]
 }

@@ -23,17 +23,18 @@ func TestIndex(t *testing.T) {
 			}
 			lists = append(lists, keys)
 		}
-		x, held := newIndex(), map[*Grant][]api.Key{}
+		x, held, on := newIndex(), map[*Grant][]api.Key{}, map[*Grant]*names{}
 		for range rapid.IntRange(0, 60).Draw(t, "steps") {
 			if len(held) > 0 && rapid.Bool().Draw(t, "remove") {
 				for g := range held {
-					x.remove(g, g.names)
+					x.remove(g, on[g])
 					delete(held, g)
 					break
 				}
 			} else {
 				g, keys := new(Grant), rapid.SampledFrom(lists).Draw(t, "list")
-				g.names, held[g] = x.add(g, keys), keys
+				on[g], held[g] = x.list(keys), keys
+				on[g].add(g)
 			}
 			for n := range 6 {
 				got, want := map[*Grant]int{}, map[*Grant]int{}
@@ -51,7 +52,7 @@ func TestIndex(t *testing.T) {
 			}
 		}
 		for g := range held {
-			x.remove(g, g.names)
+			x.remove(g, on[g])
 		}
 		if len(x.lists) != 0 || len(x.byName) != 0 {
 			t.Fatalf("of nothing held, %d lists and %d names are left", len(x.lists), len(x.byName))

@@ -10,6 +10,9 @@ import (
 
 // question asks the Decider, who has AskTimeout from req.Now to answer.
 func (g *Gate) question(ctx context.Context, req api.Request) (api.Decision, error) {
+	if g.InLine {
+		return g.Decider.Decide(ctx, req)
+	}
 	patience := g.AskTimeout
 	if patience <= 0 {
 		patience = 5 * time.Second

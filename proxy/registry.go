@@ -3,7 +3,9 @@ package proxy
 import (
 	"cmp"
 	"container/heap"
+	"hash/maphash"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"sync"
@@ -18,11 +20,14 @@ import (
 //
 // Its lock is never held while the Decider, the log or a socket is asked.
 type registry struct {
-	mu     sync.Mutex
-	byID   map[string]*Conn
-	held   map[*Grant]struct{}
-	index  index
-	crowds crowds
+	origin time.Time // of the clock of Grants
+
+	mu      sync.Mutex
+	held    []*Grant
+	opens   int // of them, those that opened a connection
+	index   index
+	grounds grounds
+	crowds  crowds
 	// watched are the Grants that are looked at each second: the decision read
 	// the clock, or is in doubt.
 	watched map[*Grant]struct{}
@@ -42,7 +47,7 @@ type registry struct {
 
 func newRegistry() registry {
 	return registry{
-		byID: map[string]*Conn{}, held: map[*Grant]struct{}{}, index: newIndex(), crowds: crowds{}, watched: map[*Grant]struct{}{},
+		origin: time.Now(), index: newIndex(), grounds: grounds{seed: maphash.MakeSeed()}, crowds: crowds{}, watched: map[*Grant]struct{}{},
 		sooner: make(chan struct{}, 1), queued: make(chan struct{}, 1),
 	}
 }
@@ -65,28 +70,44 @@ type overtakenError struct{ revision api.Revision } // to decide on
 
 func (*overtakenError) Error() string { return "a change was told meanwhile" }
 
-// add registers a decision that is held from now on. It fails if a change was
-// told since it was made (overtakenError), or if it would open one connection
-// more than there may be (fullError, waitError). turn is the place of a connection
-// that has waited.
-func (r *registry) add(g *Grant, turn *waiter) error {
+// add registers a decision that is held from now on, by a Grant that is new. It fails
+// if a change was told since it was made (overtakenError), or if it would open one
+// connection more than there may be (fullError, waitError). turn is the place of a
+// connection that has waited. req and d are not kept.
+func (r *registry) add(g *Grant, req *api.Request, d *api.Decision, turn *waiter) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if g.held.Revision.Compare(r.seen) < 0 {
+	if d.Revision.Compare(r.seen) < 0 {
 		return &overtakenError{r.seen}
 	}
-	if g.opens {
-		g.among = crowdOf(g)
-		if err := r.crowds.admit(g.among, g.held.Limits, turn); err != nil {
+	if g.opens = g == &g.conn.first; g.opens {
+		if err := r.crowds.admit(crowdOf(g.conn, d), d.Limits, turn, r.callers); err != nil {
 			return err
 		}
-		r.byID[g.conn.ID] = g.conn
+		r.opens++
+	} else {
+		g.conn.run.grants = append(g.conn.run.grants, g)
 	}
-	r.held[g] = struct{}{}
-	g.conn.grants = append(g.conn.grants, g)
-	r.enter(g)
+	g.place = int32(len(r.held))
+	r.held = append(r.held, g)
+	r.enter(g, &req.Evidence, d, req.Now)
 	return nil
 }
+
+// callers counts the live connections to a Service, or foreign Object, by caller. r.mu
+// is held.
+func (r *registry) callers(service string) map[caller]int {
+	by := map[caller]int{}
+	for _, g := range r.held {
+		if g.opens && g.conn.from.name == service {
+			by[g.caller()]++
+		}
+	}
+	return by
+}
+
+// clock returns a time as Grants keep it.
+func (r *registry) clock(t time.Time) time.Duration { return t.Sub(r.origin) }
 
 // giveUp ends the wait of a connection that has not come in.
 func (r *registry) giveUp(w *waiter) {
@@ -107,7 +128,7 @@ func (r *registry) change(c api.Change, now time.Time) {
 	}
 	r.fresh = now
 	if c.All {
-		for g := range r.held {
+		for _, g := range r.held {
 			r.enqueue(g)
 		}
 		return
@@ -123,7 +144,7 @@ func (r *registry) change(c api.Change, now time.Time) {
 // its lease. r.mu is held.
 func (r *registry) enqueue(g *Grant) {
 	if !g.doubt {
-		g.granted, g.doubt = later(g.granted, r.fresh), true
+		g.answered, g.doubt = max(g.answered, r.clock(r.fresh)), true
 		r.watched[g] = struct{}{}
 	}
 	if g.asking {
@@ -163,9 +184,9 @@ func (r *registry) next() (*Grant, api.Request, api.Decision) {
 			r.wake() // another asker
 		}
 		g.asking, g.again = true, false
-		req := g.req
-		req.AtLeast = r.seen
-		return g, req, g.held
+		req := g.terms.Load().request()
+		req.Facts, req.AtLeast = g.facts(), r.seen
+		return g, req, g.decision()
 	}
 	return nil, api.Request{}, api.Decision{}
 }
@@ -181,13 +202,37 @@ func (r *registry) answered(g *Grant) {
 	}
 }
 
-// enter puts what g holds into the indices.
-func (r *registry) enter(g *Grant) {
-	g.names = r.index.add(g, g.held.DependsOn)
-	if g.held.TimeBound {
+// decision returns the decision that g holds. r.mu is held.
+func (g *Grant) decision() api.Decision {
+	t := g.terms.Load()
+	id := t.id
+	if id == "" {
+		id = g.decided.String()
+	}
+	return t.decision(id, g.revision)
+}
+
+// facts returns those that its decision is made on.
+func (g *Grant) facts() *api.Facts {
+	if g.unit != nil && g.unit.facts != nil {
+		return g.unit.facts
+	}
+	return new(g.conn.facts())
+}
+
+// enter lets g hold d, and puts it into the indices. e is the evidence of who asked,
+// and at when.
+func (r *registry) enter(g *Grant, e *api.Evidence, d *api.Decision, at time.Time) {
+	id, ours := api.ParseID(d.ID)
+	t := r.termsOf(g.conn, e, d, ours)
+	g.terms.Store(t)
+	g.decided, g.revision, g.answered = id, d.Revision, r.clock(at)
+	t.names.add(g)
+	if t.said.TimeBound {
 		r.watched[g] = struct{}{}
 	}
-	if !g.held.Until.IsZero() {
+	g.until = -1
+	if !t.until.IsZero() {
 		heap.Push(&r.expiries, g)
 		if g.until == 0 {
 			select {
@@ -200,54 +245,78 @@ func (r *registry) enter(g *Grant) {
 
 // leave takes what g holds out of the indices.
 func (r *registry) leave(g *Grant) {
-	r.index.remove(g, g.names)
-	g.names = nil
-	delete(r.watched, g)
+	r.index.remove(g, g.terms.Load().names)
+	if len(r.watched) > 0 {
+		delete(r.watched, g)
+	}
 	if g.until >= 0 {
-		heap.Remove(&r.expiries, g.until)
+		heap.Remove(&r.expiries, int(g.until))
 	}
 }
 
-// remove forgets a decision, and returns what was dialled with it.
-func (r *registry) remove(g *Grant) []net.Conn {
+// remove forgets the decision of a unit of work. It returns it, and what was dialled.
+func (r *registry) remove(g *Grant) (api.Decision, []*granted) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	g.conn.grants = slices.DeleteFunc(g.conn.grants, func(other *Grant) bool { return other == g })
-	return r.drop(g)
-}
-
-// forget removes all that a connection holds.
-func (r *registry) forget(c *Conn) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, g := range c.grants {
+	if run := g.conn.run; !g.finished {
+		run.grants = slices.DeleteFunc(run.grants, func(other *Grant) bool { return other == g })
 		r.drop(g)
-		g.close()
 	}
-	c.grants = nil
+	return g.decision(), g.unit.dialled
 }
 
-// drop is remove, but for the list of the connection. r.mu is held.
-func (r *registry) drop(g *Grant) []net.Conn {
-	if g.finished {
-		return nil
-	}
-	r.leave(g)
-	delete(r.held, g)
-	g.finished = true
-	if g.opens {
-		delete(r.byID, g.conn.ID)
-		r.crowds.leave(g.among)
-	}
-	return g.dialled
-}
-
-// upstreams returns what was dialled for a connection and is not closed.
-func (r *registry) upstreams(c *Conn) (all []net.Conn) {
+// end makes a Grant not live any more.
+func (r *registry) end(g *Grant) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, g := range c.grants {
-		all = append(all, g.dialled...)
+	g.close()
+}
+
+// forget removes all that a connection holds, and returns the decision that opened
+// it.
+func (r *registry) forget(c *Conn) (api.Decision, *figure) {
+	r.mu.Lock()
+	d, figure := c.first.decision(), c.first.terms.Load().figure
+	r.drop(&c.first)
+	var dialled []*granted
+	if run := c.run; run != nil {
+		for _, g := range run.grants {
+			r.drop(g)
+			dialled = append(dialled, g.unit.dialled...)
+		}
+		dialled = append(dialled, run.own.dialled...)
+		run.grants, run.own.dialled = nil, nil
+	}
+	r.mu.Unlock()
+	for _, up := range dialled {
+		up.end()
+	}
+	return d, figure
+}
+
+// drop takes g off the registry. r.mu is held.
+func (r *registry) drop(g *Grant) {
+	g.close()
+	if g.finished {
+		return
+	}
+	g.finished = true
+	r.leave(g)
+	r.held = without(r.held, g.place, func(moved *Grant) { moved.place = g.place })
+	if g.opens {
+		r.opens--
+		r.crowds.leave(crowd{g.conn.from.name, g.caller(), g.conn.from.kind()})
+	}
+}
+
+// upstreams returns what was dialled for a connection by its Handler, and is not
+// closed.
+func (r *registry) upstreams(c *Conn) (all []*granted) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all = slices.Clone(c.run.own.dialled)
+	for _, g := range c.run.grants {
+		all = append(all, g.unit.dialled...)
 	}
 	return all
 }
@@ -260,11 +329,12 @@ func (r *registry) replace(g *Grant, d api.Decision, asked time.Time) {
 	defer r.mu.Unlock()
 	if !g.finished {
 		r.leave(g)
-		g.held, g.granted, g.doubt = d, asked, g.again
-		if g.opens && !g.conn.isForeign() { // whose limits are those of when it came
-			r.crowds[g.among.service].bound(d.Limits.Connections)
+		e := g.terms.Load().request().Evidence
+		g.doubt = g.again
+		r.enter(g, &e, &d, asked)
+		if g.opens && !g.conn.from.isForeign() { // whose limits are those of when it came
+			r.crowds[g.conn.from.name].bound(d.Limits.Connections)
 		}
-		r.enter(g)
 		if d.Revision.Compare(r.seen) < 0 {
 			g.doubt, g.again = true, true
 		}
@@ -281,7 +351,7 @@ func (r *registry) doubt(g *Grant) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !g.finished && !g.doubt {
-		g.granted, g.doubt = later(g.granted, r.fresh), true
+		g.answered, g.doubt = max(g.answered, r.clock(r.fresh)), true
 		r.watched[g] = struct{}{}
 	}
 	r.answered(g)
@@ -292,19 +362,25 @@ func (r *registry) doubt(g *Grant) {
 func (r *registry) lapsed(now time.Time) (over []*Grant) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	look := r.watched
-	if now.Sub(r.fresh) > 3*tick { // no heartbeat: leases are renewed one by one
-		look = r.held
-	}
-	for g := range look {
-		end := r.leaseEnd(g)
+	at := r.clock(now)
+	look := func(g *Grant) {
+		end, d := r.leaseEnd(g), &g.terms.Load().said
 		switch {
-		case now.After(end):
+		case at > end:
 			over = append(over, g)
 		case g.asking: // patience
-		case g.doubt || g.held.TimeBound || end.Sub(now) < g.held.Lease/2:
+		case g.doubt || d.TimeBound || end-at < d.Lease/2:
 			r.enqueue(g)
 		}
+	}
+	if now.Sub(r.fresh) > 3*tick { // no heartbeat: leases are renewed one by one
+		for _, g := range r.held {
+			look(g)
+		}
+		return over
+	}
+	for g := range r.watched {
+		look(g)
 	}
 	return over
 }
@@ -315,7 +391,7 @@ func (r *registry) expired(now time.Time) (over []*Grant) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	wall := now.Round(0) // an expiry is a point of time, not a distance
-	for len(r.expiries) > 0 && !r.expiries[0].held.Until.Round(0).After(wall) {
+	for len(r.expiries) > 0 && !r.expiries[0].ends().After(wall) {
 		over = append(over, heap.Pop(&r.expiries).(*Grant))
 	}
 	return over
@@ -327,60 +403,63 @@ func (r *registry) untilNext(now, tick time.Time) time.Duration {
 	defer r.mu.Unlock()
 	wait := tick.Sub(now)
 	if len(r.expiries) > 0 {
-		wait = min(wait, r.expiries[0].held.Until.Round(0).Sub(now.Round(0)))
+		wait = min(wait, r.expiries[0].ends().Sub(now.Round(0)))
 	}
 	return max(wait, 0)
 }
 
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
+// ends is when the decision of g says that it ends.
+func (g *Grant) ends() time.Time { return g.terms.Load().until.Round(0) }
 
 // leaseEnd is when the lease of g ends as things stand. r.mu is held.
-func (r *registry) leaseEnd(g *Grant) time.Time {
-	from := g.granted
+func (r *registry) leaseEnd(g *Grant) time.Duration {
+	from := g.answered
 	if !g.doubt {
-		from = later(from, r.fresh)
+		from = max(from, r.clock(r.fresh))
 	}
-	return from.Add(g.held.Lease)
+	return from + g.terms.Load().said.Lease
 }
 
 // decision returns the decision that g holds.
 func (r *registry) decision(g *Grant) api.Decision {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return g.held
+	return g.decision()
 }
 
-// limits returns those of the decision that g holds, for the relay.
-func (r *registry) limits(g *Grant) relay.Limits {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	l := &g.held.Limits
-	return relay.Limits{Idle: l.Idle, HalfClose: l.HalfClose, Duration: l.Duration}
+// limits returns those of the decision that it holds, for the relay.
+func (g *Grant) limits() relay.Limits {
+	l := &g.terms.Load().said.Limits
+	return relay.Limits{
+		Idle: l.Idle, HalfClose: l.HalfClose, Duration: l.Duration,
+		Bytes: l.Bytes, Upload: l.Upload, Download: l.Download,
+	}
 }
 
-// dialled notes an upstream connection of g; false if g is not live any more. One
-// that is handed to the relay without a Handler is not noted: the relay has it.
-func (r *registry) dialled(g *Grant, up net.Conn) bool {
+// isLive reports whether g is.
+func (r *registry) isLive(g *Grant) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if g.finished || g.isOver() {
+	return !g.over
+}
+
+// dialled notes an upstream connection of g; false if g is not live any more.
+func (r *registry) dialled(g *Grant, up *granted) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if g.over {
 		return false
 	}
-	if g.conn.handled {
-		g.dialled = append(g.dialled, up)
-	}
+	u := g.own()
+	u.dialled = append(u.dialled, up)
 	return true
 }
 
-func (r *registry) undialled(g *Grant, up net.Conn) {
+func (r *registry) undialled(g *Grant, up *granted) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	g.dialled = slices.DeleteFunc(g.dialled, func(c net.Conn) bool { return c == up })
+	u := g.own()
+	u.dialled = slices.DeleteFunc(u.dialled, func(c *granted) bool { return c == up })
 }
 
 // conns returns every live connection, the oldest first.
@@ -390,18 +469,13 @@ func (r *registry) conns() []*Conn { return r.find(func(*Conn) bool { return tru
 func (r *registry) find(is func(*Conn) bool) []*Conn {
 	r.mu.Lock()
 	var found []*Conn
-	for _, c := range r.byID {
-		if is(c) {
-			found = append(found, c)
+	for _, g := range r.held {
+		if g.opens && is(g.conn) {
+			found = append(found, g.conn)
 		}
 	}
 	r.mu.Unlock()
-	slices.SortFunc(found, func(a, b *Conn) int {
-		if n := a.startedAt.Compare(b.startedAt); n != 0 {
-			return n
-		}
-		return cmp.Compare(a.ID, b.ID)
-	})
+	slices.SortFunc(found, func(a, b *Conn) int { return cmp.Or(cmp.Compare(a.since, b.since), slices.Compare(a.id[:], b.id[:])) })
 	return found
 }
 
@@ -410,58 +484,89 @@ func (g *Gate) List() []api.Connection {
 	list := []api.Connection{}
 	for _, c := range g.registry.conns() {
 		c.mu.Lock()
-		first, ending, started, upstream := c.first, c.ending.reason, c.startedAt.UTC(), address(c.upstream)
+		there, started, upstream := c.isThere(), c.since, c.upstream.String()
 		c.mu.Unlock()
-		if first == nil || ending != "" {
+		if !there {
 			continue // its START, or its END, is being written
 		}
-		d := g.registry.decision(first)
+		d := g.registry.decision(&c.first)
 		x := api.Connection{
-			ID: c.ID, Service: c.service(&d), User: name(d.Subject.User), Session: name(d.Subject.Session), Device: name(d.Subject.Device),
-			Upstream: upstream, ConfigName: configName(d.Config), Tunnel: c.facts.Tunnel, StartedAt: started, DecisionID: d.ID, Rule: d.Rule,
+			ID: c.id.String(), Service: c.from.name, User: name(d.Subject.User), Session: name(d.Subject.Session), Device: name(d.Subject.Device),
+			Upstream: upstream, ConfigName: configName(d.Config), Tunnel: c.from.facts.Tunnel, StartedAt: time.Unix(0, started).UTC(), DecisionID: d.ID, Rule: d.Rule,
 		}
 		x.ReceivedBytes, x.SentBytes = c.bytes()
-		if c.facts.IP != "" {
-			x.Source = net.JoinHostPort(c.facts.IP, strconv.Itoa(c.facts.Port))
+		if c.ip != "" {
+			x.Source = net.JoinHostPort(c.ip, strconv.Itoa(int(c.port)))
 		}
 		list = append(list, x)
 	}
 	return list
 }
 
+// isThere reports whether the connection is live as far as others are told. c.mu is
+// held.
+func (c *Conn) isThere() bool {
+	return (c.start == begun || c.start == kept) && !c.ended && c.ending == nil
+}
+
 // Kill cuts a connection; false if there is none of that id. by says who wants
 // it, for the log.
 func (g *Gate) Kill(id, by string) bool {
-	g.registry.mu.Lock()
-	c := g.registry.byID[id]
-	g.registry.mu.Unlock()
-	if c == nil {
+	want, ok := api.ParseID(id)
+	if !ok {
 		return false
 	}
-	c.mu.Lock()
-	first := c.first
-	c.mu.Unlock()
-	if first == nil {
-		return false
+	for _, c := range g.registry.find(func(c *Conn) bool { return c.id == want }) {
+		c.mu.Lock()
+		started := c.start == begun || c.start == kept
+		c.mu.Unlock()
+		if !started {
+			return false
+		}
+		d := g.registry.decision(&c.first)
+		d.Effect, d.Reason, d.Words, d.Rule = api.Deny, api.ReasonKilled, "ended by "+by, nil
+		c.first.revoke(&d, d.Words)
+		return true
 	}
-	d := g.registry.decision(first)
-	d.Effect, d.Reason, d.Words, d.Rule = api.Deny, api.ReasonKilled, "ended by "+by, nil
-	first.revoke(&d, d.Words)
-	return true
+	return false
+}
+
+// Unhealthy cuts the live connections to one address of an upstream, and returns how
+// many: at is that address, o and config are the Object and the name of the config in
+// the Destination. words say why, for the log. What is being connected to it goes on,
+// to another address if it fails, and is cut if it does not.
+func (g *Gate) Unhealthy(o api.Key, config string, at netip.AddrPort, words string) (cut int) {
+	for _, c := range g.registry.find(func(c *Conn) bool {
+		return c.from.object() == o && configName(c.first.terms.Load().said.Config) == config
+	}) {
+		c.mu.Lock()
+		there := c.isThere() && c.upstream.is(at)
+		if there && c.start == begun { // START is kept when it is connected
+			c.shunned, there = &ending{reason: relay.Unhealthy, words: words}, false
+		}
+		c.mu.Unlock()
+		if there {
+			c.cut(relay.Unhealthy, words, nil)
+			cut++
+		}
+	}
+	return cut
 }
 
 // expiries is a heap of Grants by held.Until.
 type expiries []*Grant
 
-func (e expiries) Len() int           { return len(e) }
-func (e expiries) Less(i, j int) bool { return e[i].held.Until.Before(e[j].held.Until) }
+func (e expiries) Len() int { return len(e) }
+func (e expiries) Less(i, j int) bool {
+	return e[i].ends().Before(e[j].ends())
+}
 func (e expiries) Swap(i, j int) {
 	e[i], e[j] = e[j], e[i]
-	e[i].until, e[j].until = i, j
+	e[i].until, e[j].until = int32(i), int32(j)
 }
 func (e *expiries) Push(x any) {
 	g := x.(*Grant)
-	g.until = len(*e)
+	g.until = int32(len(*e))
 	*e = append(*e, g)
 }
 func (e *expiries) Pop() any {

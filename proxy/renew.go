@@ -22,13 +22,12 @@ const askers = 16
 // renew keeps every held decision true until ctx is done. One goroutine follows
 // the changes and one looks at the clock; neither of them asks, so that neither
 // waits: they put Grants into the queue of the registry, and the askers take
-// them out. One more pays the log what it is owed. renew owns all of them.
+// them out. renew owns all of them.
 func (g *Gate) renew(ctx context.Context) {
 	g.registry.begin(time.Now())
 	var wg sync.WaitGroup
 	wg.Go(func() { g.follow(ctx) })
 	wg.Go(func() { g.watchClock(ctx) })
-	wg.Go(func() { g.settleDebts(ctx) })
 	for range askers {
 		wg.Go(func() { g.answer(ctx) })
 	}
@@ -76,7 +75,7 @@ func (g *Gate) ask(ctx context.Context, grant *Grant, req api.Request, held api.
 	asked := time.Now()
 	req.Now = asked
 	d, err := g.question(ctx, req)
-	grant.conn.complete(&d)
+	grant.conn.from.complete(&d)
 	g.counters.renewals.Add(1)
 	switch {
 	case err != nil:
@@ -85,7 +84,7 @@ func (g *Gate) ask(ctx context.Context, grant *Grant, req api.Request, held api.
 		g.registry.doubt(grant)
 	case !d.Allowed():
 		grant.revoke(&d, words(&d))
-	case uid(d.Subject.Service) != uid(held.Subject.Service) && !grant.conn.isForeign():
+	case uid(d.Subject.Service) != uid(held.Subject.Service) && !grant.conn.from.isForeign():
 		d.Effect, d.Reason, d.Words = api.Deny, api.ReasonNoService, "the Service was deleted, and made again under the same name"
 		grant.revoke(&d, d.Words)
 	case uid(d.Subject.Session) != uid(held.Subject.Session) || d.Subject.IsAnonymous != held.Subject.IsAnonymous:
@@ -165,8 +164,8 @@ func (g *Gate) watchClock(ctx context.Context) {
 // a foreign Object that was deleted, when its connections have been drained.
 func (g *Gate) expire(grants []*Grant) {
 	for _, grant := range grants {
-		if grant.conn.isForeign() {
-			g.cut([]*Grant{grant}, api.ReasonRouteRemoved, grant.conn.foreign+" was deleted, and the time to drain its connections is over")
+		if grant.conn.from.isForeign() {
+			g.cut([]*Grant{grant}, api.ReasonRouteRemoved, grant.conn.from.object().String()+" was deleted, and the time to drain its connections is over")
 		} else {
 			g.cut([]*Grant{grant}, api.ReasonSessionExpired, "the Session expired")
 		}

@@ -40,7 +40,7 @@ type Decided struct {
 func (g *Gate) Stats() Stats {
 	c := &g.counters
 	s := Stats{
-		Owed: g.owes(), Arrivals: c.arrivals.Load(), TurnedAway: c.turnedAway.Load(), Decisions: c.decisions.all(), Unlogged: c.unlogged.Load(),
+		Owed: g.Audit.Owes(), Arrivals: c.arrivals.Load(), TurnedAway: c.turnedAway.Load(), Decisions: c.decisions.all(), Unlogged: c.unlogged.Load(),
 		Renewals: c.renewals.Load(), Unanswered: c.unanswered.Load(), Cuts: c.cuts.all(), Ends: c.ends.all(),
 		Received: c.received.Load(), Sent: c.sent.Load(),
 	}
@@ -87,5 +87,5 @@ func (r *registry) sizes() (live, held, waiting int) {
 	for _, n := range r.crowds {
 		waiting += n.waiting.Len()
 	}
-	return len(r.byID), len(r.held), waiting
+	return r.opens, len(r.held), waiting
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -25,22 +26,79 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// counted is an upstream connection that notes when it is over.
-type counted struct {
-	*relaytest.PipeEnd
-	over func()
+// A road is how clients come to a Gate, and it to its upstream.
+type road struct {
+	rooms   proxy.Rooms                                                // Engine, and Dial or Plan
+	connect func(t *testing.T, g *proxy.Gate, who api.Evidence) client // somebody comes
+	end     func()
 }
 
-func (c counted) Close() error              { c.over(); return c.PipeEnd.Close() }
-func (c counted) Reset(reason string) error { c.over(); return c.PipeEnd.Reset(reason) }
+type client interface {
+	net.Conn
+	CloseWrite() error
+	reset()
+}
+
+type pipeClient struct{ *relaytest.PipeEnd }
+
+func (c pipeClient) reset() { c.Reset("gone") }
+
+// places counts the connections to an upstream.
+type places struct {
+	t    *testing.T
+	live atomic.Int64
+	most int64
+}
+
+func (p *places) take() api.Hold {
+	if n := p.live.Add(1); n > p.most {
+		p.t.Errorf("%d are connected", n)
+	}
+	return &taken{places: p}
+}
+
+// taken is one place, which is given back once.
+type taken struct {
+	*places
+	back atomic.Bool
+}
+
+func (p *taken) Release(int64, bool) {
+	if p.back.Swap(true) {
+		p.t.Error("a place was given back twice")
+	}
+	p.live.Add(-1)
+}
+
+// byPipe is the road of streams in memory, each with a goroutine.
+func byPipe(_ *testing.T, p *places) *road {
+	var upstreams sync.WaitGroup
+	return &road{
+		rooms: proxy.Rooms{Engine: relaycopy.New(), Dial: func(context.Context, api.Destination) (net.Conn, api.DialReport, error) {
+			if rand.IntN(5) == 0 {
+				return nil, api.DialReport{}, errors.New("connection refused")
+			}
+			near, far := relaytest.Pipe()
+			upstreams.Go(func() { io.Copy(far, far); far.Close() })
+			return near, api.DialReport{Hold: p.take()}, nil
+		}},
+		connect: func(_ *testing.T, g *proxy.Gate, who api.Evidence) client {
+			near, far := relaytest.Pipe()
+			g.Arrive(api.Arrival{Conn: near, Service: "svc.default", Evidence: who})
+			return pipeClient{far}
+		},
+		end: upstreams.Wait,
+	}
+}
 
 // Many come and go in every way at once. There are never more than may be, and
 // afterwards nobody is counted and every START has its END.
-func TestCountsAreRightAtEveryTime(t *testing.T) {
+func TestCountsAreRightAtEveryTime(t *testing.T) { testCounts(t, byPipe) }
+
+func testCounts(t *testing.T, by func(*testing.T, *places) *road) {
 	const most, each, clients, rounds = 6, 2, 24, 40
-	var upstreams sync.WaitGroup
-	var live, refused atomic.Int64
-	var by [clients / 4]atomic.Int64
+	var refused atomic.Int64
+	var live [clients / 4]atomic.Int64
 	limits := api.Limits{Connections: most, ConnectionsPerSession: each, Pending: 2, PendingTimeout: time.Millisecond}
 	d := &slow{changes: make(chan api.Change)}
 	d.decide = func(_ context.Context, r api.Request) (api.Decision, error) {
@@ -50,26 +108,17 @@ func TestCountsAreRightAtEveryTime(t *testing.T) {
 		return a, nil
 	}
 	log := new(auditmemory.Log)
-	g := proxy.New(proxy.Rooms{
-		Decider: d, Audit: log, Refuse: func(r api.Refusal) {
-			if r.Reason != api.ReasonLimit {
-				t.Errorf("refused: %s %s", r.Reason, r.Words)
-			}
-			refused.Add(1)
-		},
-		Engine: relaycopy.New(), Modes: []proxy.Mode{tcp.Mode()}, Log: slog.New(slog.DiscardHandler),
-		Dial: func(context.Context, api.Destination) (net.Conn, api.DialReport, error) {
-			if rand.IntN(5) == 0 {
-				return nil, api.DialReport{}, errors.New("connection refused")
-			}
-			if n := live.Add(1); n > most {
-				t.Errorf("%d are connected", n)
-			}
-			near, far := relaytest.Pipe()
-			upstreams.Go(func() { io.Copy(far, far); far.Close() })
-			return counted{near, sync.OnceFunc(func() { live.Add(-1) })}, api.DialReport{}, nil
-		},
-	})
+	held := &places{t: t, most: most}
+	road := by(t, held)
+	rooms := road.rooms
+	rooms.Decider, rooms.Audit, rooms.Modes, rooms.Log = d, log, []proxy.Mode{tcp.Mode()}, slog.New(slog.DiscardHandler)
+	rooms.Refuse = func(r api.Refusal) {
+		if r.Reason != api.ReasonLimit {
+			t.Errorf("refused: %s %s", r.Reason, r.Words)
+		}
+		refused.Add(1)
+	}
+	g := proxy.New(rooms)
 	ctx, cancel := context.WithCancel(t.Context())
 	var running, coming sync.WaitGroup
 	running.Go(func() { g.Run(ctx) })
@@ -77,42 +126,53 @@ func TestCountsAreRightAtEveryTime(t *testing.T) {
 
 	for i := range clients {
 		coming.Go(func() {
-			n := i % len(by)
+			n := i % len(live)
 			for range rounds {
-				near, far := relaytest.Pipe()
-				g.Arrive(api.Arrival{Conn: near, Service: "svc.default", Evidence: api.Evidence{Kind: api.EvidenceMemory, Data: fmt.Append(nil, "s", n)}})
-				io.WriteString(far, "x")
-				if _, err := far.Read(make([]byte, 1)); err != nil {
-					far.Close()
+				c := road.connect(t, g, api.Evidence{Kind: api.EvidenceMemory, Data: fmt.Append(nil, "s", n)})
+				if c == nil {
+					continue // refused before it knew
+				}
+				io.WriteString(c, "x")
+				if _, err := c.Read(make([]byte, 1)); err != nil {
+					c.Close()
 					continue
 				}
-				if now := by[n].Add(1); now > each {
+				if now := live[n].Add(1); now > each {
 					t.Errorf("%d are connected for one Session", now)
 				}
-				by[n].Add(-1)
-				switch rand.IntN(4) {
+				live[n].Add(-1)
+				switch rand.IntN(5) {
 				case 0:
-					far.Reset("gone")
+					c.reset()
 				case 1:
-					far.CloseWrite()
-					io.Copy(io.Discard, far)
+					c.CloseWrite()
+					io.Copy(io.Discard, c)
 				case 2: // somebody's
 					for _, c := range g.List() {
 						g.Kill(c.ID, "root")
 						break
 					}
+				case 3: // all there are
+					for _, c := range g.List() {
+						if at, err := netip.ParseAddrPort(c.Upstream); err == nil {
+							g.Unhealthy(api.Key{Group: api.GroupCore, Kind: api.KindService, Name: "svc.default"}, api.DefaultConfig, at, "down")
+						}
+					}
 				}
-				far.Close()
+				c.Close()
 			}
 		})
 	}
 	coming.Wait()
+	road.end()
 	cancel()
 	running.Wait()
-	upstreams.Wait()
 
 	if s := g.Stats(); s.Live != 0 || s.Held != 0 || s.Waiting != 0 || g.Crowds() != 0 || s.Arrivals != clients*rounds {
 		t.Errorf("stats = %+v", s)
+	}
+	if n := held.live.Load(); n != 0 {
+		t.Errorf("%d places were not given back", n)
 	}
 	if refused.Load() == 0 {
 		t.Error("nobody met a limit")

@@ -29,6 +29,8 @@ type Subject struct {
 	Service *api.Service // named svc.default
 	// Say sends one line and returns the answer; it must equal what was sent.
 	Say func(c *Client, r *bufio.Reader, line string) (string, error)
+
+	inLine bool // connections are carried without a goroutine
 }
 
 // Lines is Say for modes that carry lines as they are.
@@ -46,9 +48,20 @@ func Lines(c *Client, r *bufio.Reader, line string) (string, error) {
 // Run checks a mode. Each case runs in a bubble: its time is fake, and it leaks
 // no goroutine or the bubble fails it.
 func Run(t *testing.T, s Subject) {
+	run(t, s)
+	if s.Mode.Opaque {
+		t.Run("in line", func(t *testing.T) {
+			s.inLine = true
+			run(t, s)
+		})
+	}
+}
+
+// run is Run for one of the two ways on which connections go.
+func run(t *testing.T, s Subject) {
 	in := func(name string, f func(*testing.T, *World)) {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { f(t, Start(t, s.Mode, s.Service, 0)) })
+			synctest.Test(t, func(t *testing.T) { f(t, s.start(t, 0)) })
 		})
 	}
 	// open connects ann and has one exchange.
@@ -80,7 +93,7 @@ func Run(t *testing.T, s Subject) {
 	in("an allowed client is served and logged", func(t *testing.T, w *World) {
 		c, r := open(t, w)
 		if s.Mode.Opaque { // the others speak for themselves
-			if v := c.Verdict(); v.Code != api.VerdictOK {
+			if v, ok := c.Verdict(); ok && v.Code != api.VerdictOK {
 				t.Fatalf("verdict = %+v", v)
 			}
 		}
@@ -116,11 +129,11 @@ func Run(t *testing.T, s Subject) {
 			if c := log[0].Entry.Common; c.IsAuthorized || c.Status != api.StatusDenied || c.IsAuthenticated != (who == "bob") {
 				t.Errorf("DENIED = %+v", c)
 			}
-			v := c.Verdict()
-			if who == "bob" && (v.Code != api.VerdictDenied || v.DecisionID == "" || v.Words != "ask the owner") {
+			v, told := c.Verdict()
+			if told && who == "bob" && (v.Code != api.VerdictDenied || v.DecisionID == "" || v.Words != "ask the owner") {
 				t.Errorf("a Session was told %+v", v)
 			}
-			if who != "bob" && v != (api.Verdict{Code: api.VerdictDenied}) {
+			if told && who != "bob" && v != (api.Verdict{Code: api.VerdictDenied}) {
 				t.Errorf("a stranger was told %+v", v)
 			}
 		})
@@ -163,7 +176,7 @@ func Run(t *testing.T, s Subject) {
 		if tcp := log[1].Entry.Info.TCP; tcp.CloseReason != string(relay.DialFailed) || tcp.Error != "connection refused" {
 			t.Errorf("END = %+v", tcp)
 		}
-		if v := c.Verdict(); v.Code != api.VerdictUnavailable {
+		if v, ok := c.Verdict(); ok && v.Code != api.VerdictUnavailable {
 			t.Errorf("verdict = %+v", v)
 		}
 	})
@@ -366,7 +379,7 @@ func Run(t *testing.T, s Subject) {
 		if c := log[0].Entry.Common; w.Dials() != 0 || c.IsAuthenticated || c.IsAuthorized || !c.IsPublic || !c.IsAnonymous || log[0].Metadata.ActorRef != nil {
 			t.Errorf("dials %d, DENIED = %+v", w.Dials(), c)
 		}
-		if v := c.Verdict(); v != (api.Verdict{Code: api.VerdictDenied}) {
+		if v, ok := c.Verdict(); ok && v != (api.Verdict{Code: api.VerdictDenied}) {
 			t.Errorf("it was told %+v", v)
 		}
 	})
@@ -412,7 +425,7 @@ func Run(t *testing.T, s Subject) {
 		open(t, w)
 		third := w.Connect("ann")
 		wantReset(t, third)
-		if v := third.Verdict(); v.Code != api.VerdictUnavailable || v.DecisionID == "" || !strings.Contains(v.Words, "as many connections") {
+		if v, ok := third.Verdict(); ok && (v.Code != api.VerdictUnavailable || v.DecisionID == "" || !strings.Contains(v.Words, "as many connections")) {
 			t.Errorf("it was told %+v", v)
 		}
 		log := wantLog(t, w, api.LogStart, api.LogStart, api.LogDenied)
@@ -448,7 +461,7 @@ func Run(t *testing.T, s Subject) {
 		}
 		c := w.ConnectFrom("192.0.2.9")
 		wantReset(t, c)
-		if v := c.Verdict(); v != (api.Verdict{Code: api.VerdictDenied}) {
+		if v, ok := c.Verdict(); ok && v != (api.Verdict{Code: api.VerdictDenied}) {
 			t.Errorf("it was told %+v", v)
 		}
 	})
@@ -490,11 +503,12 @@ func Run(t *testing.T, s Subject) {
 		})
 	}
 	runPending(t, s)
+	runWays(t, s)
 	if s.Mode.Opaque {
 		runRoutes(t, s)
 	}
 	in("stopping lets what is live go on for the grace, and nobody new in", func(t *testing.T, _ *World) {
-		w := Start(t, s.Mode, s.Service, time.Minute)
+		w := s.start(t, time.Minute)
 		w.Decider.Set(func(d *Decider) { d.users["eve"], d.users["joe"] = true, true })
 		c, r := open(t, w)
 		revoked, leaves := w.Connect("eve"), w.Connect("joe")
@@ -531,7 +545,7 @@ func Run(t *testing.T, s Subject) {
 		}
 	})
 	in("stopping does not wait longer than for the last one", func(t *testing.T, _ *World) {
-		w := Start(t, s.Mode, s.Service, time.Hour)
+		w := s.start(t, time.Hour)
 		c, _ := open(t, w)
 		begin := time.Now()
 		w.stop()

@@ -22,7 +22,7 @@ import (
 func runRoutes(t *testing.T, s Subject) {
 	in := func(name string, f func(*testing.T, *World)) {
 		t.Run("routed: "+name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { f(t, Start(t, s.Mode, s.Service, 0)) })
+			synctest.Test(t, func(t *testing.T) { f(t, s.start(t, 0)) })
 		})
 	}
 	open := func(t *testing.T, w *World, r *api.Routed) (*Client, *bufio.Reader) {
@@ -91,7 +91,7 @@ func runRoutes(t *testing.T, s Subject) {
 			w.Decider.Set(func(d *Decider) { d.public = new(name != "db") })
 			c := w.ConnectBy(routed(name, api.Limits{}), "192.0.2.9")
 			wantReset(t, c)
-			if v := c.Verdict(); v != (api.Verdict{Code: api.VerdictDenied}) {
+			if v, ok := c.Verdict(); ok && v != (api.Verdict{Code: api.VerdictDenied}) {
 				t.Errorf("it was told %+v", v)
 			}
 		}

@@ -1,19 +1,23 @@
 package proxytest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"iter"
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"cardea/api"
+	"cardea/audit"
 	"cardea/proxy"
 	"cardea/relay"
 	relaycopy "cardea/relay/copy"
@@ -174,33 +178,150 @@ func session(uid string) api.Key { return api.Key{Kind: api.KindSession, Name: u
 type Journal struct {
 	mu      sync.Mutex
 	records []*api.AccessLog
+	begun   []*api.AccessLog // by Mark, from 1; nil once it is kept
+	owed    []*api.AccessLog
 	err     error
+	keepErr error
+	slow    bool
 	delay   time.Duration
 }
 
+var _ audit.Ledger = (*Journal)(nil)
+
 // Append implements audit.Log.
 func (j *Journal) Append(_ context.Context, recs ...*api.AccessLog) error {
-	j.mu.Lock()
-	delay := j.delay
-	j.mu.Unlock()
-	time.Sleep(delay)
+	j.wait()
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.err != nil {
 		return j.err
 	}
-	j.records = append(j.records, recs...)
+	for _, rec := range recs {
+		j.records = append(j.records, copied(rec))
+	}
 	return nil
 }
 
-// Fail makes every Append fail with err, or none if it is nil.
+// copied returns a record that the caller may change, as an audit.Log does.
+func copied(rec *api.AccessLog) *api.AccessLog {
+	c := *rec
+	if r := rec.Entry.Common.Reason; r != nil {
+		c.Entry.Common.Reason = new(*r)
+	}
+	if f := rec.Entry.Common.Facts; f != nil {
+		c.Entry.Common.Facts = new(*f)
+	}
+	if tcp := rec.Entry.Info.TCP; tcp != nil {
+		c.Entry.Info.TCP = new(*tcp)
+		for _, n := range []**int64{&c.Entry.Info.TCP.ReceivedBytes, &c.Entry.Info.TCP.SentBytes} {
+			if *n != nil {
+				*n = new(**n)
+			}
+		}
+	}
+	return &c
+}
+
+func (j *Journal) wait() {
+	j.mu.Lock()
+	delay := j.delay
+	j.mu.Unlock()
+	time.Sleep(delay)
+}
+
+// Begin implements audit.Ledger.
+func (j *Journal) Begin(rec *api.AccessLog) (audit.Mark, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.err != nil {
+		return 0, j.err
+	}
+	j.begun = append(j.begun, copied(rec))
+	return audit.Mark(len(j.begun)), nil
+}
+
+// Keep implements audit.Ledger.
+func (j *Journal) Keep(m audit.Mark) error {
+	j.wait()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	rec := j.begun[m-1]
+	if rec == nil {
+		panic("proxytest: Keep was called twice for one Begin")
+	}
+	j.begun[m-1] = nil
+	if err := cmp.Or(j.keepErr, j.err); err != nil {
+		return err
+	}
+	j.records = append(j.records, rec)
+	return nil
+}
+
+// Begun returns how many records were begun and neither kept nor given up.
+func (j *Journal) Begun() (n int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, rec := range j.begun {
+		if rec != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// Note implements audit.Ledger.
+func (j *Journal) Note(rec *api.AccessLog) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.owed = append(j.owed, copied(rec))
+	j.settle()
+	return nil
+}
+
+// settle writes what is owed. j.mu is held.
+func (j *Journal) settle() {
+	if j.err == nil {
+		j.records, j.owed = append(j.records, j.owed...), nil
+	}
+}
+
+// Owes implements audit.Ledger.
+func (j *Journal) Owes() int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.owed)
+}
+
+// Slow implements audit.Ledger.
+func (j *Journal) Slow() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.slow
+}
+
+// Fail makes everything fail with err, or nothing if it is nil.
 func (j *Journal) Fail(err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.err = err
+	j.settle()
 }
 
-// Delay makes every Append take that long.
+// FailKeep makes every Keep fail with err, or none if it is nil.
+func (j *Journal) FailKeep(err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.keepErr = err
+}
+
+// SetSlow says whether the log is slow.
+func (j *Journal) SetSlow(slow bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.slow = slow
+}
+
+// Delay makes every Append and Keep take that long.
 func (j *Journal) Delay(d time.Duration) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -235,29 +356,50 @@ type World struct {
 	stopped chan struct{}
 
 	mu       sync.Mutex
-	dials    int
+	dials    int             // by Dial
+	reached  int             // by the engine
 	dialled  api.Destination // the last
 	report   api.DialReport  // of every dial
 	turned   []api.Refusal   // refusals without a record: nothing was asked
 	dialErr  error
-	dialGate chan struct{} // a dial waits for it, if it is there
-	ends     []error       // how upstream connections ended
+	dialGate chan struct{}  // a dial waits for it, if it is there
+	ends     []error        // how upstream connections ended
+	holds    []*place       // of every upstream connection
+	limits   []relay.Limits // that the engine was given
+	breaks   bool           // the upstream does what it is told
 	serving  sync.WaitGroup
+
+	// What follows is of connections that are carried in line.
+	inLine         bool
+	plans          int  // that have not been told yet how they ended
+	addresses      int  // of the upstream; 0 is one
+	failing        int  // of them, the first that cannot be reached
+	noPlan         bool // everything must be dialled
+	refusesSockets bool // the engine takes none
+	preface        string
 }
 
 // Start opens a World for a mode, and lets its Gate have grace when it is stopped.
 // It must be called in a synctest bubble.
 func Start(t *testing.T, m proxy.Mode, svc *api.Service, grace time.Duration) *World {
+	return Subject{Mode: m, Service: svc}.start(t, grace)
+}
+
+func (s Subject) start(t *testing.T, grace time.Duration) *World {
 	w := &World{
 		Decider: &Decider{users: map[string]bool{"ann": true, "bob": false}, config: api.DefaultConfig, wake: make(chan struct{})},
-		Journal: new(Journal), stopped: make(chan struct{}),
+		Journal: new(Journal), stopped: make(chan struct{}), inLine: s.inLine,
 	}
-	w.Gate = proxy.New(proxy.Rooms{
-		Decider: w.Decider, Dial: w.dial, Audit: w.Journal, Engine: relaycopy.New(),
+	rooms := proxy.Rooms{
+		Decider: w.Decider, Dial: w.dial, Audit: w.Journal, Engine: carrier{relaycopy.New(), w.limited},
 		Refuse: func(r api.Refusal) { w.refuse(t.Context(), r) },
-		Modes:  []proxy.Mode{m}, Log: slog.New(slog.DiscardHandler), Grace: grace,
-	})
-	if err := w.Gate.Set(svc); err != nil {
+		Modes:  []proxy.Mode{s.Mode}, Log: slog.New(slog.DiscardHandler), Grace: grace,
+	}
+	if s.inLine {
+		rooms.InLine, rooms.Plan, rooms.Engine = true, w.plan, &connector{carrier: carrier{relaycopy.New(), w.limited}, world: w}
+	}
+	w.Gate = proxy.New(rooms)
+	if err := w.Gate.Set(s.Service); err != nil {
 		t.Fatal(err)
 	}
 	var ctx context.Context
@@ -266,9 +408,36 @@ func Start(t *testing.T, m proxy.Mode, svc *api.Service, grace time.Duration) *W
 		defer close(w.stopped)
 		w.Gate.Run(ctx)
 	}()
-	t.Cleanup(w.Stop)
+	t.Cleanup(func() {
+		w.Stop()
+		w.check(t)
+	})
 	synctest.Wait() // it runs
 	return w
+}
+
+// check reports what must not be left when the Gate has ended.
+func (w *World) check(t *testing.T) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i, p := range w.holds {
+		if len(p.released) != 1 {
+			t.Errorf("the place of upstream connection %d was given back %d times", i+1, len(p.released))
+		}
+	}
+	if w.plans != 0 {
+		t.Errorf("%d Plans were not told how they ended", w.plans)
+	}
+	if n := w.Journal.Begun(); n != 0 {
+		t.Errorf("%d records were begun, and never kept", n)
+	}
+}
+
+// limited notes limits that the engine was given.
+func (w *World) limited(l relay.Limits) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.limits = append(w.limits, l)
 }
 
 // Stop ends the Gate and waits for all it started.
@@ -278,26 +447,61 @@ func (w *World) Stop() {
 	w.serving.Wait()
 }
 
-// dial is the upstream: it echoes, and half-closes when its peer does.
+// dial implements proxy.DialFunc.
 func (w *World) dial(ctx context.Context, to api.Destination) (net.Conn, api.DialReport, error) {
 	w.mu.Lock()
 	w.dials++
 	w.dialled = to
-	report, err, gate := w.report, w.dialErr, w.dialGate
+	report := w.report
+	w.mu.Unlock()
+	up, err := w.upstream(ctx)
+	if err != nil {
+		return nil, report, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	report.Hold = w.holdOne()
+	return up, report, nil
+}
+
+// reach is dial for who connects by himself.
+func (w *World) reach(ctx context.Context, to netip.AddrPort, within time.Duration) (net.Conn, error) {
+	w.mu.Lock()
+	w.reached++
+	failing := w.failing
+	w.mu.Unlock()
+	for n := range failing {
+		if to == upstreamAt(n) {
+			return nil, syscall.ECONNREFUSED
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, within, syscall.ETIMEDOUT)
+	defer cancel()
+	up, err := w.upstream(ctx)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return up, err
+}
+
+// upstream echoes, and half-closes when its peer does.
+func (w *World) upstream(ctx context.Context) (net.Conn, error) {
+	w.mu.Lock()
+	err, gate := w.dialErr, w.dialGate
 	w.mu.Unlock()
 	if gate != nil {
 		select {
 		case <-gate:
 		case <-ctx.Done():
-			return nil, report, ctx.Err()
+			return nil, ctx.Err()
 		}
 	}
 	if err != nil {
-		return nil, report, err
+		return nil, err
 	}
 	near, far := relaytest.Pipe()
 	w.serving.Go(func() {
-		_, err := io.Copy(far, far)
+		err := w.echo(far)
 		if err != nil {
 			far.Close()
 		} else {
@@ -307,7 +511,30 @@ func (w *World) dial(ctx context.Context, to api.Destination) (net.Conn, api.Dia
 		defer w.mu.Unlock()
 		w.ends = append(w.ends, err)
 	})
-	return near, report, nil
+	return near, nil
+}
+
+// echo sends back what comes. When it is told to break it resets the connection, if
+// it is of that kind.
+func (w *World) echo(c *relaytest.PipeEnd) error {
+	b := make([]byte, 32<<10)
+	for {
+		n, err := c.Read(b)
+		w.mu.Lock()
+		breaks := w.breaks && string(b[:n]) == "break\n"
+		w.mu.Unlock()
+		switch {
+		case breaks:
+			return c.Reset("told to")
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+		if _, err := c.Write(b[:n]); err != nil {
+			return err
+		}
+	}
 }
 
 // refuse writes the record of a refusal at once.
@@ -333,17 +560,27 @@ func (w *World) failDials(err error) {
 	w.dialErr = err
 }
 
-// Dials returns how often the upstream was dialled.
+// open lets those through that wait for the dialGate.
+func (w *World) open() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.dialGate != nil {
+		close(w.dialGate)
+		w.dialGate = nil
+	}
+}
+
+// Dials returns how often the upstream was dialled, by whomever.
 func (w *World) Dials() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.dials
+	return w.dials + w.reached
 }
 
 // A Client is the far end of a connection that arrived.
 type Client struct {
 	*relaytest.PipeEnd
-	verdicts chan api.Verdict
+	verdicts chan api.Verdict // nil if its road carries none
 }
 
 // told is the near end: it keeps the verdict for the Client.
@@ -379,8 +616,13 @@ func (w *World) ConnectFrom(ip string) *Client {
 
 func (w *World) arrive(a api.Arrival) *Client {
 	near, far := relaytest.Pipe()
-	c := &Client{far, make(chan api.Verdict, 1)}
-	a.Conn = told{near, c.verdicts}
+	c := &Client{PipeEnd: far}
+	if w.inLine {
+		a.Conn = socket{near}
+	} else {
+		c.verdicts = make(chan api.Verdict, 1)
+		a.Conn = told{near, c.verdicts}
+	}
 	w.Gate.Arrive(a)
 	return c
 }
@@ -410,8 +652,16 @@ func (w *World) Turned() []api.Refusal {
 	return slices.Clone(w.turned)
 }
 
-// Verdict waits for what the client is told.
-func (c *Client) Verdict() api.Verdict { return <-c.verdicts }
+// Verdict waits for what the client is told; false if its road cannot tell it.
+func (c *Client) Verdict() (api.Verdict, bool) {
+	if c.verdicts == nil {
+		return api.Verdict{}, false
+	}
+	return <-c.verdicts, true
+}
+
+// denied is what is counted when a rule refuses.
+var denied = proxy.Decided{Effect: api.Deny, Reason: api.ReasonPolicyMatch}
 
 var errBroken = errors.New("the decider is down")
 

@@ -1,0 +1,109 @@
+package proxy_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+
+	"cardea/api"
+	auditmemory "cardea/audit/memory"
+	"cardea/mode/tcp"
+	"cardea/proxy"
+	"cardea/relay"
+	relaycopy "cardea/relay/copy"
+	"cardea/relay/relaytest"
+)
+
+// placed is a stream whose peer has an address.
+type placed struct {
+	*relaytest.PipeEnd
+	at net.Addr
+}
+
+func (p placed) RemoteAddr() net.Addr { return p.at }
+
+// An address of an upstream that does not serve any more loses its connections, and
+// nobody else does.
+func TestUnhealthy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		object := func(name string) api.Key {
+			return api.Key{Group: api.GroupAmbassador, Kind: api.KindTCPMapping, Namespace: "team", Name: name}
+		}
+		d := &slow{changes: make(chan api.Change)}
+		d.decide = func(context.Context, api.Request) (api.Decision, error) {
+			a := answer(api.Allow, 1, "x")
+			a.Subject.Session, a.Subject.IsAnonymous = nil, true
+			return a, nil
+		}
+		log := new(auditmemory.Log)
+		var mu sync.Mutex
+		var upstreams []*relaytest.PipeEnd
+		g := proxy.New(proxy.Rooms{
+			Decider: d, Audit: log, Refuse: func(api.Refusal) {}, Engine: relaycopy.New(), Modes: []proxy.Mode{tcp.Mode()}, Log: slog.New(slog.DiscardHandler),
+			Dial: func(_ context.Context, to api.Destination) (net.Conn, api.DialReport, error) {
+				near, far := relaytest.Pipe()
+				mu.Lock()
+				defer mu.Unlock()
+				upstreams = append(upstreams, far)
+				at := netip.MustParseAddrPort(to.Config.Upstream.URL)
+				return placed{near, net.TCPAddrFromAddrPort(at)}, api.DialReport{}, nil
+			},
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { g.Run(ctx); close(done) }()
+		synctest.Wait()
+		var clients []*relaytest.PipeEnd
+		for _, c := range []struct{ name, config, upstream string }{
+			{"db", "a", "192.0.2.1:1"},
+			{"db", "a", "192.0.2.1:1"},
+			{"db", "a", "192.0.2.1:2"},
+			{"db", "b", "192.0.2.1:1"},
+			{"other", "a", "192.0.2.1:1"},
+			{"db", "a", "[2001:db8::1]:1"},
+		} {
+			near, far := relaytest.Pipe()
+			r := &api.Routed{Object: object(c.name), Config: &api.ServiceConfig{Name: c.config, Upstream: api.Upstream{URL: c.upstream}}}
+			g.Arrive(api.Arrival{Conn: near, Route: r})
+			synctest.Wait()
+			clients = append(clients, far)
+		}
+		at := netip.MustParseAddrPort("192.0.2.1:1")
+		if n := g.Unhealthy(object("db"), "a", at, "it does not answer"); n != 2 {
+			t.Errorf("%d were cut", n)
+		}
+		if n := g.Unhealthy(object("db"), "a", at, "it does not answer"); n != 0 {
+			t.Errorf("%d were cut once more", n)
+		}
+		synctest.Wait()
+		for i, c := range clients {
+			if i < 2 {
+				if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("number %d saw %v", i, err)
+				}
+			}
+		}
+		if n := len(g.List()); n != 4 {
+			t.Errorf("%d are live", n)
+		}
+		recs := log.All()
+		for _, rec := range recs[6:] {
+			if tcp := rec.Entry.Info.TCP; tcp.CloseReason != string(relay.Unhealthy) || tcp.Error != "it does not answer" || rec.Entry.Common.Upstream != at.String() {
+				t.Errorf("END = %+v", tcp)
+			}
+		}
+		cancel()
+		<-done
+		for _, c := range append(clients, upstreams...) {
+			io.Copy(io.Discard, c)
+			c.Close()
+		}
+	})
+}
