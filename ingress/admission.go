@@ -5,8 +5,10 @@ import (
 	"container/list"
 	"context"
 	"fmt"
+	"io"
 	"math"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -44,7 +46,7 @@ type Admission struct {
 	left      int       // descriptors, until strangers are refused
 	counted   time.Time // when left was found out
 	stats     AdmissionStats
-	aborting  []net.Conn // unlock does it
+	aborting  []io.Closer // unlock does it
 }
 
 // AdmissionLimits bound what comes before anybody is identified. Zero is the
@@ -114,7 +116,7 @@ type half struct {
 type place struct {
 	half  *half
 	from  *source
-	conn  net.Conn
+	conn  io.Closer
 	at    *list.Element // in half.pending or half.waiting
 	given chan struct{} // closed when the place is there
 	began time.Time     // when it was; zero while it waits
@@ -152,7 +154,7 @@ func (a *Admission) init() {
 // proved a Session; an error says that the place was given to another meanwhile,
 // and the connection closed.
 func (a *Admission) Enter(ctx context.Context, c net.Conn) (heard func() error, leave func(proved bool) error, err error) {
-	p, err := a.enter(c)
+	p, err := a.enter(addrPort(c.RemoteAddr()).Addr(), c)
 	if err == nil {
 		err = a.await(ctx, p)
 	}
@@ -162,13 +164,14 @@ func (a *Admission) Enter(ctx context.Context, c net.Conn) (heard func() error, 
 	return func() error { return a.heard(p) }, func(proved bool) error { return a.leave(p, proved) }, nil
 }
 
-// enter puts a connection into the queue of its half, and gives out places.
-func (a *Admission) enter(c net.Conn) (*place, error) {
+// enter puts a connection from an address into the queue of its half, and gives out
+// places.
+func (a *Admission) enter(ip netip.Addr, c io.Closer) (*place, error) {
 	now := time.Now()
 	a.mu.Lock()
 	defer a.unlock()
 	a.init()
-	h, from := a.find(c, now)
+	h, from := a.find(ip, now)
 	switch {
 	case h == &a.strangers && a.room(now) < 0:
 		a.stats.Crowded++
@@ -186,9 +189,9 @@ func (a *Admission) enter(c net.Conn) (*place, error) {
 	return p, nil
 }
 
-// find returns the half and the source that a connection belongs to.
-func (a *Admission) find(c net.Conn, now time.Time) (*half, *source) {
-	n := networkOf(addrPort(c.RemoteAddr()).Addr())
+// find returns the half and the source that an address belongs to.
+func (a *Admission) find(ip netip.Addr, now time.Time) (*half, *source) {
+	n := networkOf(ip)
 	if s := a.known.get(n); s != nil {
 		if now.Sub(s.proved) < a.Limits.Lately || s.pending+s.waiting > 0 {
 			return &a.known, s
@@ -222,8 +225,7 @@ func (a *Admission) give(h *half, now time.Time) {
 			}
 			a.displace(victim)
 		}
-		h.waiting.Remove(next.at)
-		next.from.waiting--
+		next.quit()
 		next.at = h.pending.PushBack(next)
 		next.from.pending++
 		next.began = now
@@ -299,12 +301,20 @@ func (a *Admission) free(p *place) {
 	p.from.pending--
 }
 
+// isGiven reports whether a place is there. As a rule it is, at once.
+func (p *place) isGiven() bool {
+	select {
+	case <-p.given:
+		return true
+	default:
+		return false
+	}
+}
+
 // await waits until a place was given.
 func (a *Admission) await(ctx context.Context, p *place) error {
-	select {
-	case <-p.given: // as a rule it is there at once
+	if p.isGiven() {
 		return nil
-	default:
 	}
 	wait := time.NewTimer(a.Limits.Wait)
 	defer wait.Stop()
@@ -325,12 +335,17 @@ func (a *Admission) await(ctx context.Context, p *place) error {
 	if !p.began.IsZero() {
 		return nil
 	}
-	p.half.waiting.Remove(p.at)
-	p.from.waiting--
+	p.quit()
 	if err == errTooMany {
 		a.stats.TooMany++
 	}
 	return err
+}
+
+// quit ends the waiting for a place.
+func (p *place) quit() {
+	p.half.waiting.Remove(p.at)
+	p.from.waiting--
 }
 
 func (a *Admission) heard(p *place) error {
@@ -357,8 +372,12 @@ func (a *Admission) leave(p *place, proved bool) error {
 	now := time.Now()
 	a.mu.Lock()
 	defer a.unlock()
-	if p.taken {
+	switch {
+	case p.taken:
 		return errDisplaced
+	case p.began.IsZero(): // it was not given yet
+		p.quit()
+		return nil
 	}
 	a.free(p)
 	if proved {
@@ -399,9 +418,13 @@ func (a *Admission) Stats() AdmissionStats {
 }
 
 // abort closes a connection with a reset: nothing of it is left in the kernel.
-func abort(c net.Conn) {
-	if l, ok := c.(interface{ SetLinger(int) error }); ok {
-		l.SetLinger(0)
+func abort(c io.Closer) {
+	switch c := c.(type) {
+	case interface{ Reset(string) error }:
+		c.Reset("")
+		return
+	case interface{ SetLinger(int) error }:
+		c.SetLinger(0)
 	}
 	c.Close()
 }

@@ -142,6 +142,21 @@ func (t *Table) listener(a netip.AddrPort) *listener {
 	return nil
 }
 
+// entered returns the listener of a connection that came in at a bind. Only where others
+// have the same port does it matter to which address.
+func (t *Table) entered(b api.Bind, local netip.AddrPort) *listener {
+	if l := t.listeners[b]; l != nil && l.alone {
+		return l
+	}
+	return t.listener(local)
+}
+
+// speaksLast reports whether a client may come from an address that waits for its
+// server to speak.
+func (l *listener) speaksLast(from netip.Addr) bool {
+	return l.bytes != nil && slices.ContainsFunc(l.bytes.candidates, func(x candidate) bool { return x.refuses(query{from: from}) == nil })
+}
+
 // Ask says where a connection would go, and why.
 func (t *Table) Ask(q api.RouteQuestion) api.RouteAnswer { return t.ask(q, 0) }
 

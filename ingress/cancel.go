@@ -9,16 +9,15 @@ import (
 	"time"
 
 	"cardea/api"
-	"cardea/wire/pgstart"
 )
 
-// cancel passes a CancelRequest on to wherever its client has connections: which of
+// passCancel passes a CancelRequest on to wherever its client has connections: which of
 // them it is for only the server knows, by the key in it. Each is a connection of its
 // own, which is decided and recorded as any other; when all are over, so is this one.
 //
 // A CancelRequest comes on a connection of its own, without anything that would tell
 // a row (PostgreSQL documentation, "Canceling Requests in Progress").
-func (v *visit) cancel(p *pgstart.Packet) error {
+func (v *visit) passCancel() error {
 	to := v.router.Upstreams(v.facts.Listener, v.client().Addr())
 	if len(to) == 0 {
 		return noRoute("a CancelRequest from where there is no connection")
@@ -33,7 +32,7 @@ func (v *visit) cancel(p *pgstart.Packet) error {
 			}
 		}
 	}
-	packet := bytes.Clone(v.read[:p.Len])
+	packet := bytes.Clone(v.read[:v.cancel.Len])
 	left := new(atomic.Int32)
 	left.Store(int32(len(to)))
 	for _, a := range to {

@@ -5,43 +5,42 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
 	"cardea/api"
 	"cardea/wire/proxyproto"
 )
 
-// readHeader reads the PROXY header with which a connection begins, and takes from it
-// who the client is.
-func (v *visit) readHeader() error {
-	deny := func(format string, args ...any) error {
-		return denial{api.ReasonProxyHeader, fmt.Sprintf(format, args...)}
-	}
+// trust checks that a connection comes from a proxy that is believed.
+func (v *visit) trust() error {
 	peer := v.peer.Addr()
 	if !slices.ContainsFunc(v.trusted(), func(p netip.Prefix) bool { return p.Contains(peer.WithZone("")) }) {
-		return deny("%v is not a trusted proxy; ClusterConfig.spec.routing.trustedProxies lists them", peer)
+		return badHeader("%v is not a trusted proxy; ClusterConfig.spec.routing.trustedProxies lists them", peer)
 	}
-	if err := v.conn.SetReadDeadline(time.Now().Add(v.limit())); err != nil {
-		return err
+	return nil
+}
+
+// hearHeader reads the PROXY header with which a connection begins, and takes from it
+// who the client is.
+func (v *visit) hearHeader() (more bool, err error) {
+	h, n, err := proxyproto.Parse(v.read)
+	switch {
+	case err != nil:
+		return false, badHeader("%v", err)
+	case h == nil:
+		return true, nil
 	}
-	for {
-		if len(v.read) > 0 {
-			h, n, err := proxyproto.Parse(v.read)
-			switch {
-			case err != nil:
-				return deny("%v", err)
-			case h != nil:
-				v.believe(h)
-				if v.read = v.read[n:]; len(v.read) == 0 {
-					v.read = nil
-				}
-				return v.conn.SetReadDeadline(time.Time{})
-			}
-		}
-		if err := v.more(); err != nil {
-			return deny("%v", unsaid(err, "the proxy went away before its header was complete", "the header of the proxy was not complete in time"))
-		}
+	v.believe(h)
+	if v.read = v.read[n:]; len(v.read) == 0 {
+		v.read = nil
 	}
+	if v.raw != nil {
+		v.raw.Discard(n)
+	}
+	return false, nil
+}
+
+func badHeader(format string, args ...any) error {
+	return denial{api.ReasonProxyHeader, fmt.Sprintf(format, args...)}
 }
 
 // trusted returns the networks from which headers are taken.

@@ -23,6 +23,22 @@ import (
 	"cardea/api"
 )
 
+// A RawListener accepts by itself, and not through package net. It is a
+// relay.Listener, which says what its methods do; what it accepts is a relay.Socket.
+type RawListener interface {
+	Serve(ctx context.Context, take func(net.Conn), trouble func(error) time.Duration) error
+	Retire()
+	Close() error
+	Addr() net.Addr
+	SyscallConn() (syscall.RawConn, error)
+}
+
+// raw is a RawListener where a net.Listener is wanted. Nobody calls its Accept.
+type raw struct{ RawListener }
+
+// Accept implements net.Listener.
+func (raw) Accept() (net.Conn, error) { return nil, errors.ErrUnsupported }
+
 // A Listener hands on what a net.Listener accepts. Its fields must not be changed
 // while it is in use.
 type Listener struct {
@@ -42,6 +58,12 @@ type Listener struct {
 
 	accepted, failures atomic.Int64
 	retiring           atomic.Bool
+
+	troubled atomic.Bool // accepting has failed since it last succeeded
+	mu       sync.Mutex  // of what follows
+	spare    spare
+	waited   time.Duration
+	logged   time.Time
 }
 
 // Accepted returns how many connections were given to Handle so far.
@@ -55,6 +77,10 @@ func (l *Listener) Failures() int64 { return l.failures.Load() }
 func (l *Listener) Retire() {
 	l.retiring.Store(true)
 	takeNoMore(l.Listener)
+	if r, ok := l.Listener.(raw); ok {
+		r.Retire()
+		return
+	}
 	if d, ok := l.Listener.(interface{ SetDeadline(time.Time) error }); !ok || d.SetDeadline(time.Unix(1, 0)) != nil {
 		l.Close()
 	}
@@ -88,11 +114,19 @@ func (l *Listener) Serve(ctx context.Context) error {
 	defer stop()
 	defer l.Close()
 
-	var spare spare
-	spare.keep()
-	defer spare.release()
+	l.mu.Lock()
+	l.troubled.Store(!l.spare.keep())
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.spare.release()
+	}()
 	begun := make(chan struct{})
-	hand := func(c net.Conn) {
+	take := func(c net.Conn) {
+		if l.troubled.Load() && !l.settle(c) {
+			return
+		}
 		l.accepted.Add(1)
 		if l.Direct {
 			l.Handle(ctx, c)
@@ -104,8 +138,18 @@ func (l *Listener) Serve(ctx context.Context) error {
 		})
 		<-begun
 	}
-	var waited time.Duration
-	var logged time.Time
+	serve := l.serve
+	if r, ok := l.Listener.(raw); ok {
+		serve = r.Serve
+	}
+	if err := serve(ctx, take, l.trouble); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("accept on %v: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// serve is RawListener.Serve with a net.Listener.
+func (l *Listener) serve(ctx context.Context, take func(net.Conn), trouble func(error) time.Duration) error {
 	for {
 		c, err := l.Accept()
 		switch {
@@ -114,13 +158,8 @@ func (l *Listener) Serve(ctx context.Context) error {
 				c.Close()
 			}
 			return nil
-		case err == nil && spare.keep():
-			waited = 0
-			hand(c)
-			continue
 		case err == nil:
-			l.refuse(c)
-			spare.keep()
+			take(c)
 			continue
 		case l.retiring.Load():
 			for range mostWaiting {
@@ -128,35 +167,58 @@ func (l *Listener) Serve(ctx context.Context) error {
 				if c == nil {
 					break
 				}
-				hand(c)
+				take(c)
 			}
 			return nil
 		case !passes(err):
-			return fmt.Errorf("accept on %v: %w", l.Addr(), err)
+			return err
 		}
-		failures := l.failures.Add(1)
-		if now := time.Now(); now.Sub(logged) >= logEvery {
-			l.Log.Warn("accepting connections fails; it will be tried again", "listener", l.Addr().String(), "error", err, "failures", failures)
-			logged = now
-		}
-		if noDescriptors(err) && spare.release() {
-			continue // and take the next connection with it
-		}
-		waited = min(max(2*waited, firstWait), mostWait)
-		select {
-		case <-time.After(waited):
-		case <-ctx.Done():
+		if wait := trouble(err); wait > 0 {
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+			}
 		}
 	}
 }
 
-// refuse closes a connection that took the spare descriptor.
-func (l *Listener) refuse(c net.Conn) {
+// trouble notes that accepting has failed for a reason that passes, and returns how
+// long to wait. If there is no descriptor it gives up the spare one: the next
+// connection is taken with it.
+func (l *Listener) trouble(err error) time.Duration {
+	failures := l.failures.Add(1)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.troubled.Store(true)
+	if now := time.Now(); now.Sub(l.logged) >= logEvery {
+		l.Log.Warn("accepting connections fails; it will be tried again", "listener", l.Addr().String(), "error", err, "failures", failures)
+		l.logged = now
+	}
+	if noDescriptors(err) && l.spare.release() {
+		return 0
+	}
+	l.waited = min(max(2*l.waited, firstWait), mostWait)
+	return l.waited
+}
+
+// settle is called with a connection that was accepted after trouble, and reports
+// whether the trouble is over. If not, the connection has the spare descriptor, and is
+// refused.
+func (l *Listener) settle(c net.Conn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.spare.keep() {
+		l.waited = 0
+		l.troubled.Store(false)
+		return true
+	}
 	r := api.Refusal{Facts: facts(c), Reason: api.ReasonOverload, Words: "no descriptors left"}
 	c.Close()
+	l.spare.keep()
 	if l.Refused != nil {
 		l.Refused(r)
 	}
+	return false
 }
 
 // facts returns what is known of a connection before its first byte.

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,8 +25,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv("INGRESS_TEST_CHILD") != "" {
-		if err := outOfDescriptors(); err != nil {
+	if how := os.Getenv("INGRESS_TEST_CHILD"); how != "" {
+		if err := outOfDescriptors(how); err != nil {
 			os.Stderr.WriteString(err.Error() + "\n")
 			os.Exit(1)
 		}
@@ -145,19 +147,28 @@ func TestOutOfDescriptors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	child := exec.Command(self)
-	child.Env = append(os.Environ(), "INGRESS_TEST_CHILD=1")
-	if out, err := child.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	for _, how := range slices.Sorted(maps.Keys(roads())) {
+		child := exec.Command(self)
+		child.Env = append(os.Environ(), "INGRESS_TEST_CHILD="+how)
+		if out, err := child.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", how, err, out)
+		}
 	}
 }
 
 // outOfDescriptors shows with real descriptors that a client is refused while
 // there are none, and served when there are some again.
-func outOfDescriptors() error {
+func outOfDescriptors(how string) error {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
+	}
+	if road := roads()[how]; road != nil {
+		x, err := road(ln.(*net.TCPListener))
+		if err != nil {
+			return err
+		}
+		ln = raw{x}
 	}
 	refused := make(chan api.Refusal, 10)
 	l := &Listener{

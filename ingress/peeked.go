@@ -2,8 +2,6 @@ package ingress
 
 import (
 	"net"
-	"net/netip"
-	"syscall"
 
 	"cardea/wire/hello"
 )
@@ -51,15 +49,3 @@ func (p *peeked) SetLinger(seconds int) error { return p.tcp.SetLinger(seconds) 
 // Hello returns what the row was found by, nil if that was not TLS: whoever ends the
 // TLS makes sure that it reads the same.
 func (p *peeked) Hello() *hello.Hello { return p.hello }
-
-// A visitor is a connection as an Admission sees it: of the client that a PROXY
-// header names, on the socket of the proxy.
-type visitor struct {
-	*net.TCPConn
-	from netip.AddrPort
-}
-
-// RemoteAddr returns the address of the client.
-func (v visitor) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(v.from) }
-
-var _ syscall.Conn = visitor{}

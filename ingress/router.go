@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -27,8 +28,15 @@ const TunnelPublic = "public"
 // its row sends it. Its fields must not be changed while it is in use.
 type Router struct {
 	// Handle takes a connection over, and returns at once. Its Conn is the bare
-	// *net.TCPConn where nothing was read of it.
+	// *net.TCPConn where nothing was read of it, or the socket of Raw, with what was
+	// read, where its TLS is not ended here.
 	Handle func(api.Arrival)
+	// Raw gives a listening socket to who accepts raw: relay.Acceptor.Listen. May be
+	// nil: then package net accepts.
+	Raw func(l *net.TCPListener) (RawListener, error)
+	// Inherit returns the listener of a bind that the process before has had open, or
+	// nil. It is asked once for each bind, before any is opened. May be nil.
+	Inherit func(api.Bind) net.Listener
 	// Terminate makes the handshake of a connection, within a bounded time. It closes
 	// c if there is an error, which is words for the log and may have a method
 	// Reason() api.ReasonType. The certificate is that of the client, if it has shown
@@ -57,6 +65,9 @@ type Router struct {
 	Log       *slog.Logger
 
 	table atomic.Pointer[Table] // nil before Set
+	// addresses are what Addresses returns; nil since doors were opened or closed, which
+	// is done with mu held.
+	addresses atomic.Pointer[[]netip.AddrPort]
 
 	setting sync.Mutex // one Set, or reload of files, at a time
 	endings map[string]*ending
@@ -68,18 +79,27 @@ type Router struct {
 	serving sync.WaitGroup  // of Run
 	wake    chan struct{}   // tells Run that a port has failed
 	doors   map[api.Bind]*door
+	asked   map[api.Bind]bool // binds for which Inherit was asked
 }
 
 // A door is where connections come in: one bind of the table.
 type door struct {
 	bind      api.Bind
-	listener  *Listener // nil while it is not open
+	heir      net.Listener // of the process before, until it is opened
+	listener  *Listener    // nil while it is not open
 	serving   bool
 	condition api.StatusCondition
 	failed    int       // times in a row that it could not be opened
 	next      time.Time // when to try again; zero if it is open
 	closed    chan struct{}
+	local     atomic.Pointer[localAddress]
 	counts
+}
+
+// A localAddress is one to which a connection came, and how it is written.
+type localAddress struct {
+	netip.AddrPort
+	text string
 }
 
 // counts count what came in at a door.
@@ -169,19 +189,21 @@ func (r *Router) open(ctx context.Context, t *Table) (gone []*door) {
 	if r.doors == nil {
 		r.doors = map[api.Bind]*door{}
 	}
-	for _, bind := range slices.SortedFunc(maps.Keys(t.listeners), compareBinds) {
-		d := r.doors[bind]
-		if d == nil {
-			d = &door{bind: bind}
-			r.doors[bind] = d
+	binds := slices.SortedFunc(maps.Keys(t.listeners), compareBinds)
+	for _, bind := range binds {
+		if r.doors[bind] == nil {
+			r.doors[bind] = &door{bind: bind, heir: r.inherit(bind)}
 		}
-		if d.listener == nil {
+	}
+	for _, bind := range binds {
+		if d := r.doors[bind]; d.listener == nil {
 			r.try(ctx, d)
 		}
 	}
 	for bind, d := range r.doors {
 		if t.listeners[bind] == nil {
 			delete(r.doors, bind)
+			r.addresses.Store(nil)
 			if d.listener != nil {
 				gone = append(gone, d)
 			}
@@ -202,7 +224,11 @@ func (d *door) retire() {
 
 // try opens a door. mu must be held.
 func (r *Router) try(ctx context.Context, d *door) {
-	l, err := r.listen(ctx, d.bind)
+	l, err := d.heir, error(nil)
+	if l == nil {
+		l, err = r.listen(ctx, d.bind)
+	}
+	d.heir = nil
 	if err != nil {
 		d.failed++
 		d.next = time.Now().Add(min(firstRetry<<min(d.failed-1, 10), mostRetry))
@@ -210,7 +236,10 @@ func (r *Router) try(ctx context.Context, d *door) {
 		return
 	}
 	d.failed, d.next, d.serving, d.closed = 0, time.Time{}, false, make(chan struct{})
+	d.local.Store(nil)
+	l = r.accepter(l)
 	d.is(true, reasonListening, "listening on "+l.Addr().String())
+	r.addresses.Store(nil)
 	d.listener = &Listener{
 		Listener: l, Direct: true, Log: r.Log,
 		Refused: func(x api.Refusal) { r.refused(d, x) },
@@ -251,6 +280,80 @@ func keepAlive() net.KeepAliveConfig {
 	return net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}
 }
 
+// inherit returns what the process before has had open for a bind, nil for nothing.
+// mu must be held.
+func (r *Router) inherit(bind api.Bind) net.Listener {
+	if r.Inherit == nil || r.asked[bind] {
+		return nil
+	}
+	if r.asked == nil {
+		r.asked = map[api.Bind]bool{}
+	}
+	r.asked[bind] = true
+	l := r.Inherit(bind)
+	if tcp, ok := l.(*net.TCPListener); ok {
+		return heir{tcp}
+	}
+	return l
+}
+
+// An heir is a listener that another process has opened: package net has forgotten how
+// to keep its connections alive.
+type heir struct{ *net.TCPListener }
+
+// Accept implements net.Listener.
+func (h heir) Accept() (net.Conn, error) {
+	c, err := h.AcceptTCP()
+	if err != nil {
+		return nil, err
+	}
+	c.SetKeepAliveConfig(keepAlive()) // it fails only if the client has gone
+	return c, nil
+}
+
+// accepter gives a listener to who accepts raw, if there is somebody.
+func (r *Router) accepter(l net.Listener) net.Listener {
+	tcp, ok := l.(*net.TCPListener)
+	if h, is := l.(heir); is {
+		tcp, ok = h.TCPListener, true
+	}
+	if r.Raw == nil || !ok {
+		return l
+	}
+	err := bequeath(tcp)
+	if err == nil {
+		var x RawListener
+		if x, err = r.Raw(tcp); err == nil {
+			return raw{x}
+		}
+	}
+	r.Log.Warn("a port is served through package net, which is slower", "listener", l.Addr().String(), "error", err)
+	return l
+}
+
+// Sockets returns duplicates of the descriptors of the ports that are open, for the
+// process after this one. The caller closes them. What waits at a port is not lost as
+// long as one of its descriptors is open.
+func (r *Router) Sockets() (map[api.Bind]*os.File, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := map[api.Bind]*os.File{}
+	for bind, d := range r.doors {
+		if d.listener == nil {
+			continue
+		}
+		f, err := duplicate(d.listener.Listener)
+		if err != nil {
+			for _, f := range all {
+				f.Close()
+			}
+			return nil, fmt.Errorf("the descriptor of %v: %w", bind, err)
+		}
+		all[bind] = f
+	}
+	return all, nil
+}
+
 // listen opens a socket. mu must be held.
 //
 // A port can be open at one address and, with other rows, at all others: the kernel
@@ -285,7 +388,11 @@ func (r *Router) listen(ctx context.Context, bind api.Bind) (net.Listener, error
 
 // share lets other sockets have the same port.
 func (d *door) share() error {
-	c, err := d.listener.Listener.(*net.TCPListener).SyscallConn()
+	s, ok := d.listener.Listener.(syscall.Conn)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	c, err := s.SyscallConn()
 	if err != nil {
 		return err
 	}
@@ -309,6 +416,7 @@ func (r *Router) serve(d *door) {
 			return // it was closed
 		}
 		d.listener = nil
+		r.addresses.Store(nil)
 		d.failed, d.next = 1, time.Now().Add(firstRetry)
 		d.is(false, reasonCannot, cannot(d.bind, err))
 		r.signal()
@@ -460,18 +568,24 @@ func (r *Router) PublicName(sni string) (service string, ok bool) {
 	return service, ok
 }
 
-// Addresses returns the addresses that are listened on, of which no upstream may
-// be one. One of 0.0.0.0 or :: stands for every address of this machine.
+// Addresses returns the addresses that are listened on, of which no upstream may be
+// one. One of 0.0.0.0 or :: stands for every address of this machine. The result must
+// not be written to. A port that another process has taken over is still ours in this.
 func (r *Router) Addresses() []netip.AddrPort {
+	if all := r.addresses.Load(); all != nil { // it is asked for each connection
+		return *all
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var all []netip.AddrPort
+	all := make([]netip.AddrPort, 0, len(r.doors))
 	for _, d := range r.doors {
 		if d.listener != nil {
 			all = append(all, addrPort(d.listener.Addr()))
 		}
 	}
 	slices.SortFunc(all, netip.AddrPort.Compare)
+	all = slices.Clip(all)
+	r.addresses.Store(&all)
 	return all
 }
 

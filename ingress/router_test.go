@@ -59,12 +59,41 @@ func newSite(t *testing.T) *site {
 		ClusterCertificate: func(string, ...string) (*tls.Certificate, error) { return cluster(), nil },
 		ClusterCAs:         func() *x509.CertPool { return s.pki.pool },
 		Settings:           func() *api.ClusterRouting { return s.settings.Load() },
-		Upstreams:          func(string, netip.Addr) []api.Arrival { return slices.Clone(s.upstreams) },
-		Refused:            func(r api.Refusal) { s.refusals <- r },
-		Admission:          &Admission{Limits: AdmissionLimits{Rate: -1}},
-		Log:                quiet,
+		Upstreams: func(string, netip.Addr) []api.Arrival {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return slices.Clone(s.upstreams)
+		},
+		Refused:   func(r api.Refusal) { s.refusals <- r },
+		Admission: &Admission{Limits: AdmissionLimits{Rate: -1}},
+		Log:       quiet,
 	}
 	return s
+}
+
+// roads are the ways to accept: each a Router.Raw.
+func roads() map[string]func(*net.TCPListener) (RawListener, error) {
+	return map[string]func(*net.TCPListener) (RawListener, error){"net": nil, "loop": listenLoop()}
+}
+
+// onRoads runs a test with each way to accept.
+func onRoads(t *testing.T, test func(t *testing.T, newSite func(*testing.T) *site)) {
+	for name, raw := range roads() {
+		t.Run(name, func(t *testing.T) {
+			test(t, func(t *testing.T) *site {
+				s := newSite(t)
+				s.Raw = raw
+				return s
+			})
+		})
+	}
+}
+
+// bare reports whether a connection is as it was accepted.
+func (s *site) bare(c net.Conn) bool {
+	_, ordinary := c.(*net.TCPConn)
+	_, isRaw := c.(socket)
+	return ordinary && s.Raw == nil || isRaw && s.Raw != nil
 }
 
 // run runs the Router until the end of the test, or stop.
@@ -176,7 +205,9 @@ func at(host string, port int) string { return net.JoinHostPort(host, fmt.Sprint
 
 func local(s *api.ServiceSpec) { s.Public.Address = "127.0.0.1" }
 
-func TestArrival(t *testing.T) {
+func TestArrival(t *testing.T) { onRoads(t, testArrival) }
+
+func testArrival(t *testing.T, newSite func(*testing.T) *site) {
 	for _, test := range []struct{ listen, dial string }{
 		{"127.0.0.1", "127.0.0.1"}, {"::1", "::1"}, {"", "127.0.0.1"}, {"", "::1"}, {"::", "::1"}, {"0.0.0.0", "127.0.0.1"},
 	} {
@@ -186,7 +217,7 @@ func TestArrival(t *testing.T) {
 			s.set(public("a.ns", port, address(test.listen)))
 			c := s.dial(at(test.dial, port))
 			a := s.arrival()
-			if _, bare := a.Conn.(*net.TCPConn); !bare {
+			if !s.bare(a.Conn) {
 				t.Errorf("the conn is a %T", a.Conn)
 			}
 			from := c.LocalAddr().(*net.TCPAddr)
@@ -207,7 +238,9 @@ func TestArrival(t *testing.T) {
 	}
 }
 
-func TestOneFamily(t *testing.T) {
+func TestOneFamily(t *testing.T) { onRoads(t, testOneFamily) }
+
+func testOneFamily(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	port := freePort(t)
 	for listen, refused := range map[string]string{"0.0.0.0": "::1", "::": "127.0.0.1"} {
@@ -219,7 +252,9 @@ func TestOneFamily(t *testing.T) {
 }
 
 // A wildcard and specific addresses of one port, in whatever order they come.
-func TestSideBySide(t *testing.T) {
+func TestSideBySide(t *testing.T) { onRoads(t, testSideBySide) }
+
+func testSideBySide(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	port := freePort(t)
 	every, one, six := public("every.ns", port), public("one.ns", port, local), public("six.ns", port, address("::"))
@@ -256,7 +291,9 @@ func TestSideBySide(t *testing.T) {
 
 // An address that goes from one bind to another has a listener all the time: a client
 // that begins as one is closed is told nothing, tries again, and gets in.
-func TestBindsChange(t *testing.T) {
+func TestBindsChange(t *testing.T) { onRoads(t, testBindsChange) }
+
+func testBindsChange(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	port := freePort(t)
 	for i := range 10 {
@@ -268,28 +305,45 @@ func TestBindsChange(t *testing.T) {
 
 // Those who wait at a port that goes are taken first.
 func TestRetire(t *testing.T) {
+	for name, road := range roads() {
+		t.Run(name, func(t *testing.T) { testRetire(t, road) })
+	}
+}
+
+func testRetire(t *testing.T, road func(*net.TCPListener) (RawListener, error)) {
 	const waiting = 20
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	if road != nil {
+		x, err := road(l.(*net.TCPListener))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l = raw{x}
+	}
 	entered, proceed := make(chan struct{}), make(chan struct{})
-	var taken []net.Conn
+	taken := make(chan net.Conn, waiting)
+	var first sync.Once
 	x := &Listener{Listener: l, Direct: true, Log: quiet, Handle: func(_ context.Context, c net.Conn) {
-		if taken = append(taken, c); len(taken) == 1 {
+		taken <- c
+		first.Do(func() {
 			close(entered)
 			<-proceed
-		}
+		})
 	}}
 	done := make(chan error)
 	go func() { done <- x.Serve(t.Context()) }()
+	var said, heard []byte
 	for i := range waiting {
 		c, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		fmt.Fprintf(c, "%c", 'a'+i)
+		said = append(said, byte('a'+i))
+		c.Write(said[i:])
 	}
 	<-entered
 	x.Retire()
@@ -297,22 +351,29 @@ func TestRetire(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	if len(taken) != waiting {
-		t.Errorf("%d of %d are taken", len(taken), waiting)
-	}
-	for i, c := range taken {
+	close(taken)
+	for c := range taken {
 		b := make([]byte, 1)
-		if _, err := io.ReadFull(c, b); err != nil || b[0] != byte('a'+i) {
-			t.Errorf("connection %d: %q, %v", i, b, err)
+		if _, err := io.ReadFull(c, b); err != nil {
+			t.Error(err)
 		}
+		heard = append(heard, b...)
 		c.Close()
+	}
+	if road != nil { // several take at once
+		slices.Sort(heard)
+	}
+	if !bytes.Equal(said, heard) {
+		t.Errorf("of %s these are taken: %s", said, heard)
 	}
 	if _, err := net.Dial("tcp", l.Addr().String()); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("the listener is open: %v", err)
 	}
 }
 
-func TestSetTouchesOnlyWhatChanges(t *testing.T) {
+func TestSetTouchesOnlyWhatChanges(t *testing.T) { onRoads(t, testSetTouchesOnlyWhatChanges) }
+
+func testSetTouchesOnlyWhatChanges(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	stays, goes := public("a.ns", freePort(t), local), public("b.ns", freePort(t), local)
 	s.set(stays, goes)
@@ -335,7 +396,9 @@ func TestSetTouchesOnlyWhatChanges(t *testing.T) {
 	s.arrival()
 }
 
-func TestTwoServicesWithOnePort(t *testing.T) {
+func TestTwoServicesWithOnePort(t *testing.T) { onRoads(t, testTwoServicesWithOnePort) }
+
+func testTwoServicesWithOnePort(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	port := freePort(t)
 	older, younger := public("m.ns", port, local), public("a.ns", port, local)
@@ -378,7 +441,9 @@ func (s *site) locked(do func()) {
 	do()
 }
 
-func TestPortThatIsTaken(t *testing.T) {
+func TestPortThatIsTaken(t *testing.T) { onRoads(t, testPortThatIsTaken) }
+
+func testPortThatIsTaken(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	blocker, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -413,7 +478,9 @@ func TestPortThatIsTaken(t *testing.T) {
 	}
 }
 
-func TestListenerThatFailsIsOpenedAgain(t *testing.T) {
+func TestListenerThatFailsIsOpenedAgain(t *testing.T) { onRoads(t, testListenerThatFailsIsOpenedAgain) }
+
+func testListenerThatFailsIsOpenedAgain(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	svc := public("a.ns", freePort(t), local)
 	s.set(svc)
@@ -431,7 +498,9 @@ func TestListenerThatFailsIsOpenedAgain(t *testing.T) {
 	s.arrival()
 }
 
-func TestAddressOfAnotherMachine(t *testing.T) {
+func TestAddressOfAnotherMachine(t *testing.T) { onRoads(t, testAddressOfAnotherMachine) }
+
+func testAddressOfAnotherMachine(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	s.set(public("a.ns", freePort(t), address("192.0.2.1")))
 	if open, message := s.condition("a.ns"); open || !strings.Contains(message, "192.0.2.1:") || !strings.Contains(message, "not an address of this machine") {
@@ -439,7 +508,9 @@ func TestAddressOfAnotherMachine(t *testing.T) {
 	}
 }
 
-func TestRunOpensAndCloses(t *testing.T) {
+func TestRunOpensAndCloses(t *testing.T) { onRoads(t, testRunOpensAndCloses) }
+
+func testRunOpensAndCloses(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t)
 	svc := public("a.ns", freePort(t), local)
 	s.set(svc)
@@ -468,7 +539,9 @@ func TestRunOpensAndCloses(t *testing.T) {
 
 // Who opens connections too fast is reset and counted, before it is an Arrival;
 // another Service has a count of its own, and a change of the limit counts at once.
-func TestRouterRate(t *testing.T) {
+func TestRouterRate(t *testing.T) { onRoads(t, testRouterRate) }
+
+func testRouterRate(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	slow, other := public("a.ns", freePort(t), local), public("b.ns", freePort(t), local)
 	limit := func(n int) { slow.Spec.Limits = &api.ServiceLimits{ConnectionsPerSecond: n} }
@@ -508,6 +581,10 @@ func TestRouterRate(t *testing.T) {
 }
 
 func TestClosedToStrangersWhenDescriptorsAreShort(t *testing.T) {
+	onRoads(t, testClosedToStrangersWhenDescriptorsAreShort)
+}
+
+func testClosedToStrangersWhenDescriptorsAreShort(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t)
 	s.Admission.Descriptors = func() (int, int) { return 95, 100 }
 	s.run()
@@ -530,7 +607,7 @@ func TestClosedToStrangersWhenDescriptorsAreShort(t *testing.T) {
 }
 
 // helloOf returns the hello of a client, with what config says.
-func helloOf(t *testing.T, config *tls.Config) []byte {
+func helloOf(t testing.TB, config *tls.Config) []byte {
 	t.Helper()
 	config.InsecureSkipVerify = true
 	a, b := net.Pipe()
@@ -560,7 +637,9 @@ func records(hello []byte, size int) (out []byte) {
 }
 
 // A client's bytes go through as they are, however its hello is cut.
-func TestPassthrough(t *testing.T) {
+func TestPassthrough(t *testing.T) { onRoads(t, testPassthrough) }
+
+func testPassthrough(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	port := freePort(t)
 	s.set(public("a.ns", port, through("a.b")), public("rest.ns", port))
@@ -582,7 +661,7 @@ func TestPassthrough(t *testing.T) {
 					t.Fatalf("%+v %+v", a, a.Facts.TLS)
 				}
 				p, ok := a.Conn.(relay.Transparent)
-				if _, bare := a.Conn.(interface{ NetConn() net.Conn }).NetConn().(*net.TCPConn); !ok || !bare {
+				if !ok || !s.bare(a.Conn) && !s.bare(p.NetConn()) {
 					t.Fatalf("the conn is a %T", a.Conn)
 				}
 				got := p.Unread()
@@ -596,7 +675,9 @@ func TestPassthrough(t *testing.T) {
 }
 
 // Read gives what was read before, too, for whoever does not ask for it.
-func TestPeekedRead(t *testing.T) {
+func TestPeekedRead(t *testing.T) { onRoads(t, testPeekedRead) }
+
+func testPeekedRead(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	port := freePort(t)
 	s.set(public("a.ns", port, through("a.b")))
@@ -617,7 +698,9 @@ func TestPeekedRead(t *testing.T) {
 	}
 }
 
-func TestNoRoute(t *testing.T) {
+func TestNoRoute(t *testing.T) { onRoads(t, testNoRoute) }
+
+func testNoRoute(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	port := freePort(t)
 	s.set(public("a.ns", port, through("a.b"), coming("192.0.2.0/24")), public("b.ns", port, through("*.b")))
@@ -636,7 +719,9 @@ func TestNoRoute(t *testing.T) {
 }
 
 // What begins as a hello and cannot be read is refused, and gets no other row.
-func TestBadHellos(t *testing.T) {
+func TestBadHellos(t *testing.T) { onRoads(t, testBadHellos) }
+
+func testBadHellos(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t)
 	s.settings.Store(&api.ClusterRouting{HelloTimeout: milliseconds(500)})
 	s.run()
@@ -673,7 +758,9 @@ func milliseconds(n int) *api.Duration { return &api.Duration{Milliseconds: &n} 
 
 // Who says nothing gets the row that takes any bytes, as its server speaks first;
 // where there is none it is refused.
-func TestSilence(t *testing.T) {
+func TestSilence(t *testing.T) { onRoads(t, testSilence) }
+
+func testSilence(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t)
 	s.settings.Store(&api.ClusterRouting{HelloTimeout: milliseconds(250)})
 	s.run()
@@ -681,7 +768,7 @@ func TestSilence(t *testing.T) {
 	s.set(public("a.ns", open, through("a.b")), public("rest.ns", open), public("b.ns", closed, through("a.b")), public("c.ns", near, through("a.b")), public("d.ns", near, coming("192.0.2.0/24")))
 	c := s.dial(at("127.0.0.1", open))
 	a := s.arrival()
-	if _, bare := a.Conn.(*net.TCPConn); !bare || a.Service != "rest.ns" {
+	if !s.bare(a.Conn) || a.Service != "rest.ns" {
 		t.Errorf("%T at %s", a.Conn, a.Service)
 	}
 	go a.Conn.Write([]byte("220 ready"))
@@ -703,8 +790,44 @@ func TestSilence(t *testing.T) {
 	s.refusal(c, api.ReasonHandshake, "went away before it said anything")
 }
 
+// A row that refuses refuses who says nothing, too, and who says nothing is counted.
+func TestSilenceIsNoWayRound(t *testing.T) { onRoads(t, testSilenceIsNoWayRound) }
+
+func testSilenceIsNoWayRound(t *testing.T, newSite func(*testing.T) *site) {
+	s := newSite(t)
+	s.settings.Store(&api.ClusterRouting{HelloTimeout: milliseconds(100)})
+	s.run()
+	bind := api.Bind{Address: "127.0.0.1", Port: freePort(t)}
+	named, rest := foreign("named", 0, bind, api.Match{SNI: "a.b"}), foreign("rest", 0, bind, api.Match{})
+	rest.Members = []api.Member{{Object: mapping("rest")}}
+	s.force(Input{Foreign: api.Routes{Routes: []api.Route{named, rest}}})
+	c := s.dial(at("127.0.0.1", bind.Port))
+	s.refusal(c, api.ReasonRouteRefused, "nobody has a share")
+
+	rest.Members[0].Weight, rest.Rate = 1, 1
+	s.force(Input{Foreign: api.Routes{Routes: []api.Route{named, rest}}})
+	var all []*net.TCPConn
+	for range 5 {
+		all = append(all, s.dial(at("127.0.0.1", bind.Port)))
+	}
+	for range all {
+		select {
+		case a := <-s.arrivals:
+			a.Conn.Close()
+		case r := <-s.refusals:
+			if r.Reason != api.ReasonLimit {
+				t.Errorf("%+v", r)
+			}
+			return
+		}
+	}
+	t.Error("all are let in")
+}
+
 // Silent clients take no memory that is not bounded, and keep nobody out.
-func TestManySilentClients(t *testing.T) {
+func TestManySilentClients(t *testing.T) { onRoads(t, testManySilentClients) }
+
+func testManySilentClients(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t)
 	s.Admission.Limits.Handshakes = 16
 	s.run()
@@ -743,7 +866,9 @@ func TestManySilentClients(t *testing.T) {
 }
 
 // When the Router stops, nobody who has not arrived is left.
-func TestStopWhilePeeking(t *testing.T) {
+func TestStopWhilePeeking(t *testing.T) { onRoads(t, testStopWhilePeeking) }
+
+func testStopWhilePeeking(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	port := freePort(t)
 	s.set(public("a.ns", port, through("a.b")), public("b.ns", port, ended("c")))
@@ -769,7 +894,9 @@ func TestStopWhilePeeking(t *testing.T) {
 
 // Weights, certificates and rows change while connections come: none is lost, and
 // under each version every member has its share.
-func TestHotSwap(t *testing.T) {
+func TestHotSwap(t *testing.T) { onRoads(t, testHotSwap) }
+
+func testHotSwap(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	port := freePort(t)
 	split := func(a, b, unrelated int) Input {
@@ -787,7 +914,7 @@ func TestHotSwap(t *testing.T) {
 	}
 	s.put("cert", certificate("0"))
 	s.force(split(70, 30, 0))
-	const clients, each = 4, 60
+	const clients, each = 4, 30
 	var done atomic.Int64
 	var all sync.WaitGroup
 	for range clients {

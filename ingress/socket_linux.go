@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"errors"
 	"net"
 	"os"
 	"syscall"
@@ -9,7 +10,7 @@ import (
 )
 
 // unread reports whether bytes of the peer have arrived that nobody has read.
-func unread(c net.Conn) bool {
+func unread(c any) bool {
 	n := 0
 	control(c, func(fd int) { n, _ = unix.IoctlGetInt(fd, unix.SIOCINQ) })
 	return n > 0
@@ -47,6 +48,40 @@ func sharePort(c syscall.RawConn) (err error) {
 		return e
 	}
 	return os.NewSyscallError("setsockopt", err)
+}
+
+// bequeath makes the connections of a listener be as those that package net accepts:
+// they inherit it.
+func bequeath(l *net.TCPListener) (err error) {
+	c, err := l.SyscallConn()
+	if err != nil {
+		return err
+	}
+	alive := keepAlive()
+	e := c.Control(func(fd uintptr) {
+		for _, o := range []struct{ level, name, value int }{
+			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(alive.Idle.Seconds())},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(alive.Interval.Seconds())},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, alive.Count},
+			{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+		} {
+			if err == nil {
+				err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), o.level, o.name, o.value))
+			}
+		}
+	})
+	return errors.Join(e, err)
+}
+
+// duplicate returns another descriptor of a listener.
+func duplicate(l net.Listener) (*os.File, error) {
+	n, err := -1, error(unix.EBADF)
+	control(l, func(fd int) { n, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0) })
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(n), l.Addr().String()), nil
 }
 
 // takeNoMore makes the kernel drop what else comes to a listener, so that between the

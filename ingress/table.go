@@ -48,7 +48,8 @@ type Table struct {
 
 // A listener is one place to listen, and its rows.
 type listener struct {
-	bind api.Bind
+	bind  api.Bind
+	alone bool // no other has the same port
 	// proxied says that each connection begins with a PROXY header.
 	proxied bool
 	// asks says that TLS may begin after a request for it, as in PostgreSQL.
@@ -474,7 +475,12 @@ func (c *compiler) settle(r *row) {
 
 // listen makes the listeners ready to be asked for rows.
 func (c *compiler) listen() {
+	ports := map[int]int{}
+	for bind := range c.out.listeners {
+		ports[bind.Port]++
+	}
 	for _, l := range c.out.listeners {
+		l.alone = ports[l.bind.Port] == 1
 		l.proxied = c.proxied[l.bind] != ""
 		a, _ := netip.ParseAddr(l.bind.Address)
 		c.out.at[netip.AddrPortFrom(a, uint16(l.bind.Port))] = l

@@ -25,21 +25,65 @@ const helloTime = 5 * time.Second
 // alpnPostgres is what clients of PostgreSQL offer that begin with TLS at once.
 const alpnPostgres = "postgresql"
 
-// A visit is a connection on its way from the accept to its row.
+// A visit is a connection on its way from the accept to its row. What has to be read
+// of it comes in stages. Who waits for it tells the visit what was read (hear), or why
+// there is no more (lost): a goroutine (see run), or the loop that accepted the
+// connection (see pending).
 type visit struct {
 	router   *Router
 	door     *door
 	listener *listener
-	conn     *net.TCPConn
+	raw      socket       // nil if package net has the connection
+	conn     *net.TCPConn // nil if it has not
 	facts    api.Facts
-	peer     netip.AddrPort // at the other end of conn
+	peer     netip.AddrPort // at the other end of the connection
 	from     netip.AddrPort // the client proper; not valid if a proxy does not tell
-	read     []byte         // of conn, and nobody's yet
+
+	stage    stage
+	until    time.Time // when the stage is over; zero if it has not begun
+	place    *place    // of Admission; nil while there is none
+	read     []byte    // of the connection, and nobody's yet
+	headed   bool      // the header of the proxy was read
+	listened bool      // the stage silence is over
+	silent   bool      // without a byte
+	opened   bool      // the stage opening is over
+
+	asked    bool           // the client has asked for TLS, and was told to begin
+	requests []pgstart.Kind // of PostgreSQL that were answered
+	cancel   *pgstart.Packet
+	parser   *hello.Parser // of the hello; nil while there is none
+	fed      int           // bytes of read that it was fed
 	hello    *hello.Hello
-	asked    bool // the client has asked for TLS, and was told to begin
-	found    *row // nil while it is not known
-	nearest  *row // of the Object that the connection is to, if that is known before
+	known    query // what the row is found by
+
+	found   *row // nil while it is not known
+	nearest *row // of the Object that the connection is to, if that is known before
 }
+
+// A socket is a connection that a RawListener has accepted: a relay.Socket, which says
+// what its methods do.
+type socket interface {
+	net.Conn
+	Reset(reason string) error
+	AddrPorts() (local, remote netip.AddrPort)
+	Await(within time.Duration, most int, got func(read []byte, err error) (more bool))
+	Discard(n int)
+	TCP() (c *net.TCPConn, read []byte, err error)
+}
+
+// A stage is what a visit waits for before its row can be told.
+type stage int
+
+// The stages, in their order.
+const (
+	ready   stage = iota // nothing any more
+	heading              // the header of a proxy
+	silence              // the first bytes, of clients whose server may speak first
+	opening              // the hello of TLS, or what tells that there is none
+)
+
+// holds reports whether a place of Admission is held during a stage.
+func (s stage) holds() bool { return s == heading || s == opening }
 
 // A denial is why a connection comes to nothing, in words for the log.
 type denial struct {
@@ -65,31 +109,62 @@ func handshake(format string, args ...any) error {
 // then.
 func (r *Router) take(ctx context.Context, d *door, c net.Conn) {
 	d.accepted.Add(1)
-	v := &visit{router: r, door: d, conn: c.(*net.TCPConn), facts: facts(c), peer: addrPort(c.RemoteAddr())}
-	v.facts.Tunnel = TunnelPublic
+	v := visit{router: r, door: d}
+	var local netip.AddrPort
+	if s, ok := c.(socket); ok {
+		v.raw = s
+		local, v.peer = s.AddrPorts()
+	} else {
+		v.conn = c.(*net.TCPConn)
+		local, v.peer = addrPort(c.LocalAddr()), addrPort(c.RemoteAddr())
+	}
 	v.from = v.peer
-	if v.listener = r.table.Load().listener(addrPort(c.LocalAddr())); v.listener != nil {
+	if v.peer.IsValid() { // else the client has gone
+		v.facts.IP, v.facts.Port = v.peer.Addr().String(), int(v.peer.Port())
+	}
+	v.facts.Listener, v.facts.Tunnel = d.text(local), TunnelPublic
+	if v.listener = r.table.Load().entered(d.bind, local); v.listener != nil {
 		v.nearest = v.listener.sole
 	}
-	switch err := v.enter(); {
+	err := v.enter()
+	switch {
 	case err != nil:
-		v.refuse(err)
-	case v.listener.bare() && !v.listener.proxied:
-		if err := v.bare(); err != nil {
-			v.refuse(err)
-		}
+	case v.next() != ready:
+		v.wait(ctx)
+		return
 	default:
-		r.serving.Go(func() {
-			if err := v.run(ctx); err != nil {
-				v.refuse(err)
-			}
-		})
+		if err = v.row(); err == nil {
+			v.arrive(c, nil)
+			return
+		}
 	}
+	v.refuse(err)
+}
+
+// text writes the address that a connection came to. As a rule it is that of the
+// connection before.
+func (d *door) text(local netip.AddrPort) string {
+	l := d.local.Load()
+	if l == nil || l.AddrPort != local {
+		l = &localAddress{local, local.String()}
+		d.local.Store(l)
+	}
+	return l.text
+}
+
+// wait begins to wait for what has to be read, without the caller.
+func (v *visit) wait(ctx context.Context) {
+	if v.raw != nil {
+		v.await(ctx)
+		return
+	}
+	own := *v
+	own.router.serving.Go(func() { own.run(ctx) })
 }
 
 // refuse ends a visit: nothing of the connection is left in the kernel.
 func (v *visit) refuse(err error) {
-	abort(v.conn)
+	abort(v.stream())
 	x := refusal(v.facts, err)
 	v.locate(&x)
 	v.router.refused(v.door, x)
@@ -128,88 +203,6 @@ func (v *visit) enter() error {
 	return v.listener.meter.admit(v.from.Addr())
 }
 
-// bare hands a connection on of which nothing has to be read.
-func (v *visit) bare() error {
-	row, err := v.row(query{from: v.from.Addr()})
-	if err == nil {
-		v.arrive(row, v.stream(), nil)
-	}
-	return err
-}
-
-// run finds out what has to be read, and hands the connection on. When ctx is done it
-// ends.
-func (v *visit) run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { v.conn.Close() })
-	err := v.sort(ctx, stop)
-	if !stop() && ctx.Err() != nil && err != nil {
-		return errStopping
-	}
-	return err
-}
-
-// sort is run; stop is to be called before the connection is given away, and reports
-// false if it was closed.
-func (v *visit) sort(ctx context.Context, stop func() bool) error {
-	if v.listener.proxied {
-		if err := v.place(ctx, func(func() error) (bool, error) { return false, v.readHeader() }); err != nil {
-			return err
-		}
-		if err := v.listener.meter.admit(v.client().Addr()); err != nil {
-			return err
-		}
-	}
-	if v.listener.bare() {
-		if !stop() {
-			return errStopping
-		}
-		return v.bare()
-	}
-	if row, _ := v.listener.find(query{from: v.from.Addr()}, nil); row != nil && len(v.read) == 0 {
-		switch speaks, err := v.listen(); {
-		case err != nil:
-			return err
-		case !speaks && !stop():
-			return errStopping
-		case !speaks:
-			v.arrive(row, v.stream(), nil)
-			return nil
-		}
-	}
-	var row *row
-	var conn net.Conn
-	var leaf *x509.Certificate
-	var cancel *pgstart.Packet
-	err := v.place(ctx, func(heard func() error) (proved bool, err error) {
-		var q query
-		if q, cancel, err = v.peek(); err != nil {
-			return false, err
-		}
-		if err = heard(); err != nil || cancel != nil {
-			return false, err
-		}
-		if row, err = v.row(q); err != nil {
-			return false, err
-		}
-		conn, leaf, err = v.end(ctx, row)
-		return leaf != nil && row.Terminate.Sessions, err
-	})
-	if err == nil && !stop() {
-		err = errStopping
-	}
-	switch {
-	case err != nil:
-		if conn != nil {
-			conn.Close()
-		}
-	case cancel != nil:
-		return v.cancel(cancel)
-	default:
-		v.arrive(row, conn, leaf)
-	}
-	return err
-}
-
 // client returns the address that is taken for the client's where one is needed.
 func (v *visit) client() netip.AddrPort {
 	if v.from.IsValid() {
@@ -218,22 +211,194 @@ func (v *visit) client() netip.AddrPort {
 	return v.peer
 }
 
-// place does something while a place of Admission is held.
-func (v *visit) place(ctx context.Context, do func(heard func() error) (proved bool, err error)) error {
-	heard, leave, err := v.router.Admission.Enter(ctx, visitor{v.conn, v.client()})
-	if err != nil {
+// next returns the stage that comes now.
+func (v *visit) next() stage {
+	switch l := v.listener; {
+	case l.proxied && !v.headed:
+		return heading
+	case l.bare(), v.silent, v.opened:
+		return ready
+	case !v.listened && len(v.read) == 0 && l.speaksLast(v.from.Addr()):
+		return silence
+	}
+	return opening
+}
+
+// within returns the time for a stage.
+func (v *visit) within() time.Duration {
+	if v.stage == silence {
+		return silent(v.router.helloTimeout())
+	}
+	return v.router.helloTimeout()
+}
+
+// hear looks at what was read, which is something, and reports whether its stage needs
+// more.
+func (v *visit) hear() (more bool, err error) {
+	switch v.stage {
+	case heading:
+		return v.hearHeader()
+	case silence:
+		return false, nil
+	}
+	return v.hearOpening()
+}
+
+// lost is told that there comes no more for a stage, and returns what that means.
+//
+// Who says nothing where there is a row for clients without TLS is taken for one of
+// those: its server speaks first. That takes no place of Admission, as many such
+// clients may wait as there may be connections: one after the other is let in, and
+// strangers who are silent on purpose gain no more by it.
+func (v *visit) lost(err error) error {
+	switch {
+	case v.stage == heading:
+		return badHeader("%v", unsaid(err, "the proxy went away before its header was complete", "the header of the proxy was not complete in time"))
+	case v.stage == silence && (err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded)):
+		v.silent = true
+		return nil
+	case v.parser != nil || v.asked:
+		return unsaid(err, "the client went away within its hello", "the hello was not complete in time")
+	case len(v.requests) > 0 || len(v.read) > 0:
+		return unsaid(err, "the client went away within its first packet", "the first packet was not complete in time")
+	}
+	return unsaid(err, "the client went away before it said anything", "the client said nothing in time")
+}
+
+// unsaid says what the end of a connection, or of the time, means.
+func unsaid(err error, gone, late string) error {
+	switch {
+	case err == io.EOF:
+		return handshake("%s", gone)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return handshake("%s", late)
+	}
+	return handshake("the client went away: %v", err)
+}
+
+// passed ends a stage, err is what came of it.
+func (v *visit) passed(err error) error {
+	v.until = time.Time{}
+	switch v.stage {
+	case heading:
+		v.headed = true
+		if err = v.leave(false, err); err == nil {
+			err = v.listener.meter.admit(v.client().Addr())
+		}
+	case silence:
+		v.listened = true
+	case opening:
+		v.opened = true
+		if err == nil {
+			err = v.router.Admission.heard(v.place)
+		}
+		if err != nil {
+			err = v.leave(false, err)
+		}
+	}
+	return err
+}
+
+// leave gives the place back, if one is held. err is what came of the visit so far; it
+// does not count if the place had gone to another.
+func (v *visit) leave(proved bool, err error) error {
+	p := v.place
+	if p == nil {
 		return err
 	}
-	proved, err := do(heard)
-	if e := leave(proved); e != nil {
+	v.place = nil
+	if e := v.router.Admission.leave(p, proved); e != nil {
 		return e
 	}
 	return err
 }
 
-// limit is the time for a hello, and for a PROXY header.
-func (v *visit) limit() time.Duration { return v.router.helloTimeout() }
+// run waits for a client, and hands its connection on. When ctx is done it ends.
+func (v *visit) run(ctx context.Context) {
+	stop := context.AfterFunc(ctx, func() { v.conn.Close() })
+	conn, leaf, err := v.sort(ctx)
+	if !stop() {
+		err = errStopping
+	}
+	switch {
+	case err != nil && conn != nil:
+		conn.Close()
+	case err == nil && v.cancel != nil:
+		err = v.passCancel()
+	case err == nil:
+		v.arrive(conn, leaf)
+	}
+	if err != nil {
+		v.refuse(err)
+	}
+}
 
+// sort finds out where a connection goes, and ends its TLS if need be.
+func (v *visit) sort(ctx context.Context) (conn net.Conn, leaf *x509.Certificate, err error) {
+	for v.stage = v.next(); v.stage != ready; v.stage = v.next() {
+		if err := v.passed(v.listen(ctx)); err != nil {
+			return nil, nil, err
+		}
+	}
+	if v.cancel != nil {
+		return nil, nil, v.leave(false, nil)
+	}
+	if v.found == nil {
+		err = v.row()
+	}
+	if err == nil {
+		conn, leaf, err = v.end(ctx)
+	}
+	return conn, leaf, v.leave(leaf != nil && v.found.Terminate.Sessions, err)
+}
+
+// listen waits until a stage is over.
+func (v *visit) listen(ctx context.Context) error {
+	if err := v.begin(v.conn); err != nil {
+		return err
+	}
+	if v.place != nil {
+		if err := v.router.Admission.await(ctx, v.place); err != nil {
+			v.place = nil
+			return err
+		}
+	}
+	if v.until.IsZero() {
+		v.until = time.Now().Add(v.within())
+	}
+	if err := v.conn.SetDeadline(v.until); err != nil {
+		return err
+	}
+	for {
+		if len(v.read) > 0 {
+			if more, err := v.hear(); err != nil {
+				return err
+			} else if !more {
+				return v.conn.SetDeadline(time.Time{})
+			}
+		}
+		if err := v.more(); err != nil {
+			if err = v.lost(err); err != nil {
+				return err
+			}
+			return v.conn.SetDeadline(time.Time{})
+		}
+	}
+}
+
+// begin checks what can be checked before a stage, and asks for the place that it
+// needs. What is to be closed if another needs the place is c.
+func (v *visit) begin(c io.Closer) (err error) {
+	if v.stage == heading {
+		err = v.trust()
+	}
+	if err == nil && v.stage.holds() && v.place == nil {
+		v.place, err = v.router.Admission.enter(v.client().Addr(), c)
+	}
+	return err
+}
+
+// helloTimeout is the time for a hello, and for a PROXY header.
 func (r *Router) helloTimeout() time.Duration { return r.Settings().HelloTimeout.Or(helloTime) }
 
 // silent returns the part of the time for a hello after which a client that says
@@ -248,165 +413,102 @@ func (v *visit) more() error {
 	}
 	n, err := v.conn.Read(v.read[len(v.read):cap(v.read)])
 	v.read = v.read[:len(v.read)+n]
-	switch {
-	case n > 0:
+	if n > 0 {
 		return nil
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return err
-	case err == io.EOF:
-		return err
-	}
-	return handshake("the client went away: %v", err)
-}
-
-// listen waits for the first bytes of a client where there is a row for clients
-// without TLS, and reports whether there are any. Who says nothing is taken for one of
-// those: its server speaks first. That takes no place of Admission, as many such
-// clients may wait as there may be connections: one after the other is let in, and
-// strangers who are silent on purpose gain no more by it.
-func (v *visit) listen() (speaks bool, err error) {
-	if err := v.conn.SetReadDeadline(time.Now().Add(silent(v.limit()))); err != nil {
-		return false, err
-	}
-	err = v.more()
-	if speaks = err == nil; !speaks && err != io.EOF && !errors.Is(err, os.ErrDeadlineExceeded) {
-		return false, err
-	}
-	return speaks, v.conn.SetReadDeadline(time.Time{})
-}
-
-// peek reads what tells the row of a connection: the hello of TLS, or that there is
-// none. It returns a CancelRequest instead if that comes.
-//
-// Whoever begins a hello is held to it: one that cannot be read never makes it a
-// client without TLS.
-func (v *visit) peek() (q query, cancel *pgstart.Packet, err error) {
-	q.from = v.from.Addr()
-	limit := v.limit()
-	end := time.Now().Add(limit)
-	if err := v.conn.SetDeadline(end); err != nil {
-		return q, nil, err
-	}
-	defer func() {
-		if err == nil {
-			err = v.conn.SetDeadline(time.Time{})
-		}
-	}()
-	if len(v.read) == 0 {
-		if err := v.more(); err != nil {
-			return q, nil, unsaid(err, "the client went away before it said anything", "the client said nothing in time")
-		}
-	}
-	if v.listener.asks {
-		if plain, cancel, err := v.postgres(); err != nil || plain || cancel != nil {
-			return q, cancel, err
-		}
-	}
-	err = v.readHello(&q)
-	return q, nil, err
-}
-
-// unsaid says what the end of a connection, or of the time, means.
-func unsaid(err error, gone, late string) error {
-	switch {
-	case err == io.EOF:
-		return handshake("%s", gone)
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return handshake("%s", late)
 	}
 	return err
 }
 
-// readHello reads the hello of TLS into q; what is not TLS leaves q as it is.
-func (v *visit) readHello(q *query) error {
-	var p hello.Parser
-	fed := 0
-	for {
-		state, err := p.Feed(v.read[fed:])
-		fed = len(v.read)
-		switch state {
-		case hello.NotTLS:
-			if v.asked {
-				return handshake("the client asked for TLS, and then did not speak it")
-			}
-			return nil
-		case hello.Done:
-			h := p.Hello()
-			v.hello = &h
-			v.facts.TLS = &api.TLSFacts{SNI: h.SNI}
-			if len(h.ALPN) > 0 {
-				v.facts.TLS.ALPN = h.ALPN[0]
-			}
-			q.tls, q.sni, q.alpn = true, api.FoldName(h.SNI), h.ALPN
-			return nil
-		case hello.NeedMore:
-			if err := v.more(); err != nil {
-				return unsaid(err, "the client went away within its hello", "the hello was not complete in time")
-			}
-		default:
-			return handshake("%v", err)
+// hearOpening reads what tells the row of a connection: the hello of TLS, or that there
+// is none. A CancelRequest tells none.
+//
+// Whoever begins a hello is held to it: one that cannot be read never makes it a
+// client without TLS.
+func (v *visit) hearOpening() (more bool, err error) {
+	if v.listener.asks && !v.asked && v.parser == nil {
+		if done, more, err := v.hearPostgres(); done || more || err != nil {
+			return more, err
 		}
 	}
+	if v.parser == nil {
+		v.parser = new(hello.Parser)
+	}
+	state, err := v.parser.Feed(v.read[v.fed:])
+	v.fed = len(v.read)
+	switch state {
+	case hello.NeedMore:
+		return true, nil
+	case hello.NotTLS:
+		if v.asked {
+			return false, handshake("the client asked for TLS, and then did not speak it")
+		}
+		return false, nil
+	case hello.Done:
+		h := v.parser.Hello()
+		v.hello = &h
+		v.facts.TLS = &api.TLSFacts{SNI: h.SNI}
+		if len(h.ALPN) > 0 {
+			v.facts.TLS.ALPN = h.ALPN[0]
+		}
+		v.known = query{tls: true, sni: api.FoldName(h.SNI), alpn: h.ALPN}
+		return false, nil
+	}
+	return false, handshake("%v", err)
 }
 
-// postgres answers a client of PostgreSQL until TLS begins, or tells that it does not
-// (or that the client is none), or that this is a CancelRequest.
-func (v *visit) postgres() (plain bool, cancel *pgstart.Packet, err error) {
-	asked := map[pgstart.Kind]bool{}
-	for {
-		p, err := pgstart.Parse(v.read)
-		switch {
-		case errors.Is(err, pgstart.ErrNotPostgres):
-			return true, nil, nil
-		case err != nil:
-			return false, nil, handshake("%v", err)
-		}
-		switch p.Kind {
-		case pgstart.Incomplete:
-			if err := v.more(); err != nil {
-				return false, nil, unsaid(err, "the client went away within its first packet", "the first packet was not complete in time")
-			}
-		case pgstart.TLS:
-			return false, nil, nil
-		case pgstart.CancelRequest:
-			return false, &p, nil
-		case pgstart.Startup:
-			return true, nil, nil
-		default:
-			if asked[p.Kind] {
-				return false, nil, handshake("a second %v", p.Kind)
-			}
-			asked[p.Kind] = true
-			if len(v.read) > p.Len {
-				// Whatever it is, it was sent before the client knew the answer.
-				return false, nil, handshake("bytes behind %v, before its answer", p.Kind)
-			}
-			answer := byte(pgstart.No)
-			if v.asked = p.Kind == pgstart.SSLRequest; v.asked {
-				answer = pgstart.Yes
-			}
-			v.read = v.read[:0]
-			if _, err := v.conn.Write([]byte{answer}); err != nil {
-				return false, nil, handshake("the client went away: %v", err)
-			}
-			if v.asked {
-				return false, nil, nil
-			}
-		}
+// hearPostgres answers a client of PostgreSQL until TLS begins. It is done if there is
+// none (or the client is no client of PostgreSQL), or if this is a CancelRequest.
+func (v *visit) hearPostgres() (done, more bool, err error) {
+	p, err := pgstart.Parse(v.read)
+	switch {
+	case errors.Is(err, pgstart.ErrNotPostgres):
+		return true, false, nil
+	case err != nil:
+		return false, false, handshake("%v", err)
 	}
+	switch p.Kind {
+	case pgstart.Incomplete:
+		return false, true, nil
+	case pgstart.TLS:
+		return false, false, nil
+	case pgstart.CancelRequest:
+		v.cancel = &p
+		return true, false, nil
+	case pgstart.Startup:
+		return true, false, nil
+	}
+	switch {
+	case slices.Contains(v.requests, p.Kind):
+		return false, false, handshake("a second %v", p.Kind)
+	case len(v.read) > p.Len:
+		// Whatever it is, it was sent before the client knew the answer.
+		return false, false, handshake("bytes behind %v, before its answer", p.Kind)
+	}
+	v.requests = append(v.requests, p.Kind)
+	answer := byte(pgstart.No)
+	if v.asked = p.Kind == pgstart.SSLRequest; v.asked {
+		answer = pgstart.Yes
+	}
+	v.read = v.read[:0]
+	if _, err := v.conn.Write([]byte{answer}); err != nil {
+		return false, false, handshake("the client went away: %v", err)
+	}
+	return false, true, nil
 }
 
 // row finds the row of a connection, and sees that it may go there.
-func (v *visit) row(q query) (*row, error) {
+func (v *visit) row() error {
+	q := v.known
+	q.from = v.from.Addr()
 	row, why := v.listener.find(q, nil)
 	if row == nil {
 		if b, _ := v.listener.best(q); b != nil {
 			v.nearest = sole(b.rows)
 		}
-		return nil, noRoute("%s", why)
+		return noRoute("%s", why)
 	}
 	v.found = row
-	return row, v.may(row, q)
+	return v.may(row, q)
 }
 
 // may tells whether a connection may go where its row says.
@@ -425,7 +527,8 @@ func (v *visit) may(row *row, q query) error {
 }
 
 // end ends the TLS of a connection where its row says so.
-func (v *visit) end(ctx context.Context, row *row) (net.Conn, *x509.Certificate, error) {
+func (v *visit) end(ctx context.Context) (net.Conn, *x509.Certificate, error) {
+	row := v.found
 	if row.Terminate == nil {
 		return v.stream(), nil, nil
 	}
@@ -488,6 +591,9 @@ func versions(list []uint16) string {
 
 // stream returns the connection with what was read of it.
 func (v *visit) stream() net.Conn {
+	if v.raw != nil {
+		return v.raw
+	}
 	if len(v.read) == 0 && v.hello == nil {
 		return v.conn
 	}
@@ -497,7 +603,8 @@ func (v *visit) stream() net.Conn {
 }
 
 // arrive hands a connection over, to the member of its row whose turn it is.
-func (v *visit) arrive(row *row, conn net.Conn, leaf *x509.Certificate) {
+func (v *visit) arrive(conn net.Conn, leaf *x509.Certificate) {
+	row := v.found
 	a := api.Arrival{Conn: conn, Route: row.routed[row.turns.take()], Evidence: api.Evidence{Kind: api.EvidenceAnonymous}, Facts: v.facts}
 	if row.service != nil {
 		a.Service = row.service.Metadata.Name

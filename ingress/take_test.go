@@ -33,7 +33,9 @@ func header(t *testing.T, from string, more proxyproto.Header) []byte {
 	return b
 }
 
-func TestProxyHeader(t *testing.T) {
+func TestProxyHeader(t *testing.T) { onRoads(t, testProxyHeader) }
+
+func testProxyHeader(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	bare, named := freePort(t), freePort(t)
 	s.set(public("bare.ns", bare, proxied), public("near.ns", named, proxied, through("a.b"), coming("192.0.2.0/24", "2001:db8::/32")), public("any.ns", named, proxied))
@@ -96,7 +98,9 @@ func equalProxy(a, b *api.ProxyFacts) bool {
 
 // A proxy that speaks for itself is the client; one that does not say who the client
 // is meets no condition on where it comes from.
-func TestProxyWithoutAClient(t *testing.T) {
+func TestProxyWithoutAClient(t *testing.T) { onRoads(t, testProxyWithoutAClient) }
+
+func testProxyWithoutAClient(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	port := freePort(t)
 	s.set(public("near.ns", port, proxied, coming("127.0.0.0/8")))
@@ -114,7 +118,9 @@ func TestProxyWithoutAClient(t *testing.T) {
 	}
 }
 
-func TestBadProxyHeaders(t *testing.T) {
+func TestBadProxyHeaders(t *testing.T) { onRoads(t, testBadProxyHeaders) }
+
+func testBadProxyHeaders(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t)
 	s.settings.Store(&api.ClusterRouting{HelloTimeout: milliseconds(300)})
 	s.run()
@@ -158,7 +164,9 @@ func TestBadProxyHeaders(t *testing.T) {
 }
 
 // Rates count the client, not the proxy.
-func TestRateBehindAProxy(t *testing.T) {
+func TestRateBehindAProxy(t *testing.T) { onRoads(t, testRateBehindAProxy) }
+
+func testRateBehindAProxy(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	port := freePort(t)
 	s.set(public("a.ns", port, proxied, func(s *api.ServiceSpec) { s.Limits = &api.ServiceLimits{ConnectionsPerSecond: 1} }))
@@ -209,7 +217,9 @@ func startup() []byte {
 	return append([]byte{0, 0, 0, byte(len(body) + 4)}, body...)
 }
 
-func TestPostgres(t *testing.T) {
+func TestPostgres(t *testing.T) { onRoads(t, testPostgres) }
+
+func testPostgres(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	port, strict := freePort(t), freePort(t)
 	s.set(
@@ -318,14 +328,18 @@ func TestPostgres(t *testing.T) {
 
 // A CancelRequest goes to each upstream where its client has connections; the client
 // sees the end when all have seen it.
-func TestCancelRequest(t *testing.T) {
+func TestCancelRequest(t *testing.T) { onRoads(t, testCancelRequest) }
+
+func testCancelRequest(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t).run()
 	port := freePort(t)
 	s.set(public("db.ns", port, postgres, through("db")))
 	cancel := []byte("\x00\x00\x00\x10\x04\xd2\x16\x2e\x00\x00\x00\x07\x01\x02\x03\x04")
 	s.refusal(s.dial(at("127.0.0.1", port), cancel...), api.ReasonNoRoute, "a CancelRequest from where there is no connection")
 
+	s.mu.Lock()
 	s.upstreams = []api.Arrival{{Service: "db.ns"}, {Route: &api.Routed{Object: mapping("m")}}}
+	s.mu.Unlock()
 	c := s.dial(at("127.0.0.1", port), cancel...)
 	one, two := s.arrival(), s.arrival()
 	if one.Service != "db.ns" || two.Route == nil {
@@ -360,7 +374,9 @@ func TestCancelRequest(t *testing.T) {
 
 // However many clients wait for a server that speaks first, each gets to it: they take
 // no places from one another.
-func TestManyWaitForTheServer(t *testing.T) {
+func TestManyWaitForTheServer(t *testing.T) { onRoads(t, testManyWaitForTheServer) }
+
+func testManyWaitForTheServer(t *testing.T, newSite func(*testing.T) *site) {
 	s := newSite(t)
 	s.arrivals = make(chan api.Arrival, 1000)
 	s.settings.Store(&api.ClusterRouting{HelloTimeout: milliseconds(1000)})

@@ -213,6 +213,9 @@ func (m *mapping) noteNoEffect() {
 	if strings.HasPrefix(m.service.host, "_") {
 		m.note("service begins with _: its hosts and ports are those of SRV records")
 	}
+	if m.loadbalance != nil && m.service.literal {
+		m.note("the annotation %s%s has no effect: service is a single address", api.AnnotationPrefix, api.AnnotationLoadbalance)
+	}
 	if s.ClusterTag != "" {
 		m.note("cluster_tag has no effect: it is part of names within Envoy")
 	}

@@ -14,6 +14,7 @@ type defaults struct {
 	EnableIPv4      bool
 	EnableIPv6      bool
 	CircuitBreakers []api.CircuitBreaker
+	Loadbalance     *api.Loadbalance // nil is as always: in turn
 	Resolver        string
 	// AmbassadorNamespace makes bare names of services those of our Namespace, whatever
 	// that of the mapping.
@@ -49,18 +50,51 @@ func (c *compiler) readModules() {
 			m.reject(problemf(ReasonConflict, "%s is the Module that counts: the one of Namespace %s first, else the oldest. Put the settings there", all[used].key, c.ns))
 		}
 	}
-	if wrong := c.defaults.read(all[used].config); len(wrong) > 0 {
+	wrong := c.defaults.read(all[used].config)
+	note, bad := c.defaults.balance(all[used].config["load_balancer"])
+	if bad != "" {
+		wrong = append(wrong, bad)
+	}
+	if len(wrong) > 0 {
 		all[used].reject(problem{ReasonInvalid, strings.Join(wrong, "; ") + ". Such a field counts as left out; the others count"})
 	}
-	for _, name := range []string{"keepalive", "load_balancer", "buffer_limit_bytes"} {
+	if note != "" {
+		all[used].note("%s", note)
+	}
+	for _, name := range []string{"keepalive", "buffer_limit_bytes"} {
 		if _, set := all[used].config[name]; set {
 			all[used].note("config.%s has no effect: %s", name, map[string]string{
-				"keepalive":          "TCP keep-alive is on, with an interval of 15 seconds",
-				"load_balancer":      "the addresses of a name are used in turn",
+				"keepalive":          "TCP keep-alive is on: after 30 seconds without a word, every 10 seconds, 3 times",
 				"buffer_limit_bytes": "the buffers of a connection have one size",
 			}[name])
 		}
 	}
+}
+
+// balance takes load_balancer, and says what of it has no effect, or is wrong.
+//
+// Of hashes there is that of the client's address. Envoy takes any address by
+// ring_hash and maglev where TCP is concerned, as nothing tells it what to hash; who
+// has set source_ip means one for each client.
+func (d *defaults) balance(setting any) (note, wrong string) {
+	if setting == nil {
+		return "", ""
+	}
+	s, _ := setting.(map[string]any)
+	policy, _ := s["policy"].(string)
+	bySource, _ := s["source_ip"].(bool)
+	switch {
+	case policy == "round_robin":
+	case policy == "least_request":
+		d.Loadbalance = &api.Loadbalance{Algorithm: api.BalanceLeastConnections}
+	case policy != "ring_hash" && policy != "maglev":
+		return "", "config.load_balancer.policy must be round_robin, least_request, ring_hash or maglev"
+	case bySource:
+		d.Loadbalance = &api.Loadbalance{Algorithm: api.BalanceSourceHash}
+	default:
+		return fmt.Sprintf("config.load_balancer: %s has no effect on TCP without source_ip: true, as there are neither headers nor cookies; the addresses of a name are used in turn", policy), ""
+	}
+	return "", ""
 }
 
 // read takes the settings that TCP knows, and says what of them is wrong.

@@ -26,12 +26,24 @@ type options struct {
 	duration     time.Duration
 	halfClose    time.Duration
 	rate         int
+	perClient    int
+	bytes        int64
+	upload       int64 // bytes a second
+	download     int64
+	loadbalance  *api.Loadbalance
+	health       *api.UpstreamHealth
 }
 
 // What is not set by an annotation.
 const (
 	connectTimeout = 3 * time.Second // as in the original
 	pendingTimeout = 5 * time.Second
+)
+
+// What bounds of bytes, and of bytes a second, may be: as in a Service.
+const (
+	leastBytes = 1 << 10
+	mostBytes  = 1 << 50
 )
 
 // parseOptions reads the annotations with our prefix, and says what is wrong.
@@ -63,6 +75,8 @@ func (c *compiler) meant(name string) string {
 			api.AnnotationTLS, api.AnnotationALPN, api.AnnotationSources, api.AnnotationProxyProtocol, api.AnnotationStartTLS,
 			api.AnnotationUpstreamVerification, api.AnnotationConnectTimeout, api.AnnotationPendingTimeout, api.AnnotationMaxDuration,
 			api.AnnotationHalfCloseTimeout, api.AnnotationOnRemoval, api.AnnotationConnectionsPerSecond,
+			api.AnnotationConnectionsPerClient, api.AnnotationMaxBytes, api.AnnotationUpload, api.AnnotationDownload,
+			api.AnnotationLoadbalance, api.AnnotationHealth,
 		})
 		c.unknown[name] = question
 	}
@@ -101,9 +115,23 @@ func (o *options) set(name, value string) (err error) {
 	case api.AnnotationOnRemoval:
 		_, err = one(value, "cut", "drain")
 	case api.AnnotationConnectionsPerSecond:
-		if o.rate, err = strconv.Atoi(value); err != nil || o.rate < 1 || o.rate > 1_000_000 {
-			return errors.New("must be a number from 1 to 1000000")
+		o.rate, err = number(value, 1, 1_000_000)
+	case api.AnnotationConnectionsPerClient:
+		o.perClient, err = number(value, 1, 1_000_000)
+	case api.AnnotationMaxBytes:
+		o.bytes, err = number[int64](value, leastBytes, mostBytes)
+	case api.AnnotationUpload:
+		o.upload, err = number[int64](value, leastBytes, mostBytes)
+	case api.AnnotationDownload:
+		o.download, err = number[int64](value, leastBytes, mostBytes)
+	case api.AnnotationLoadbalance:
+		o.loadbalance = new(api.Loadbalance)
+		if err = readJSON(value, o.loadbalance); err == nil && o.loadbalance.Endpoints != nil {
+			err = errors.New("must not have endpoints: service says where connections go")
 		}
+	case api.AnnotationHealth:
+		o.health = new(api.UpstreamHealth)
+		err = readJSON(value, o.health)
 	default:
 		return errUnknown
 	}
@@ -120,6 +148,14 @@ func one[T ~string](value string, allowed ...T) (T, error) {
 		names = append(names, strings.ToLower(string(a)))
 	}
 	return "", fmt.Errorf("must be %s", strings.Join(names, " or "))
+}
+
+func number[T int | int64](value string, least, most T) (T, error) {
+	n, err := strconv.ParseInt(value, 10, 64)
+	if err != nil || n < int64(least) || n > int64(most) {
+		return 0, fmt.Errorf("must be a number from %d to %d", least, most)
+	}
+	return T(n), nil
 }
 
 func duration(value string, least, most time.Duration) (time.Duration, error) {

@@ -51,6 +51,17 @@ func drawInput(t *rapid.T) Input {
 		if rapid.IntRange(0, 3).Draw(t, "annotated") == 0 {
 			m.Metadata.Annotations = map[string]string{api.AnnotationPrefix + api.AnnotationTLS: "passthrough"}
 		}
+		for _, x := range [][]string{
+			{api.AnnotationConnectionsPerClient, "1", "none"}, {api.AnnotationMaxBytes, "4096"},
+			{api.AnnotationLoadbalance, `{"algorithm":"SOURCE_HASH"}`, `{`}, {api.AnnotationHealth, `{"check":{}}`, `{"check":{"typ":"TCP"}}`},
+		} {
+			if rapid.IntRange(0, 6).Draw(t, x[0]) == 0 {
+				if m.Metadata.Annotations == nil {
+					m.Metadata.Annotations = map[string]string{}
+				}
+				m.Metadata.Annotations[api.AnnotationPrefix+x[0]] = rapid.SampledFrom(x[1:]).Draw(t, "value")
+			}
+		}
 		in.TCPMappings = append(in.TCPMappings, m)
 	}
 	for range rapid.IntRange(0, 5).Draw(t, "contexts") {

@@ -54,6 +54,7 @@ func (c *compiler) addRoute(g *group) {
 		sum += m.share
 		l := limits
 		l.PendingTimeout, l.Duration, l.HalfClose = 0, m.duration, m.halfClose
+		l.ConnectionsPerSession, l.Bytes, l.Upload, l.Download = m.perClient, m.bytes, m.upload, m.download
 		if l.Pending > 0 {
 			l.PendingTimeout = m.pending
 		}
@@ -161,6 +162,7 @@ func (c *compiler) config(g *group, m *mapping, context *tlsContext, families []
 	}
 	out := &api.ServiceConfig{Name: api.DefaultConfig, Upstream: api.Upstream{
 		URL: m.service.url(port), ConnectTimeout: c.timeout(m.connect), ProxyProtocol: m.proxy,
+		Loadbalance: c.loadbalance(m), Health: m.health,
 	}}
 	if !m.service.literal {
 		out.Upstream.Families = families
@@ -172,6 +174,17 @@ func (c *compiler) config(g *group, m *mapping, context *tlsContext, families []
 		out.TLS = c.upstreamTLS(g, m, context)
 	}
 	return out
+}
+
+// loadbalance returns how the addresses of a service share its connections: as the
+// mapping says, and what it leaves out as the Module does.
+func (c *compiler) loadbalance(m *mapping) *api.Loadbalance {
+	if m.loadbalance == nil || c.defaults.Loadbalance == nil {
+		return cmp.Or(m.loadbalance, c.defaults.Loadbalance)
+	}
+	l := *m.loadbalance
+	l.Algorithm = cmp.Or(l.Algorithm, c.defaults.Loadbalance.Algorithm)
+	return &l
 }
 
 // timeout returns a time as it is written in configs. Equal ones are one.

@@ -208,15 +208,23 @@ func renderRoute(b *strings.Builder, x *api.Route) {
 	for _, m := range x.Members {
 		fmt.Fprintf(b, "    %d %s%s\n", m.Weight, m.Object, fields("stats", m.StatsName))
 		u := m.Config.Upstream
-		fmt.Fprintf(b, "        %s%s%s\n", u.URL, fields("families", u.Families, "proxy", u.ProxyProtocol, "starttls", u.StartTLS), fields("connect", u.ConnectTimeout.String()))
+		fmt.Fprintf(b, "        %s%s%s\n", u.URL, fields("families", u.Families, "proxy", u.ProxyProtocol, "starttls", u.StartTLS), fields("connect", u.ConnectTimeout.String(), "balance", written(u.Loadbalance), "health", written(u.Health)))
 		if t := m.Config.TLS; t != nil {
 			fmt.Fprintf(b, "        tls%s\n", fields("own", t.Own, "ca", t.CA, "crl", t.CRL, "alpn", t.ALPN, "terms", t.TLSTerms, "name", t.ServerName, "verification", t.Verification))
 		}
 		l := m.Limits
-		if text := fields("connections", l.Connections, "pending", l.Pending, "pendingTimeout", l.PendingTimeout, "idle", l.Idle, "halfClose", l.HalfClose, "duration", l.Duration); text != "" {
+		if text := fields("connections", l.Connections, "perClient", l.ConnectionsPerSession, "bytes", l.Bytes, "upload", l.Upload, "download", l.Download, "pending", l.Pending, "pendingTimeout", l.PendingTimeout, "idle", l.Idle, "halfClose", l.HalfClose, "duration", l.Duration); text != "" {
 			fmt.Fprintf(b, "        limits%s\n", text)
 		}
 	}
+}
+
+// written writes a value as JSON, nil as "".
+func written(v any) string {
+	if b, err := json.Marshal(v); err == nil && string(b) != "null" {
+		return string(b)
+	}
+	return ""
 }
 
 // fields writes names and values, without those that are zero.
