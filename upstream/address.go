@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 )
 
 // Addresses, beside the link-local ones, at which clouds tell a machine its
@@ -45,19 +47,18 @@ var (
 	broadcast   = netip.MustParseAddr("255.255.255.255")
 )
 
-// forms returns what an address stands for: itself, without zone and with IPv4 as
-// IPv4, and the IPv4 address that it contains, if any.
-func forms(a netip.Addr) []netip.Addr {
-	a = a.Unmap().WithZone("")
+// contained returns the IPv4 address that an address contains, beside being one itself,
+// if it does.
+func contained(a netip.Addr) (netip.Addr, bool) {
 	b := a.As16()
 	switch {
-	case a.IsLoopback(), a.IsUnspecified(): // ::1 contains no 0.0.0.1
+	case a.Is4(), a.IsLoopback(), a.IsUnspecified(): // ::1 contains no 0.0.0.1
 	case compatible.Contains(a), translated.Contains(a), nat64.Contains(a), localNAT64.Contains(a):
-		return []netip.Addr{a, netip.AddrFrom4([4]byte(b[12:]))}
+		return netip.AddrFrom4([4]byte(b[12:])), true
 	case sixToFour.Contains(a):
-		return []netip.Addr{a, netip.AddrFrom4([4]byte(b[2:]))}
+		return netip.AddrFrom4([4]byte(b[2:])), true
 	}
-	return []netip.Addr{a}
+	return netip.Addr{}, false
 }
 
 // A refusal says why an address is not dialled, and the way out.
@@ -67,8 +68,12 @@ func (r *refusal) Error() string { return "refused: " + r.words }
 
 // check returns a *refusal if an upstream may not be at that address.
 func (d *Dialer) check(at netip.AddrPort) error {
-	for _, a := range forms(at.Addr()) {
-		if r := d.checkForm(netip.AddrPortFrom(a, at.Port())); r != nil {
+	a := at.Addr().Unmap().WithZone("")
+	if r := d.checkForm(netip.AddrPortFrom(a, at.Port())); r != nil {
+		return r
+	}
+	if inner, ok := contained(a); ok {
+		if r := d.checkForm(netip.AddrPortFrom(inner, at.Port())); r != nil {
 			return r
 		}
 	}
@@ -124,13 +129,42 @@ func (d *Dialer) isLocal(a netip.Addr) bool {
 	if a.IsLoopback() {
 		return true
 	}
-	locals := d.locals
-	if locals == nil {
-		locals = net.InterfaceAddrs
+	addrs, err := d.interfaces()
+	return err != nil || slices.Contains(addrs, a)
+}
+
+// interfacesTime is for how long the addresses of this machine are believed.
+const interfacesTime = time.Second
+
+// interfaces are the addresses of this machine as they were a moment ago.
+type interfaces struct {
+	mu    sync.Mutex
+	at    time.Time
+	addrs []netip.Addr
+}
+
+// interfaces returns the addresses of this machine.
+func (d *Dialer) interfaces() ([]netip.Addr, error) {
+	l := &d.local
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if d.locals == nil && !l.at.IsZero() && now.Sub(l.at) < interfacesTime {
+		return l.addrs, nil
 	}
-	addrs, err := locals()
-	return err != nil || slices.ContainsFunc(addrs, func(l net.Addr) bool {
-		p, err := netip.ParsePrefix(l.String())
-		return err == nil && p.Addr().Unmap().WithZone("") == a
-	})
+	ask := d.locals
+	if ask == nil {
+		ask = net.InterfaceAddrs
+	}
+	list, err := ask()
+	if err != nil {
+		return nil, err
+	}
+	l.at, l.addrs = now, nil
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			l.addrs = append(l.addrs, p.Addr().Unmap().WithZone(""))
+		}
+	}
+	return l.addrs, nil
 }

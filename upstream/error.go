@@ -16,6 +16,8 @@ const (
 	DialFailed  = "DIAL_FAILED"  // the upstream could not be reached
 	DialTimeout = "DIAL_TIMEOUT" // the upstream did not answer in time
 	UpstreamTLS = "UPSTREAM_TLS" // it answered, and TLS with it failed
+	Unhealthy   = "UNHEALTHY"    // no endpoint serves
+	Limit       = "LIMIT"        // the endpoints have as many connections as they may
 )
 
 // maxWords is the number of endpoints of which an Error says what went wrong.
@@ -23,7 +25,7 @@ const maxWords = 16
 
 // An Error says why an upstream could not be had.
 type Error struct {
-	Reason string // DialFailed, DialTimeout or UpstreamTLS
+	Reason string // one of these
 	Words  string // for the log: which endpoints, what happened, the way out
 	Err    error  // the cause
 }
@@ -38,12 +40,14 @@ func (e *Error) Unwrap() error { return e.Err }
 func (e *Error) CloseReason() string { return e.Reason }
 
 // together makes one Error of those of the endpoints that were tried, of all that
-// there are. Reason and cause are those of the endpoint that told most: a failure
-// of TLS before a failed connection, and that before a time-out.
-func together(failed []*Error, all int) *Error {
-	if all == 1 {
+// there are; why says why the rest was not. Reason and cause are those of the endpoint
+// that told most: a failure of TLS before a failed connection, and that before a
+// time-out.
+func together(failed []*Error, all int, why string) *Error {
+	if all == 1 && len(failed) == 1 {
 		return failed[0]
 	}
+	all = max(all, len(failed))
 	most := slices.MaxFunc(failed, func(a, b *Error) int {
 		return telling(a) - telling(b)
 	})
@@ -56,7 +60,7 @@ func together(failed []*Error, all int) *Error {
 		out += fmt.Sprintf("; and %d more", more)
 	}
 	if rest := all - len(failed); rest > 0 {
-		out += fmt.Sprintf("; for %d more there was no time: see spec.config.upstream.connectTimeout", rest)
+		out += fmt.Sprintf("; for %d more %s", rest, why)
 	}
 	return &Error{Reason: most.Reason, Words: out, Err: most.Err}
 }
@@ -80,8 +84,8 @@ func (a attempts) Error() string {
 func (a attempts) Unwrap() []error { return a }
 
 // givenUp is the Error of a dial whose caller has gone.
-func givenUp(caller context.Context, name string) *Error {
-	return &Error{Reason: DialFailed, Words: name + ": given up, because the connection that asked for it has ended", Err: caller.Err()}
+func givenUp(gone error, name string) *Error {
+	return &Error{Reason: DialFailed, Words: name + ": given up, because the connection that asked for it has ended", Err: gone}
 }
 
 // fields are what words name as the way out.
@@ -98,9 +102,9 @@ func fieldsOf(foreign bool) fields {
 	return fields{"the upstream's url", "spec.config.upstream.families is %v: list the other family there, too"}
 }
 
-// explain makes an Error of what went wrong with a dial. caller is the context of
-// whoever asked, without the dial's own time limit; name is HOST:PORT.
-func explain(caller context.Context, name string, f fields, timeout time.Duration, err error) *Error {
+// explain makes an Error of what went wrong with a dial. gone is why whoever asked has
+// gone, nil if it has not; name is HOST:PORT.
+func explain(gone error, name string, f fields, timeout time.Duration, err error) *Error {
 	fail := func(reason, wayOut string) *Error {
 		return &Error{Reason: reason, Words: fmt.Sprintf("%s: %v: %s", name, err, wayOut), Err: err}
 	}
@@ -108,8 +112,8 @@ func explain(caller context.Context, name string, f fields, timeout time.Duratio
 	family, isFamily := errors.AsType[*familyError](err)
 	refused, isRefused := errors.AsType[*refusal](err)
 	switch {
-	case errors.Is(caller.Err(), context.Canceled):
-		return givenUp(caller, name)
+	case errors.Is(gone, context.Canceled):
+		return givenUp(gone, name)
 	case isDNS && (dns.IsTimeout || errors.Is(err, context.DeadlineExceeded)):
 		return fail(DialTimeout, "the resolver does not answer; see that it can be reached, or list the name in spec.dns.hosts of the ClusterConfig")
 	case isDNS:

@@ -14,11 +14,13 @@ import (
 )
 
 // resolve returns the addresses of host, one at least: those of the families that
-// are wanted, the preferred first. An address is itself, of whatever family. A name
-// is looked up in Hosts, then with the machine's resolver.
-func (d *Dialer) resolve(ctx context.Context, host string, families []api.IPFamily) ([]netip.Addr, error) {
+// are wanted, the preferred first; and until when nobody has to ask again. An address
+// is itself, of whatever family. A name is looked up in Hosts, which hold until they
+// are others, then with the machine's resolver, where an answer that ends within ahead
+// is asked for again.
+func (d *Dialer) resolve(ctx context.Context, host string, families []api.IPFamily, ahead time.Duration) ([]netip.Addr, time.Time, error) {
 	if a, err := netip.ParseAddr(host); err == nil {
-		return []netip.Addr{a}, nil
+		return []netip.Addr{a}, forever(), nil
 	}
 	var addrs []netip.Addr
 	for _, s := range d.host(host) {
@@ -27,29 +29,32 @@ func (d *Dialer) resolve(ctx context.Context, host string, families []api.IPFami
 		}
 	}
 	if len(addrs) > 0 {
-		return ofFamilies(host, addrs, families)
+		addrs, err := ofFamilies(host, addrs, families)
+		return addrs, forever(), err
 	}
 	if err := d.checkName(host); err != nil {
-		return nil, err
+		return nil, time.Time{}, err
 	}
 	if d.lookup != nil {
 		var err error
 		if addrs, err = d.lookup(ctx, host); err != nil {
-			return nil, err
+			return nil, time.Time{}, err
 		}
 		for i := range addrs {
 			addrs[i] = addrs[i].Unmap()
 		}
-		return ofFamilies(host, addrs, families)
+		addrs, err = ofFamilies(host, addrs, families)
+		return addrs, time.Time{}, err
 	}
-	addrs, err := d.names.addresses(ctx, host, families)
+	addrs, until, err := d.names.addresses(ctx, host, families, ahead)
 	if missing, ok := errors.AsType[*net.DNSError](err); ok && missing.IsNotFound && len(families) == 1 {
 		addrs = d.others(ctx, host, families[0])
 	}
 	if err != nil && len(addrs) == 0 {
-		return nil, err
+		return nil, time.Time{}, err
 	}
-	return ofFamilies(host, addrs, families)
+	addrs, err = ofFamilies(host, addrs, families)
+	return addrs, until, err
 }
 
 // othersTime is how long the addresses of a family are asked for that is not wanted.
@@ -65,7 +70,7 @@ func (d *Dialer) others(ctx context.Context, host string, wanted api.IPFamily) [
 	}
 	ctx, cancel := context.WithTimeout(ctx, othersTime)
 	defer cancel()
-	addrs, _ := d.names.addresses(ctx, host, []api.IPFamily{other})
+	addrs, _, _ := d.names.addresses(ctx, host, []api.IPFamily{other}, 0)
 	return addrs
 }
 

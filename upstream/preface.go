@@ -24,7 +24,7 @@ func (e *dissent) Error() string { return e.words }
 // preface says on a new connection what comes before TLS and before the bytes of the
 // client: the PROXY header, and the request for TLS of a protocol that has one. Of
 // the upstream it reads one byte, the answer to the request, and no more.
-func preface(ctx context.Context, conn net.Conn, t target) error {
+func preface(ctx context.Context, conn net.Conn, t api.Destination) error {
 	var out []byte
 	if v := t.Config.Upstream.ProxyProtocol; v != "" {
 		var err error
@@ -69,11 +69,11 @@ func consent(conn net.Conn) error {
 
 // explainPreface makes an Error of what went wrong before TLS began. name is
 // HOST:PORT.
-func explainPreface(caller context.Context, name string, timeout time.Duration, err error) *Error {
+func explainPreface(gone error, name string, timeout time.Duration, err error) *Error {
 	refused, isRefused := errors.AsType[*dissent](err)
 	switch {
-	case errors.Is(caller.Err(), context.Canceled):
-		return givenUp(caller, name)
+	case errors.Is(gone, context.Canceled):
+		return givenUp(gone, name)
 	case isRefused:
 		return &Error{Reason: UpstreamTLS, Words: name + ": " + refused.words, Err: err}
 	case errors.Is(err, context.DeadlineExceeded):

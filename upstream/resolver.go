@@ -93,36 +93,67 @@ func (r *resolver) time() time.Time {
 }
 
 // addresses returns the addresses of a name, one at least: what DNS says of the
-// families that are wanted, IPv6 before IPv4, or all that /etc/hosts says.
-func (r *resolver) addresses(ctx context.Context, host string, families []api.IPFamily) ([]netip.Addr, error) {
+// families that are wanted, IPv6 before IPv4, or all that /etc/hosts says; and until
+// when nobody has to ask again. An answer that ends within ahead is asked for again
+// now.
+func (r *resolver) addresses(ctx context.Context, host string, families []api.IPFamily, ahead time.Duration) ([]netip.Addr, time.Time, error) {
 	name := strings.ToLower(strings.TrimSuffix(host, "."))
-	if addrs := r.hosts.get("/etc/hosts", parseHosts, r.time())[name]; len(addrs) > 0 {
-		return addrs, nil
+	now := r.time()
+	until := now.Add(fileEvery)
+	if addrs := r.hosts.get("/etc/hosts", parseHosts, now)[name]; len(addrs) > 0 {
+		return addrs, until, nil
 	}
 	if name == "localhost" || strings.HasSuffix(name, ".localhost") { // RFC 6761, section 6.3
-		return []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil
+		return []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})}, until, nil
 	}
-	config := r.config.get("/etc/resolv.conf", parseConfig, r.time())
+	config := r.config.get("/etc/resolv.conf", parseConfig, now)
 	if config == nil {
-		return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		return addrs, now, err
 	}
-	return search(config, host, func(name string) ([]netip.Addr, error) { return r.families(ctx, config, name, families) })
+	addrs, err := search(config, host, func(name string) ([]netip.Addr, error) {
+		addrs, expires, err := r.families(ctx, config, name, families, ahead)
+		until = earlier(until, expires)
+		return addrs, err
+	})
+	return addrs, until, err
 }
 
-// services returns the SRV records of a name, one at least.
-func (r *resolver) services(ctx context.Context, host string) ([]service, error) {
-	config := r.config.get("/etc/resolv.conf", parseConfig, r.time())
+// services returns the SRV records of a name, one at least, and until when, as
+// addresses does.
+func (r *resolver) services(ctx context.Context, host string, ahead time.Duration) ([]service, time.Time, error) {
+	now := r.time()
+	until := now.Add(fileEvery)
+	config := r.config.get("/etc/resolv.conf", parseConfig, now)
 	if config == nil {
 		_, list, err := net.DefaultResolver.LookupSRV(ctx, "", "", host)
-		return servicesOf(list), err
+		return servicesOf(list), now, err
 	}
-	return search(config, host, func(name string) ([]service, error) {
-		a, err := r.lookup(ctx, config, question{name, dns.TypeSRV})
+	list, err := search(config, host, func(name string) ([]service, error) {
+		a, err := r.lookup(ctx, config, question{name, dns.TypeSRV}, ahead)
 		if err != nil {
 			return nil, err
 		}
+		until = earlier(until, r.holds(a))
 		return a.services, nil
 	})
+	return list, until, err
+}
+
+// holds returns until when an answer holds: one that is over and is used all the same,
+// for the least time.
+func (r *resolver) holds(a *answer) time.Time {
+	if now := r.time(); !now.Before(a.expires) {
+		return now.Add(leastTTL)
+	}
+	return a.expires
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // search calls look for each name that host may stand for (resolv.conf(5), search
@@ -162,8 +193,8 @@ func isHostName(s string) bool {
 	return s != "" && len(s) <= 254 && strings.Trim(strings.ToLower(s), "abcdefghijklmnopqrstuvwxyz0123456789-_.") == "" && !strings.Contains(s, "..") && s[0] != '.'
 }
 
-// families returns the addresses of a full name.
-func (r *resolver) families(ctx context.Context, config *dns.ClientConfig, name string, families []api.IPFamily) ([]netip.Addr, error) {
+// families returns the addresses of a full name, and until when.
+func (r *resolver) families(ctx context.Context, config *dns.ClientConfig, name string, families []api.IPFamily, ahead time.Duration) ([]netip.Addr, time.Time, error) {
 	var kinds []uint16
 	if wants(families, api.IPv6) {
 		kinds = append(kinds, dns.TypeAAAA)
@@ -183,17 +214,18 @@ func (r *resolver) families(ctx context.Context, config *dns.ClientConfig, name 
 	defer cancel()
 	for i, kind := range kinds {
 		q := question{name, kind}
-		if a := r.fresh(q); a != nil {
+		if a := r.fresh(q, ahead); a != nil {
 			results <- result{i, a, nil}
 			continue
 		}
 		all.Go(func() {
-			a, err := r.lookup(ctx, config, q)
+			a, err := r.lookup(ctx, config, q, ahead)
 			results <- result{i, a, err}
 		})
 	}
 	var found [2][]netip.Addr
 	var failed error
+	until := r.time().Add(mostTTL)
 	var late <-chan time.Time
 	for range kinds {
 		var got result
@@ -205,24 +237,26 @@ func (r *resolver) families(ctx context.Context, config *dns.ClientConfig, name 
 		}
 		if got.err != nil {
 			failed = cmp.Or(failed, got.err)
+			until = earlier(until, r.time().Add(leastTTL))
 			continue
 		}
+		until = earlier(until, r.holds(got.answer))
 		if found[got.family] = got.answer.addrs; len(found[got.family]) > 0 {
 			late = time.After(familyDelay)
 		}
 	}
 	if out := slices.Concat(found[0], found[1]); len(out) > 0 {
-		return out, nil
+		return out, until, nil
 	}
-	return nil, failed
+	return nil, until, failed
 }
 
-// fresh returns the answer to a question if it is known and has not ended.
-func (r *resolver) fresh(q question) *answer {
+// fresh returns the answer to a question if it is known and does not end within ahead.
+func (r *resolver) fresh(q question, ahead time.Duration) *answer {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if row := r.rows[q]; row != nil {
-		return row.fresh(r.time())
+		return row.fresh(r.time().Add(ahead))
 	}
 	return nil
 }
@@ -244,13 +278,14 @@ func (w *row) stale(now time.Time) *answer {
 }
 
 // lookup returns the answer to a question: the one that is kept, or what the query
-// finds that is under way, or what a new one finds.
-func (r *resolver) lookup(ctx context.Context, config *dns.ClientConfig, q question) (*answer, error) {
+// finds that is under way, or what a new one finds. One that ends within ahead is not
+// enough.
+func (r *resolver) lookup(ctx context.Context, config *dns.ClientConfig, q question, ahead time.Duration) (*answer, error) {
 	for {
 		r.mu.Lock()
 		now := r.time()
 		w := r.row(q)
-		a, old := w.fresh(now), w.stale(now)
+		a, old := w.fresh(now.Add(ahead)), w.stale(now)
 		if a == nil && old != nil && now.Before(w.failed.Add(staleRecheck)) {
 			a = old
 		}

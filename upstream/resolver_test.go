@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -198,7 +197,7 @@ func finds(t *testing.T, r *resolver, host string, want ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	got, err := r.addresses(ctx, host, nil)
+	got, _, err := r.addresses(ctx, host, nil, 0)
 	var texts []string
 	for _, a := range got {
 		texts = append(texts, a.String())
@@ -215,7 +214,7 @@ func misses(t *testing.T, r *resolver, host string, missing bool, words string) 
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
-	got, err := r.addresses(ctx, host, nil)
+	got, _, err := r.addresses(ctx, host, nil, 0)
 	e, ok := errors.AsType[*net.DNSError](err)
 	if !ok || e.IsNotFound != missing || !strings.Contains(err.Error(), words) {
 		t.Errorf("%s is at %v, error %v; want %q, missing %v", host, got, err, words, missing)
@@ -246,7 +245,7 @@ func TestResolve(t *testing.T) {
 		families []api.IPFamily
 		want     string
 	}{{[]api.IPFamily{api.IPv4}, "db.corp. A"}, {[]api.IPFamily{api.IPv6}, "db.corp. AAAA"}} {
-		if _, err := r.addresses(ctx, "db.corp", c.families); err != nil {
+		if _, _, err := r.addresses(ctx, "db.corp", c.families, 0); err != nil {
 			t.Error(err)
 		}
 		if got := s.took(); !slices.Equal(got, []string{c.want}) {
@@ -359,7 +358,7 @@ func TestResolveTogether(t *testing.T) {
 	gone, leave := context.WithCancel(t.Context())
 	var all sync.WaitGroup
 	all.Go(func() {
-		if _, err := r.addresses(gone, "db.corp", []api.IPFamily{api.IPv4}); !errors.Is(err, context.Canceled) {
+		if _, _, err := r.addresses(gone, "db.corp", []api.IPFamily{api.IPv4}, 0); !errors.Is(err, context.Canceled) {
 			t.Errorf("who gave up got %v", err)
 		}
 	})
@@ -367,7 +366,7 @@ func TestResolveTogether(t *testing.T) {
 	s.took()
 	for range 20 {
 		all.Go(func() {
-			addrs, err := r.addresses(t.Context(), "db.corp", []api.IPFamily{api.IPv4})
+			addrs, _, err := r.addresses(t.Context(), "db.corp", []api.IPFamily{api.IPv4}, 0)
 			if err != nil || len(addrs) != 1 {
 				t.Errorf("%v, %v", addrs, err)
 			}
@@ -401,7 +400,7 @@ func TestResolveSearch(t *testing.T) {
 	// Nothing leads to the names of cloud metadata.
 	s.set("metadata.google.internal.", "A", "192.0.2.9")
 	r, _ = resolving(t, s, "search google.internal internal\n")
-	if _, err := r.addresses(t.Context(), "metadata", nil); err == nil || !strings.Contains(err.Error(), "metadata") {
+	if _, _, err := r.addresses(t.Context(), "metadata", nil, 0); err == nil || !strings.Contains(err.Error(), "metadata") {
 		t.Errorf("metadata, by way of the search list: %v", err)
 	}
 }
@@ -490,7 +489,7 @@ func TestResolveWithoutEDNS(t *testing.T) {
 			}
 		})
 		r.rows = nil
-		got, err := r.addresses(t.Context(), "db.corp", []api.IPFamily{api.IPv4})
+		got, _, err := r.addresses(t.Context(), "db.corp", []api.IPFamily{api.IPv4}, 0)
 		if asked := s.took(); err != nil || len(got) != 1 || len(asked) != 2 {
 			t.Errorf("%v, %v after %v", got, err, asked)
 		}
@@ -538,7 +537,7 @@ func TestResolveStrays(t *testing.T) {
 	defer udp.Close()
 	r := new(resolver)
 	machine(t, r, port, "nameserver 127.0.0.1\n", "")
-	got, err := r.addresses(t.Context(), "db.corp", []api.IPFamily{api.IPv4})
+	got, _, err := r.addresses(t.Context(), "db.corp", []api.IPFamily{api.IPv4}, 0)
 	if err != nil || len(got) != 1 || got[0].String() != "192.0.2.1" {
 		t.Errorf("%v, %v", got, err)
 	}
@@ -559,7 +558,7 @@ func TestResolveNextServer(t *testing.T) {
 	machine(t, r, s.port, "nameserver 127.0.0.2\nnameserver 127.0.0.1\noptions attempts:1\n", "")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	if got, err := r.addresses(ctx, "db.corp", nil); err != nil || len(got) != 1 {
+	if got, _, err := r.addresses(ctx, "db.corp", nil, 0); err != nil || len(got) != 1 {
 		t.Errorf("%v, %v", got, err)
 	}
 	s.change(func() { s.mute["db.corp. AAAA"] = true })
@@ -585,7 +584,7 @@ func TestResolveForgets(t *testing.T) {
 func TestResolveWithoutConfig(t *testing.T) {
 	r := new(resolver)
 	machine(t, r, "", "# none\n", "")
-	if addrs, err := r.addresses(t.Context(), "192.0.2.1", nil); err != nil || len(addrs) != 1 {
+	if addrs, _, err := r.addresses(t.Context(), "192.0.2.1", nil, 0); err != nil || len(addrs) != 1 {
 		t.Errorf("%v, %v", addrs, err)
 	}
 }
@@ -630,7 +629,7 @@ func FuzzAnswer(f *testing.F) {
 				t.Fatalf("address %v", a)
 			}
 		}
-		for _, s := range inOrder(got.services, rand.IntN) {
+		for _, s := range got.services {
 			if s.target == "" {
 				t.Fatal("no target")
 			}

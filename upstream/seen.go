@@ -14,42 +14,70 @@ const maxSeen = 16384
 // seen.
 type conditions struct {
 	mu   sync.Mutex
-	rows map[api.Key]api.StatusCondition
+	rows map[api.Key]*condition
 }
 
-// set remembers a condition; one that stays as it was keeps its Since. Where there are
-// too many Objects, any of them is forgotten until it is seen again.
-func (s *conditions) set(k api.Key, kind string, ok bool, reason, words string, now time.Time) {
-	next := api.StatusCondition{Type: kind, Status: "True", Reason: reason, Message: words}
+// A condition is that of one Object.
+type condition struct {
+	mu        sync.Mutex
+	value     api.StatusCondition
+	forgotten bool // it is no row any more
+}
+
+// set makes the condition what it is now; one that stays as it was keeps its Since. It
+// fails if it was forgotten.
+func (c *condition) set(status, reason, words string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if v := &c.value; v.Status != status {
+		v.Status, v.Since = status, time.Now().UTC()
+	}
+	c.value.Reason, c.value.Message = reason, words
+	return !c.forgotten
+}
+
+// set remembers a condition, and returns its row. Where there are too many Objects, any
+// of them is forgotten until it is seen again.
+func (s *conditions) set(k api.Key, kind string, ok bool, reason, words string) *condition {
+	status := "True"
 	if !ok {
-		next.Status = "False"
+		status = "False"
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	last, known := s.rows[k]
-	if next.Since = last.Since; !known || last.Status != next.Status {
-		next.Since = now.UTC()
-	}
-	if s.rows == nil {
-		s.rows = map[api.Key]api.StatusCondition{}
-	}
-	for other := range s.rows {
-		if known || len(s.rows) < maxSeen {
-			break
+	c := s.rows[k]
+	if c == nil {
+		if s.rows == nil {
+			s.rows = map[api.Key]*condition{}
 		}
-		delete(s.rows, other)
+		for k, other := range s.rows {
+			if len(s.rows) < maxSeen {
+				break
+			}
+			other.mu.Lock()
+			other.forgotten = true
+			other.mu.Unlock()
+			delete(s.rows, k)
+		}
+		c = &condition{value: api.StatusCondition{Type: kind}}
+		s.rows[k] = c
 	}
-	s.rows[k] = next
+	c.set(status, reason, words)
+	return c
 }
 
 // get returns what is remembered of an Object, nil if that is nothing.
 func (s *conditions) get(k api.Key) *api.StatusCondition {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if c, ok := s.rows[k]; ok {
-		return &c
+	c := s.rows[k]
+	s.mu.Unlock()
+	if c == nil {
+		return nil
 	}
-	return nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v := c.value
+	return &v
 }
 
 // Verification returns whether the certificate of the upstream of an Object was
@@ -62,3 +90,19 @@ func (d *Dialer) Verification(object api.Key) *api.StatusCondition { return d.ve
 // is nil before the first dial in this process. Dials that were given up because who
 // asked had gone do not count.
 func (d *Dialer) Reachable(object api.Key) *api.StatusCondition { return d.reached.get(object) }
+
+// unreached remembers that a dial came to nothing.
+func (d *Dialer) unreached(object api.Key, e *Error) {
+	d.reached.set(object, api.ConditionUpstreamReachable, false, e.Reason, e.Words)
+}
+
+// reached remembers that a dial came to a connection.
+func (p *place) reached(d *Dialer, object api.Key) {
+	if c := p.ending.Load(); c != nil && object == p.object && c.set("True", "Connected", "") {
+		return
+	}
+	c := d.reached.set(object, api.ConditionUpstreamReachable, true, "Connected", "")
+	if object == p.object {
+		p.ending.Store(c)
+	}
+}

@@ -16,26 +16,33 @@ import (
 
 // A condition that changes tells since when, and not everything is remembered.
 func TestConditionChanges(t *testing.T) {
-	var s conditions
-	k := api.Key{Name: "a"}
-	start := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	for i, step := range []struct {
-		ok    bool
-		words string
-		since int // minutes
-	}{{true, "", 0}, {true, "", 0}, {false, "x", 2}, {false, "y", 2}, {true, "", 4}} {
-		s.set(k, "X", step.ok, "R", step.words, start.Add(time.Duration(i)*time.Minute))
-		c := s.get(k)
-		if c.Message != step.words || !c.Since.Equal(start.Add(time.Duration(step.since)*time.Minute)) || (c.Status == "True") != step.ok || c.Type != "X" || c.Reason != "R" {
-			t.Errorf("step %d: %+v", i, c)
+	synctest.Test(t, func(t *testing.T) {
+		var s conditions
+		k := api.Key{Name: "a"}
+		start := time.Now()
+		for i, step := range []struct {
+			ok    bool
+			words string
+			since int // minutes
+		}{{true, "", 0}, {true, "", 0}, {false, "x", 2}, {false, "y", 2}, {true, "", 4}} {
+			s.set(k, "X", step.ok, "R", step.words)
+			c := s.get(k)
+			if c.Message != step.words || !c.Since.Equal(start.Add(time.Duration(step.since)*time.Minute)) || (c.Status == "True") != step.ok || c.Type != "X" || c.Reason != "R" {
+				t.Errorf("step %d: %+v", i, c)
+			}
+			time.Sleep(time.Minute)
 		}
-	}
-	for i := range maxSeen + 10 {
-		s.set(api.Key{Name: fmt.Sprint(i)}, "X", true, "R", "", start)
-	}
-	if n := len(s.rows); n != maxSeen {
-		t.Errorf("%d Objects are remembered", n)
-	}
+		row := s.set(k, "X", true, "R", "")
+		for i := range 2 * maxSeen {
+			s.set(api.Key{Name: fmt.Sprint(i)}, "X", true, "R", "")
+		}
+		if n := len(s.rows); n != maxSeen {
+			t.Errorf("%d Objects are remembered", n)
+		}
+		if known := s.get(k) != nil; known != row.set("True", "R", "") {
+			t.Errorf("it is remembered: %v", known)
+		}
+	})
 }
 
 // Whoever looks at an Object sees what came of the last dial, and since when.

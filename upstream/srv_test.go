@@ -5,15 +5,12 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
-
-	"pgregory.net/rapid"
 
 	"cardea/api"
 )
@@ -60,8 +57,10 @@ func TestSRV(t *testing.T) {
 	both := config("")
 	both.Upstream.Loadbalance = &api.Loadbalance{Endpoints: []api.UpstreamEndpoint{{URL: "tcp://_pg._tcp.db.corp"}, {URL: "tcp://192.0.2.9:80"}}}
 	tried = nil
-	if _, report, err := d.Dial(t.Context(), destination("web.default", both)); err != nil || report.Retries != 3 || !slices.Contains(tried, "192.0.2.9:80") {
-		t.Errorf("tried %v: %v, %+v", tried, err, report)
+	for i, retries := range []int{0, 1, 0} { // its share is a half
+		if _, report, err := d.Dial(t.Context(), destination("web.default", both)); err != nil || report.Retries != retries || tried[len(tried)-1] != "192.0.2.9:80" {
+			t.Errorf("dial %d: tried %v: %v, %+v", i, tried, err, report)
+		}
 	}
 
 	for name, words := range map[string]string{"_none._tcp.corp": "no such host", "_off._tcp.corp": "no such service"} {
@@ -107,39 +106,29 @@ func TestSRVName(t *testing.T) {
 	}
 }
 
-// All records come, those of a lower priority first.
-func TestInOrder(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		list := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) service {
-			return service{rapid.StringMatching("[a-z]{1,3}").Draw(t, "target"), 1, rapid.Uint16Range(0, 3).Draw(t, "priority"), rapid.Uint16().Draw(t, "weight")}
-		}), 0, 20).Draw(t, "list")
-		got := inOrder(list, func(n int) int { return rapid.IntRange(0, n-1).Draw(t, "chance") })
-		if !slices.IsSortedFunc(got, func(a, b service) int { return int(a.priority) - int(b.priority) }) {
-			t.Fatalf("the order is %v", got)
-		}
-		by := func(a, b service) int {
-			if c := strings.Compare(a.target, b.target); c != 0 {
-				return c
-			}
-			return int(a.priority)<<16 + int(a.weight) - int(b.priority)<<16 - int(b.weight)
-		}
-		a, b := slices.SortedFunc(slices.Values(list), by), slices.SortedFunc(slices.Values(got), by)
-		if !slices.Equal(a, b) {
-			t.Fatalf("%v became %v", list, got)
-		}
-	})
-}
-
-// Weights are shares, and 0 is nearly none.
-func TestInOrderWeights(t *testing.T) {
-	list := []service{{"a", 1, 0, 30}, {"b", 1, 0, 0}, {"c", 1, 0, 70}}
-	first := map[string]int{}
-	source := rand.New(rand.NewPCG(1, 2))
-	for range 10000 {
-		first[inOrder(list, source.IntN)[0].target]++
+// Of equal priority weights are shares, and 0 is nearly none.
+func TestSRVWeights(t *testing.T) {
+	s := newNameServer(t)
+	s.set("_pg._tcp.db.corp.", "SRV", "0 30 5432 n1.db.corp.", "0 0 5432 n2.db.corp.", "0 70 5432 n3.db.corp.", "1 99 5432 n4.db.corp.")
+	for i := range 4 {
+		name := fmt.Sprintf("n%d.db.corp.", i+1)
+		s.set(name, "A", fmt.Sprintf("192.0.2.%d", i+1))
+		s.set(name, "AAAA")
 	}
-	if a, b, c := first["a"], first["b"], first["c"]; a < 2700 || a > 3300 || b > 250 || c < 6500 || c > 7300 {
-		t.Errorf("came first: %v of 10000, want about 30 : 1 : 70", first)
+	d := newDialer()
+	d.lookup = nil
+	machine(t, &d.names, s.port, "nameserver 127.0.0.1\n", "")
+	e := &endpoints{answer: func(int, context.Context) error { return nil }}
+	d.connect = e.connect
+	first := map[int]int{}
+	for range 1000 {
+		if _, err := dialTo(d, t.Context(), "db.default", config("tcp://_pg._tcp.db.corp")); err != nil {
+			t.Fatal(err)
+		}
+		first[e.took()[0]]++
+	}
+	if first[1] < 295 || first[1] > 305 || first[2] > 3 || first[3] < 695 || first[3] > 705 || first[4] > 0 {
+		t.Errorf("came first: %v of 1000, want 300 : 0 : 700", first)
 	}
 }
 
@@ -220,7 +209,7 @@ func TestStats(t *testing.T) {
 		t.Errorf("the figures are %+v", got)
 	}
 	for i := range maxFigures + 10 {
-		d.figures.count(api.Key{Name: string(rune(i))}, "x", false, nil)
+		d.figures.row(api.Key{Name: string(rune(i))}, "x").count(false, nil)
 	}
 	if got := d.Stats(); len(got) != maxFigures+1 || got[0].Object != (api.Key{}) || got[0].Dialled == 0 {
 		t.Errorf("%d figures, the first %+v", len(got), got[0])

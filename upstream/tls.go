@@ -76,10 +76,11 @@ func (in *ingredients) hash() ([32]byte, error) {
 	return sha256.Sum256(text), err
 }
 
-// session works out how TLS is spoken with a target. Its errors complete
-// "HOST:PORT: …".
-func (d *Dialer) session(ctx context.Context, t target) (*session, error) {
-	s := &session{address: t.end.Address(), name: t.end.name, foreign: t.isForeign()}
+// session works out how TLS is spoken with what a source stands for. Its errors
+// complete "HOST:PORT: …".
+func (d *Dialer) session(ctx context.Context, to api.Destination, p *place, from *source) (*session, error) {
+	t := target{to, from.name}
+	s := &session{address: from.address(), name: from.name, foreign: to.Object.Group == api.GroupAmbassador}
 	in := ingredients{tls: t.Config.TLS, older: t.Config.ClientCertificate}
 	terms := cmp.Or(in.tls, new(api.UpstreamTLS))
 	// Behind a name of SRV records stands the domain that they are of, which is the
@@ -105,7 +106,7 @@ func (d *Dialer) session(ctx context.Context, t target) (*session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the revocation lists: %w", err)
 	}
-	config, fresh, err := t.place.config(in)
+	config, fresh, err := p.config(in)
 	if err != nil {
 		return nil, err
 	}
@@ -128,6 +129,12 @@ func (d *Dialer) session(ctx context.Context, t target) (*session, error) {
 	return s, nil
 }
 
+// A target is a destination, and the host of the URL that leads there.
+type target struct {
+	api.Destination
+	name string
+}
+
 // own returns the certificate that the upstream is shown, nil if it is shown none.
 func (d *Dialer) own(ctx context.Context, s *session, t target) (*tls.Certificate, error) {
 	from := t.Config.Certificate()
@@ -136,7 +143,7 @@ func (d *Dialer) own(ctx context.Context, s *session, t target) (*tls.Certificat
 		return nil, errors.New("this process has no Secrets to take it from")
 	case from != nil:
 		s.secret = fmt.Sprintf("Secret %q", from.FromSecret)
-		return d.Certificate(ctx, from.FromSecret, t.Service, t.end.name)
+		return d.Certificate(ctx, from.FromSecret, t.Service, t.name)
 	case t.Config.TLS == nil || t.Config.TLS.Own == nil:
 		return nil, nil
 	}
@@ -160,7 +167,7 @@ func (d *Dialer) material(ctx context.Context, m *api.Material, t target) (*secr
 	case d.Material == nil:
 		return nil, errors.New("this process has no Secrets to take it from")
 	}
-	return d.Material(ctx, m, t.Service, t.end.name)
+	return d.Material(ctx, m, t.Service, t.name)
 }
 
 // config returns what TLS is spoken with, but for the name, and whether that is

@@ -11,11 +11,15 @@
 // Where a config says so, TLS is spoken, and an upstream that does not prove who
 // it is gets nothing; unless the config says that this is to be reported only.
 //
+// Which endpoint of an upstream, and which address of it, a connection goes to is
+// chosen by package balance: for [Dialer.Dial], which connects, and for a [Plan], by
+// which an engine that connects by itself is told where to. Whether endpoints serve is
+// learnt from what becomes of connections, and by asking them: see [Dialer.Watch].
+//
 // Names are resolved here too: see resolver.
 package upstream
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -36,8 +40,6 @@ const (
 	// fairPart is the time that one of several endpoints has at least: this, or a
 	// quarter of all.
 	fairPart = time.Second
-	// maxPlaces is the number of configs of which something is remembered.
-	maxPlaces = 1024
 )
 
 // A Dialer connects to upstreams. Its fields must not change once it is in use;
@@ -81,6 +83,13 @@ type Dialer struct {
 	// Log hears of addresses that were refused, and of upstreams that are not
 	// verified.
 	Log *slog.Logger
+	// Changed is told, by Run, of each change of the health of an endpoint's address; of
+	// one that changes again and again only some times a minute, and then as it stands.
+	// It may be nil, as Unhealthy may.
+	Changed func(d api.Destination, h api.HealthInfo)
+	// Unhealthy is told, by Run, that a check has found an address unhealthy to which
+	// connections are to be ended then (closeOnUnhealthy).
+	Unhealthy func(d api.Destination, at netip.AddrPort, words string)
 
 	warnings warnings
 	names    resolver
@@ -88,9 +97,14 @@ type Dialer struct {
 	verified conditions
 	reached  conditions
 
-	mu     sync.Mutex
-	places map[placeKey]*place
-	forgot int // how many of places were forgotten
+	mu      sync.RWMutex
+	places  map[placeKey]*place
+	objects map[api.Key][]*place
+	forgot  int // how many of places were forgotten
+
+	local   interfaces
+	changes changes
+	checks  checks
 
 	// What tests replace.
 	lookup  func(ctx context.Context, host string) ([]netip.Addr, error)
@@ -98,187 +112,32 @@ type Dialer struct {
 	locals  func() ([]net.Addr, error)
 }
 
-// A placeKey names a config.
-type placeKey struct{ service, config string }
-
-// A place is what is remembered of a config.
-type place struct {
-	mu     sync.Mutex
-	turns  int             // of its endpoints
-	spread map[turnKey]int // turns of the addresses of its names
-	first  int             // with which those begin
-	tls    *tls.Config
-	from   ingredients // what tls was made of
-	made   [32]byte    // the same, in a hash
-}
-
-// place returns what is remembered of a config. Where there are too many, any of
-// them is forgotten: that costs a handshake, and the turns of its addresses.
-func (d *Dialer) place(service, config string) *place {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	k := placeKey{service, config}
-	p := d.places[k]
-	if p != nil {
-		return p
-	}
-	if d.places == nil {
-		d.places = map[placeKey]*place{}
-	}
-	for other := range d.places {
-		if len(d.places) < maxPlaces {
-			break
-		}
-		delete(d.places, other)
-		d.forgot++
-	}
-	p = &place{first: d.forgot} // not always the same: it may be forgotten again and again
-	d.places[k] = p
-	return p
-}
-
-// turn returns endpoints in the order in which they are tried: each time they begin
-// with the next.
-func (p *place) turn(ends []api.Endpoint) []endpoint {
-	p.mu.Lock()
-	at := p.turns % len(ends)
-	p.turns = at + 1
-	p.mu.Unlock()
-	list := make([]endpoint, len(ends))
-	for i := range ends {
-		e := ends[(at+i)%len(ends)]
-		list[i] = endpoint{Endpoint: e, name: e.Host}
-	}
-	return list
-}
-
-// Dial connects to a destination as its Config says, which has what it takes from
-// its parents. Endpoints take turns, as the addresses of a name do, and the next one
-// is tried when one fails. An endpoint whose host begins with "_" is a name of SRV
-// records (RFC 2782), which stand for as many endpoints in its place. A failure is an
-// [*Error]. What comes of it is remembered: see [Dialer.Reachable].
+// Dial connects to a destination as its Config says, which has what it takes from its
+// parents. Which of its endpoints, and of the addresses that their names have, comes
+// first, package balance says; another one is tried when one fails. An endpoint whose
+// host begins with "_" is a name of SRV records (RFC 2782), which stand for as many
+// endpoints in its place. A failure is an [*Error]. What comes of it is remembered: see
+// [Dialer.Reachable].
 //
 // The connection is a *net.TCPConn with keep-alive or, with TLS, a stream that can
-// be half-closed and reset as that can: see package relay.
+// be half-closed and reset as that can: see package relay. Whoever has it calls
+// Release of the report's Hold when it is over.
 func (d *Dialer) Dial(ctx context.Context, to api.Destination) (net.Conn, api.DialReport, error) {
-	conn, report, failure := d.connectTo(ctx, to)
-	if failure == nil {
-		d.reached.set(to.Object, api.ConditionUpstreamReachable, true, "Connected", "", time.Now())
-		return conn, report, nil
-	}
-	if ctx.Err() == nil { // that the client has gone says nothing of the upstream
-		d.reached.set(to.Object, api.ConditionUpstreamReachable, false, failure.Reason, failure.Words, time.Now())
-	}
-	return nil, report, failure
-}
-
-// connectTo does the work of Dial.
-func (d *Dialer) connectTo(ctx context.Context, to api.Destination) (net.Conn, api.DialReport, *Error) {
 	var report api.DialReport
-	ends, err := to.Config.Upstream.Endpoints()
+	p := d.place(&to)
+	s, err := d.configure(p, to.Config)
 	if err != nil {
 		return nil, report, &Error{Reason: DialFailed, Words: "spec.config.upstream.url " + err.Error(), Err: err}
 	}
-	timeout := to.Config.Upstream.ConnectTimeout.Or(cmp.Or(d.Timeout, DefaultTimeout))
-	dialling, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	t := target{Destination: to, place: d.place(to.Service, to.Config.Name), caller: ctx}
-	var failed []*Error
-	queue := t.place.turn(ends)
-	for all := len(queue); ; {
-		t.end, queue = queue[0], queue[1:]
-		part, within, done := share(dialling, timeout, len(queue)+1)
-		var conn net.Conn
-		var failure *Error
-		if t.end.isSRV() {
-			var targets []endpoint
-			if targets, failure = d.targets(part, t, within); failure == nil {
-				queue, all = append(targets, queue...), all-1+len(targets)
-			}
-		} else {
-			conn, failure = d.try(part, t, within, &report)
-			if failure == nil || ctx.Err() == nil { // that the client has gone says nothing of an endpoint
-				d.figures.count(to.Object, t.end.Address(), len(failed) > 0, failure)
-			}
-		}
-		done()
-		switch {
-		case conn != nil:
-			report.Retries = len(failed)
-			return conn, report, nil
-		case failure == nil:
-			continue
-		}
-		if failed = append(failed, failure); len(queue) == 0 || dialling.Err() != nil || left(dialling) < time.Millisecond {
-			report.Retries = len(failed) - 1
-			return nil, report, together(failed, all)
-		}
+	conn, report, failure := d.journey(to, p, s).dial(ctx)
+	if failure == nil {
+		p.reached(d, to.Object)
+		return conn, report, nil
 	}
-}
-
-// A target is an endpoint and all that says how to reach it.
-type target struct {
-	api.Destination
-	end    endpoint
-	place  *place
-	caller context.Context // of whoever asked, without the dial's own time limit
-}
-
-// isForeign tells whether the target is one of a foreign Object: words name other
-// fields then.
-func (t *target) isForeign() bool { return t.Object.Group == api.GroupAmbassador }
-
-// fields returns those that words name.
-func (t *target) fields() fields { return fieldsOf(t.isForeign()) }
-
-// left returns the time until the deadline of ctx.
-func left(ctx context.Context) time.Duration {
-	deadline, _ := ctx.Deadline()
-	return time.Until(deadline)
-}
-
-// share returns the part of ctx's time that the first of so many endpoints has, and
-// how much that is. ctx ends after timeout, counted from when the first of all was
-// tried.
-func share(ctx context.Context, timeout time.Duration, endpoints int) (context.Context, time.Duration, context.CancelFunc) {
-	if endpoints == 1 {
-		return ctx, timeout, func() {}
+	if ctx.Err() == nil { // that the client has gone says nothing of the upstream
+		d.unreached(to.Object, failure)
 	}
-	rest := left(ctx)
-	part := min(rest, max(rest/time.Duration(endpoints), min(fairPart, timeout/4))).Round(time.Millisecond)
-	ctx, cancel := context.WithTimeout(ctx, part)
-	return ctx, part, cancel
-}
-
-// try connects to an endpoint. ctx ends after timeout.
-func (d *Dialer) try(ctx context.Context, t target, timeout time.Duration, report *api.DialReport) (net.Conn, *Error) {
-	var s *session
-	if t.end.TLS || t.Config.TLS != nil || t.Config.ClientCertificate != nil {
-		var err error
-		if s, err = d.session(ctx, t); err != nil {
-			return nil, &Error{Reason: UpstreamTLS, Words: t.end.Address() + ": " + err.Error(), Err: err}
-		}
-	}
-	conn, err := d.dial(ctx, t.place, t.end.Host, uint16(t.end.Port), t.Config.Upstream.Families)
-	if err != nil {
-		return nil, explain(t.caller, t.end.Address(), t.fields(), timeout, err)
-	}
-	if err := preface(ctx, conn, t); err != nil {
-		conn.Close()
-		return nil, explainPreface(t.caller, t.end.Address(), timeout, err)
-	}
-	if s == nil {
-		return conn, nil
-	}
-	secure, err := s.handshake(ctx, conn)
-	if s.verdict != nil {
-		d.verified.set(t.Object, api.ConditionUpstreamVerified, s.verdict.verified, s.verdict.reason(), s.words(), time.Now())
-	}
-	if err != nil {
-		return nil, s.explain(t.caller, timeout, err)
-	}
-	report.Verified, report.Words = &s.verdict.verified, s.words()
-	return secure, nil
+	return nil, report, failure
 }
 
 // DialContext connects to HOST:PORT, as net.Dialer does, to any address that an
@@ -293,12 +152,16 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	if err != nil || port == 0 || network != "tcp" {
 		return nil, &Error{Reason: DialFailed, Words: fmt.Sprintf("%.300q (%.20s): the port must be from 1 to 65535, over tcp", address, network), Err: err}
 	}
-	timeout := cmp.Or(d.Timeout, DefaultTimeout)
-	dialling, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	conn, err := d.dial(dialling, d.place("", address), host, uint16(port), nil)
-	if err != nil {
-		return nil, explain(ctx, address, fieldsOf(false), timeout, err)
+	to := api.Destination{Config: &api.ServiceConfig{Name: address}}
+	p := d.place(&to)
+	shape := p.shape.Load()
+	if shape == nil || !sameMap(shape.hosts, d.Hosts()) {
+		shape = d.shaped(p, to.Config, []api.Endpoint{{Host: host, Port: int(port), Weight: 1}})
 	}
+	conn, report, failure := d.journey(to, p, shape).dial(ctx)
+	if failure != nil {
+		return nil, failure
+	}
+	report.Hold.Release(0, false) // nobody counts these
 	return conn, nil
 }

@@ -441,6 +441,8 @@ type pipeTo struct {
 
 func (p pipeTo) Close() error { p.closed.Store(p.to, true); return nil }
 
+func (p pipeTo) SetDeadline(time.Time) error { return nil }
+
 // The addresses of a name are tried in the order of RFC 8305, and whoever answers
 // first is taken.
 func TestRace(t *testing.T) {

@@ -18,7 +18,7 @@ import (
 const maxNames = 5
 
 // explain makes an Error of a handshake that failed.
-func (s *session) explain(caller context.Context, timeout time.Duration, err error) *Error {
+func (s *session) explain(gone error, timeout time.Duration, err error) *Error {
 	fail := func(reason, words string) *Error {
 		return &Error{Reason: reason, Words: s.address + ": " + words, Err: err}
 	}
@@ -26,8 +26,8 @@ func (s *session) explain(caller context.Context, timeout time.Duration, err err
 	header, notTLS := errors.AsType[tls.RecordHeaderError](err)
 	alert, refused := isAlert(err)
 	switch {
-	case errors.Is(caller.Err(), context.Canceled):
-		return givenUp(caller, s.address)
+	case errors.Is(gone, context.Canceled):
+		return givenUp(gone, s.address)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fail(DialTimeout, fmt.Sprintf("connected, and no answer to the TLS handshake within %v; see whether the upstream speaks TLS at this port, from the first byte", timeout))
 	case unverified:

@@ -1,0 +1,140 @@
+package upstream
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"cardea/api"
+	"cardea/upstream/balance"
+)
+
+// A TargetStats is how it stands with one address of an endpoint of an Object.
+type TargetStats struct {
+	Object api.Key
+	api.EndpointStatus
+}
+
+// Targets returns how it stands with the addresses of all endpoints that were dialled
+// or are checked, in the order of their Objects; at most as many as Stats tells apart.
+func (d *Dialer) Targets() []TargetStats {
+	d.mu.RLock()
+	var list []TargetStats
+	for _, p := range d.places {
+		if p.object == (api.Key{}) {
+			continue
+		}
+		for _, s := range p.status() {
+			list = append(list, TargetStats{p.object, s})
+		}
+	}
+	d.mu.RUnlock()
+	slices.SortFunc(list, func(a, b TargetStats) int {
+		return cmp.Or(byKey(a.Object, b.Object), cmp.Compare(a.Config, b.Config), cmp.Compare(a.Endpoint, b.Endpoint), cmp.Compare(a.Address, b.Address))
+	})
+	return list[:min(len(list), maxFigures)]
+}
+
+// placesOf returns the places of an Object in the order of their names.
+func (d *Dialer) placesOf(k api.Key) []*place {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return slices.SortedFunc(slices.Values(d.objects[k]), func(a, b *place) int { return cmp.Compare(a.name, b.name) })
+}
+
+// Endpoints returns how it stands with the endpoints of an Object, as far as they are
+// known in this process: those that were dialled, or are checked.
+func (d *Dialer) Endpoints(k api.Key) (list []api.EndpointStatus) {
+	for _, p := range d.placesOf(k) {
+		list = append(list, p.status()...)
+	}
+	return list
+}
+
+// status returns how it stands with the targets.
+func (p *place) status() (list []api.EndpointStatus) {
+	all, _, _ := p.set.Status()
+	for _, s := range all {
+		list = append(list, p.statusOf(s))
+	}
+	return list
+}
+
+func (p *place) statusOf(s balance.Status) api.EndpointStatus {
+	return api.EndpointStatus{Config: p.name, Endpoint: s.Group, Address: s.Addr.String(), State: s.State, Since: s.Since.UTC(), Words: s.Words,
+		Weight: s.Weight, Backup: s.Backup, Connections: s.Connections}
+}
+
+// Healthy returns whether the endpoints of an Object serve, as the condition
+// UpstreamHealthy: of each of its configs one at least. It is nil if none of the configs
+// says how that is found out.
+func (d *Dialer) Healthy(k api.Key) *api.StatusCondition {
+	var c *api.StatusCondition
+	var words []string
+	for _, p := range d.placesOf(k) {
+		if s := p.shape.Load(); s == nil || !s.rules.Checked && s.rules.Ejection == nil {
+			continue
+		}
+		all, serving, since := p.set.Status()
+		if c == nil {
+			c = &api.StatusCondition{Type: api.ConditionUpstreamHealthy, Status: "True", Reason: "Serving"}
+		}
+		if !serving {
+			c.Status, c.Reason = "False", "NoEndpoint"
+		}
+		if since.After(c.Since) {
+			c.Since = since.UTC()
+		}
+		for _, s := range all {
+			if s.State.Serves() {
+				continue
+			}
+			if c.Status == "True" {
+				c.Reason = "SomeEndpoints"
+			}
+			words = append(words, fmt.Sprintf("%s is %s: %s", nameOf(s), s.State, s.Words))
+		}
+	}
+	if c == nil {
+		return nil
+	}
+	if more := len(words) - maxWords; more > 0 {
+		words = append(words[:maxWords], fmt.Sprintf("and %d more", more))
+	}
+	c.Message = strings.Join(words, "; ")
+	return c
+}
+
+// nameOf returns the Host of a target, with its address where that is another.
+func nameOf(s balance.Status) string {
+	if a := s.Addr.String(); a != s.Host {
+		return s.Host + " (" + a + ")"
+	}
+	return s.Host
+}
+
+// unhealthy says for a person why none of the endpoints serves.
+func (p *place) unhealthy() string {
+	list, _, _ := p.set.Status()
+	var words []string
+	for _, s := range list[:min(len(list), maxWords)] {
+		words = append(words, nameOf(s)+": "+cmp.Or(s.Words, strings.ToLower(string(s.State))))
+	}
+	if more := len(list) - len(words); more > 0 {
+		words = append(words, fmt.Sprintf("and %d more", more))
+	}
+	return fmt.Sprintf("none of %d endpoints serves: %s", len(list), strings.Join(words, "; "))
+}
+
+// endpoints says for a person which the endpoints are.
+func (p *place) endpoints() string {
+	var list []string
+	for _, e := range p.shape.Load().ends {
+		list = append(list, e.Address())
+	}
+	if more := len(list) - maxWords; more > 0 {
+		list = append(list[:maxWords], fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(list, ", ")
+}
