@@ -12,11 +12,12 @@ import (
 
 	"cardea/api"
 	"cardea/bench/rig"
+	"cardea/client"
 	"cardea/manifest"
 )
 
 // applyAPI applies documents by the API, as apply does, without a new process.
-func (b *bench) applyAPI(ctx context.Context, yaml string) error {
+func applyAPI(ctx context.Context, root *client.Client, yaml string) error {
 	docs, found := manifest.Decode("bench", []byte(yaml))
 	if err := found.Err(); err != nil {
 		return err
@@ -25,7 +26,7 @@ func (b *bench) applyAPI(ctx context.Context, yaml string) error {
 	for _, d := range docs {
 		req.Documents = append(req.Documents, d.JSON)
 	}
-	a, err := b.api.API(ctx)
+	a, err := root.API(ctx)
 	if err != nil {
 		return err
 	}

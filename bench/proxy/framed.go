@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 
+	"cardea/bench/rig"
 	"cardea/wire/frame"
 )
 
@@ -16,15 +17,15 @@ type framed struct {
 	frames *frame.Reader
 }
 
-// framedTo opens a stream to echo on each connection that dial opens, which is one
-// of TLS.
-func framedTo(dial func(context.Context) (net.Conn, error)) func(context.Context) (net.Conn, error) {
+// framedTo opens a stream to a Service on each connection that dial opens, which is
+// one of TLS.
+func framedTo(dial rig.Dial, service string) rig.Dial {
 	return func(ctx context.Context) (net.Conn, error) {
 		c, err := dial(ctx)
 		if err != nil {
 			return nil, err
 		}
-		f, err := openFramed(c.(*tls.Conn), "echo")
+		f, err := openFramed(c.(*tls.Conn), service)
 		if err != nil {
 			c.Close()
 			return nil, err

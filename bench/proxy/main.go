@@ -1,88 +1,62 @@
-// Command proxy measures Cardea's relay beside HAProxy and nginx, in one run, on
-// one machine: bytes, new connections, latency and idle memory on the plain path,
-// and new connections on the path of Sessions.
+// Command proxy measures Cardea beside HAProxy and nginx, in one run, on one machine,
+// with each of its engines: bytes, new connections, latency and idle memory, through
+// a mapping, through a public Service with a policy, and on the path of Sessions.
 //
-//	go run ./bench/proxy [-rounds 5] [-time 3s] [-rows bytes,conns,latency,idle,tls] [-idle 9000]
+//	go run ./bench/proxy [-rows bytes,conns,…] [-targets cardea,…] [-idle 9000] [-quick] [-profile DIR]
 //
-// Every proxy is a process of its own, configured as users do: Cardea by apply,
-// with its log on; HAProxy with two threads and a log to a socket; nginx with two
-// workers and a log. Where there are four cores, proxies run on the first two and
-// the load, with the upstreams, on the others.
+// Every proxy is a process of its own, configured as users do: Cardea by apply, with
+// its log on, which must be whole at the end and have an END for each connection;
+// HAProxy with two threads and a log to a socket; nginx with two workers and a log.
+// Where there are four cores, proxies run on the first two and the load, with the
+// upstreams, on the others.
 package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
-	"os"
-	"os/signal"
 	"slices"
 	"strings"
-	"time"
 
 	"cardea/bench/rig"
 )
 
 func main() {
-	rounds := flag.Int("rounds", 5, "rounds")
-	each := flag.Duration("time", 3*time.Second, "how long each measurement lasts")
-	rows := flag.String("rows", "bytes,conns,latency,idle,tls", "what to measure")
-	idle := flag.Int("idle", 9000, "connections of the row idle")
-	pinned := flag.Bool("pinned", false, "the load runs on its own cores already")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	err := run(ctx, *rounds, *each, strings.Split(*rows, ","), *idle, *pinned)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "error:", err)
-		os.Exit(1)
-	}
+	o := rig.Flags("idle", "session-idle", "bytes", "conns", "latency", "rate", "session-conns", "session-bytes", "session-latency")
+	idle := flag.Int("idle", 9000, "connections of the rows idle and session-idle")
+	rig.Main(o, func(ctx context.Context, r *rig.Rig) error { return measure(ctx, r, *idle) })
 }
 
-func run(ctx context.Context, rounds int, each time.Duration, rows []string, idle int, pinned bool) (err error) {
-	prefix, done, err := rig.Pin(ctx, pinned)
-	if done || err != nil {
-		return err
-	}
-	dir, err := os.MkdirTemp("", "cardea-bench")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	r, err := rig.New(dir, each, prefix)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
+func measure(ctx context.Context, r *rig.Rig, idle int) error {
 	b := &bench{Rig: r}
-	defer func() { err = errors.Join(err, b.stop(ctx)) }()
+	defer b.close()
 	if err := b.start(ctx); err != nil {
 		return err
 	}
-	fmt.Printf("%d rounds of %s; %s\n", rounds, each, r.Where())
-	for _, row := range []struct {
-		name, title string
-		units       []string
-		targets     []*rig.Target
-		measure     rig.Measure
-	}{
-		{"idle", fmt.Sprintf("%d idle connections, of processes that have done nothing else", idle), []string{"KiB each", "descriptors each"}, b.fresh(), r.Idle(idle)},
-		{"bytes", "bytes up, 8 streams", []string{"GB/s", "CPU s/GB"}, b.plain, r.Bytes},
-		{"conns", "new connections (connect, 1 byte there and back, close), 64 callers", []string{"1/s", "CPU µs each"}, b.plain, r.Conns(64)},
-		{"latency", "64 bytes there and back on open connections", []string{"p50 µs, 1 conn", "p50 µs, 64 conns", "1/s, 64 conns"}, b.plain, r.Latency},
-		{"tls", "new connections with client certificates, 32 callers", []string{"1/s", "CPU µs each"}, b.secure, r.Conns(32)},
-	} {
-		if !slices.Contains(rows, row.name) {
-			continue
-		}
-		n := rounds
-		if row.name == "idle" {
-			n = 1 // what a process once took it does not give back
-		}
-		if err := rig.Table(ctx, n, row.title, row.units, row.targets, row.measure); err != nil {
-			return err
-		}
+	having := func(list []*rig.Target, f func(*rig.Target) bool) []*rig.Target {
+		return slices.DeleteFunc(slices.Clone(list), func(t *rig.Target) bool { return !f(t) })
 	}
-	return b.verify(ctx)
+	// What splices is no different when it is idle; and of the ways to begin a Session's
+	// connections one is enough when they have begun.
+	resting := func(t *rig.Target) bool { return t.PID != 0 && !strings.Contains(t.Name, "splice") }
+	begun := having(b.secure, func(t *rig.Target) bool { return t.Sink != nil })
+	units := []string{"KiB each", "KiB, 1 MiB later", "descriptors each"}
+	return r.Measure(ctx,
+		rig.Row{Name: "idle", Title: fmt.Sprintf("%d idle connections, of processes that have done nothing else", idle),
+			Units: units, Targets: having(b.plain, resting), Measure: r.Idle(idle), Once: true},
+		rig.Row{Name: "session-idle", Title: fmt.Sprintf("%d idle connections with client certificates", idle),
+			Units: units, Targets: begun, Measure: r.Idle(idle), Once: true},
+		rig.Row{Name: "bytes", Title: "bytes up, 8 streams", Units: rig.PerGB(), Targets: b.plain, Measure: r.Bytes},
+		rig.Row{Name: "conns", Title: "new connections (connect, 1 byte there and back, close), 64 callers",
+			Units: rig.PerConn(), Targets: b.plain, Measure: r.Conns(64)},
+		rig.Row{Name: "latency", Title: "64 bytes there and back, the next when the last is back",
+			Units: []string{"p50 µs, 1 conn", "p50 µs, 64 conns"}, Targets: b.plain, Measure: r.Closed(1, 64), Added: true},
+		rig.Row{Name: "rate", Title: "64 bytes there and back at a fixed rate, from when they were due",
+			Units: []string{"p50 µs, 1 at 1,000/s", "p50 µs, 64 at 10,000/s"}, Targets: b.plain, Measure: r.Paced(rig.Pace{Conns: 1, Rate: 1000}, rig.Pace{Conns: 64, Rate: 10_000}), Added: true},
+		rig.Row{Name: "session-conns", Title: "new connections with client certificates, 32 callers",
+			Units: rig.PerConn(), Targets: b.secure, Measure: r.Conns(32)},
+		rig.Row{Name: "session-bytes", Title: "bytes up with client certificates, 8 streams", Units: rig.PerGB(), Targets: begun, Measure: r.Bytes},
+		rig.Row{Name: "session-latency", Title: "64 bytes there and back with client certificates, the next when the last is back",
+			Units: []string{"p50 µs, 1 conn", "p50 µs, 64 conns"}, Targets: begun, Measure: r.Closed(1, 64)},
+	)
 }

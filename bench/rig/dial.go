@@ -7,7 +7,7 @@ import (
 )
 
 // Plain returns how a TCP connection to an address is opened.
-func Plain(address string) func(context.Context) (net.Conn, error) {
+func Plain(address string) Dial {
 	return func(ctx context.Context) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "tcp", address)
@@ -15,7 +15,7 @@ func Plain(address string) func(context.Context) (net.Conn, error) {
 }
 
 // TLS returns how a TLS connection to an address is opened.
-func TLS(address string, config *tls.Config) func(context.Context) (net.Conn, error) {
+func TLS(address string, config *tls.Config) Dial {
 	return func(ctx context.Context) (net.Conn, error) {
 		var d net.Dialer
 		c, err := d.DialContext(ctx, "tcp", address)

@@ -3,6 +3,7 @@ package rig
 import (
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -55,7 +56,14 @@ func (r *Rig) during(ctx context.Context, n int, f func(ctx context.Context, cal
 	return time.Since(begin), failed
 }
 
-// Bytes measures GB/s and CPU seconds per GB, of 8 streams up.
+// PerGB returns the units of Bytes.
+func PerGB() []string { return []string{"GB/s", "CPU s/GB", "machine s/GB"} }
+
+// PerConn returns the units of Conns.
+func PerConn() []string { return []string{"1/s", "CPU µs each", "machine µs each"} }
+
+// Bytes measures GB/s and CPU seconds per GB, of the proxy and of the whole machine
+// (load and upstreams too, and whatever else runs), of 8 streams up.
 func (r *Rig) Bytes(ctx context.Context, t *Target) ([]float64, error) {
 	const streams = 8
 	conns := make([]net.Conn, streams)
@@ -68,7 +76,7 @@ func (r *Rig) Bytes(ctx context.Context, t *Target) ([]float64, error) {
 		conns[i] = c
 	}
 	chunk := make([]byte, 256<<10)
-	before, cpu := r.Up.taken.Load(), t.PID.CPU()
+	before, used := r.Up.taken.Load(), from(t.PID)
 	took, err := r.during(ctx, streams, func(ctx context.Context, i int) error {
 		deadline, _ := ctx.Deadline()
 		conns[i].SetWriteDeadline(deadline)
@@ -79,15 +87,16 @@ func (r *Rig) Bytes(ctx context.Context, t *Target) ([]float64, error) {
 		return err
 	})
 	gb := float64(r.Up.taken.Load()-before) / 1e9
-	return []float64{gb / took.Seconds(), (t.PID.CPU() - cpu).Seconds() / gb}, err
+	own, all := used.per(gb)
+	return []float64{gb / took.Seconds(), own.Seconds(), all.Seconds()}, err
 }
 
-// Conns returns a Measure of new connections a second and CPU µs for each: connect,
-// a byte there and back, close.
+// Conns returns a Measure of new connections a second and CPU µs for each, of the
+// proxy and of the whole machine: connect, a byte there and back, close.
 func (r *Rig) Conns(callers int) Measure {
 	return func(ctx context.Context, t *Target) ([]float64, error) {
 		var n, told, resumed atomic.Int64
-		cpu := t.PID.CPU()
+		used := from(t.PID)
 		took, err := r.during(ctx, callers, func(ctx context.Context, _ int) error {
 			c, err := t.Echo(context.WithoutCancel(ctx))
 			if err != nil {
@@ -109,7 +118,8 @@ func (r *Rig) Conns(callers int) Measure {
 		if all := told.Load(); all > 100 && (resumed.Load() > all/2) != t.Resumes {
 			err = errors.Join(err, fmt.Errorf("%d of %d handshakes were resumed", resumed.Load(), all))
 		}
-		return []float64{float64(n.Load()) / took.Seconds(), float64((t.PID.CPU() - cpu).Microseconds()) / float64(n.Load())}, err
+		own, all := used.per(float64(n.Load()))
+		return []float64{float64(n.Load()) / took.Seconds(), micros(own), micros(all)}, err
 	}
 }
 
@@ -128,59 +138,175 @@ func end(c net.Conn) error {
 	return nil
 }
 
-// Latency measures the median time there and back of one connection in µs, of 64,
-// and how many 64 do a second.
-func (r *Rig) Latency(ctx context.Context, t *Target) ([]float64, error) {
-	one, _, err := r.pings(ctx, t, 1)
-	if err != nil {
-		return nil, err
-	}
-	many, rate, err := r.pings(ctx, t, 64)
-	return []float64{one, many, rate}, err
-}
+func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
 
-func (r *Rig) pings(ctx context.Context, t *Target, n int) (p50, rate float64, err error) {
-	conns, times := make([]net.Conn, n), make([][]time.Duration, n)
-	for i := range conns {
-		if conns[i], err = t.Echo(ctx); err != nil {
-			return 0, 0, err
+// size is that of the messages of Closed and Paced.
+const size = 64
+
+// open opens connections to the upstream that sends back what it gets.
+func open(ctx context.Context, t *Target, n int) (conns []net.Conn, end func(), err error) {
+	end = func() {
+		for _, c := range conns {
+			c.Close()
 		}
-		defer conns[i].Close()
 	}
-	buffers := make([][64]byte, n)
-	took, err := r.during(ctx, n, func(_ context.Context, i int) error {
-		begin := time.Now()
-		err := PingPong(conns[i], buffers[i][:])
-		times[i] = append(times[i], time.Since(begin))
-		return err
-	})
-	all := slices.Concat(times...)
-	slices.Sort(all)
-	return float64(all[len(all)/2].Nanoseconds()) / 1000, float64(len(all)) / took.Seconds(), err
+	for range n {
+		c, err := t.Echo(ctx)
+		if err != nil {
+			end()
+			return nil, nil, fmt.Errorf("connection %d: %w", len(conns)+1, err)
+		}
+		conns = append(conns, c)
+		if err := PingPong(c, make([]byte, 1)); err != nil {
+			end()
+			return nil, nil, fmt.Errorf("connection %d: %w", len(conns), err)
+		}
+	}
+	return conns, end, nil
 }
 
-// Idle returns a Measure of the resident KiB and the descriptors that each of many
-// idle connections takes.
+// Closed returns a Measure of the median time there and back in µs, on so many
+// connections, for each number: the next message is sent when the last is back.
+func (r *Rig) Closed(many ...int) Measure {
+	return func(ctx context.Context, t *Target) (p50 []float64, err error) {
+		for _, n := range many {
+			conns, end, err := open(ctx, t, n)
+			if err != nil {
+				return nil, err
+			}
+			times, buffers := make([][]time.Duration, n), make([][size]byte, n)
+			_, err = r.during(ctx, n, func(_ context.Context, i int) error {
+				begin := time.Now()
+				err := PingPong(conns[i], buffers[i][:])
+				times[i] = append(times[i], time.Since(begin))
+				return err
+			})
+			end()
+			if err != nil {
+				return nil, err
+			}
+			p50 = append(p50, middle(slices.Concat(times...)))
+		}
+		return p50, nil
+	}
+}
+
+// middle returns the median in µs.
+func middle(d []time.Duration) float64 {
+	slices.Sort(d)
+	return micros(d[len(d)/2])
+}
+
+// A Pace is how many connections have together so many messages a second.
+type Pace struct{ Conns, Rate int }
+
+// Paced returns a Measure of the median time there and back in µs for each Pace, of
+// messages that are sent when they are due, whatever became of those before. It
+// counts from when a message was due.
+func (r *Rig) Paced(paces ...Pace) Measure {
+	return func(ctx context.Context, t *Target) (p50 []float64, err error) {
+		for _, p := range paces {
+			v, err := r.pace(ctx, t, p)
+			if err != nil {
+				return nil, err
+			}
+			p50 = append(p50, v)
+		}
+		return p50, nil
+	}
+}
+
+func (r *Rig) pace(ctx context.Context, t *Target, p Pace) (float64, error) {
+	conns, end, err := open(ctx, t, p.Conns)
+	if err != nil {
+		return 0, err
+	}
+	defer end()
+	for _, c := range conns {
+		c.SetDeadline(time.Now().Add(r.Each + 30*time.Second))
+	}
+	each := max(int(r.Each.Seconds()*float64(p.Rate))/p.Conns, 1)
+	times, failed := make([][]time.Duration, p.Conns), make([]error, p.Conns+1)
+	begin := time.Now()
+	var all sync.WaitGroup
+	for i, c := range conns {
+		all.Go(func() {
+			b := make([]byte, size)
+			for range each {
+				if _, err := io.ReadFull(c, b); err != nil {
+					failed[i] = err
+					return
+				}
+				// A message says when it was due.
+				times[i] = append(times[i], time.Since(begin)-time.Duration(binary.LittleEndian.Uint64(b)))
+			}
+		})
+	}
+	all.Go(func() {
+		b := make([]byte, size)
+		failed[p.Conns] = eachDue(each*p.Conns, time.Second/time.Duration(p.Rate), begin, func(k int, due time.Duration) error {
+			binary.LittleEndian.PutUint64(b, uint64(due))
+			_, err := conns[k%p.Conns].Write(b)
+			return err
+		})
+	})
+	all.Wait()
+	if err := errors.Join(failed...); err != nil {
+		return 0, err
+	}
+	return middle(slices.Concat(times...)), nil
+}
+
+// Idle returns a Measure of the resident KiB of each of many connections that do
+// nothing, after a byte there and back and again after each has carried a MiB both
+// ways, and of the descriptors of each. It needs a process that has done nothing.
 func (r *Rig) Idle(many int) Measure {
 	return func(ctx context.Context, t *Target) ([]float64, error) {
 		memory, files := t.PID.Resident(), t.PID.Descriptors()
-		conns := make([]net.Conn, 0, many)
-		defer func() {
-			for _, c := range conns {
-				c.Close()
+		each := func() float64 {
+			select { // as idle connections are, and not as those that have just come
+			case <-time.After(r.Each):
+			case <-ctx.Done():
 			}
-		}()
-		for range many {
-			c, err := t.Echo(ctx)
-			if err != nil {
-				return nil, fmt.Errorf("connection %d: %w", len(conns)+1, err)
-			}
-			conns = append(conns, c)
-			if err := PingPong(c, make([]byte, 1)); err != nil {
-				return nil, fmt.Errorf("connection %d: %w", len(conns), err)
+			return max(float64(t.PID.Resident()-memory)/1024/float64(many), 0)
+		}
+		conns, end, err := open(ctx, t, many)
+		if err != nil {
+			return nil, err
+		}
+		defer end()
+		first, descriptors := each(), float64(t.PID.Descriptors()-files)/float64(many)
+		if err := carry(conns); err != nil {
+			return nil, err
+		}
+		second := each()
+		if t.Held != nil {
+			if err := t.Held(); err != nil {
+				return nil, err
 			}
 		}
-		n := float64(many)
-		return []float64{max(float64(t.PID.Resident()-memory)/1024/n, 0), float64(t.PID.Descriptors()-files) / n}, nil
+		return []float64{first, second, descriptors}, ctx.Err()
 	}
+}
+
+// carry carries a MiB there and back on each connection, on a few at a time.
+func carry(conns []net.Conn) error {
+	const callers, chunk = 8, 64 << 10
+	var next atomic.Int64
+	failed := make([]error, callers)
+	var all sync.WaitGroup
+	for i := range callers {
+		all.Go(func() {
+			b := make([]byte, chunk)
+			for n := next.Add(1); int(n) <= len(conns) && failed[i] == nil; n = next.Add(1) {
+				for range (1 << 20) / chunk {
+					if failed[i] = PingPong(conns[n-1], b); failed[i] != nil {
+						break
+					}
+				}
+			}
+		})
+	}
+	all.Wait()
+	return errors.Join(failed...)
 }

@@ -49,6 +49,40 @@ func (p PID) CPU() (sum time.Duration) {
 	return sum
 }
 
+// busy returns the CPU time that the whole machine has used.
+func busy() (sum time.Duration) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0
+	}
+	line, _, _ := strings.Cut(string(b), "\n")
+	// user nice system idle iowait irq softirq steal (proc(5)); guests are of the first two.
+	for i, f := range strings.Fields(line)[1:] {
+		if i == 3 || i == 4 || i > 6 {
+			continue
+		}
+		n, err := strconv.ParseInt(f, 10, 64)
+		if err == nil {
+			sum += time.Duration(n) * tick
+		}
+	}
+	return sum
+}
+
+// A cost is CPU time: of a process, and of the whole machine meanwhile.
+type cost struct {
+	of       PID
+	own, all time.Duration
+}
+
+// from begins to count.
+func from(p PID) cost { return cost{p, p.CPU(), busy()} }
+
+// per returns what was used since for each of n things.
+func (c cost) per(n float64) (own, all time.Duration) {
+	return time.Duration(float64(c.of.CPU()-c.own) / n), time.Duration(float64(busy()-c.all) / n)
+}
+
 // Resident returns its resident bytes.
 func (p PID) Resident() (sum int64) {
 	for _, pid := range p.family() {

@@ -8,34 +8,151 @@ package rig
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
 	"cardea/test/cluster"
 )
 
+// Options say what is measured, and how. They are the flags of every measurement.
+type Options struct {
+	Rounds  int
+	Each    time.Duration // how long each measurement lasts
+	Rows    string        // names, with commas; "" is all
+	Targets string        // parts of names, with commas; "" is all
+	Engines string        // of Cardea, with commas
+	Profile string        // a directory for profiles of Cardea; "" makes none
+	quick   bool
+	pinned  bool
+}
+
+// Flags adds the flags that become Options. rows are the names of the rows.
+func Flags(rows ...string) *Options {
+	o := new(Options)
+	flag.IntVar(&o.Rounds, "rounds", 5, "rounds")
+	flag.DurationVar(&o.Each, "time", 3*time.Second, "how long each measurement lasts")
+	flag.StringVar(&o.Rows, "rows", "", "what to measure, of "+strings.Join(rows, ",")+"; all if left out")
+	flag.StringVar(&o.Targets, "targets", "", "whom to measure: a part of the name, or several with commas; all if left out")
+	flag.StringVar(&o.Engines, "engines", "loop,copy", "the engines of Cardea, if it has several")
+	flag.StringVar(&o.Profile, "profile", "", "write profiles of Cardea into this directory, while it is measured")
+	flag.BoolVar(&o.quick, "quick", false, "an indication in a minute: 1 round of 1 s, without nginx, unless other flags say so")
+	flag.BoolVar(&o.pinned, "pinned", false, "the load runs on its own cores already")
+	return o
+}
+
+// Quick reports whether an indication is enough.
+func (o *Options) Quick() bool { return o.quick }
+
+// settle applies what -quick stands for where nothing else was said.
+func (o *Options) settle() {
+	said := map[string]bool{}
+	flag.Visit(func(f *flag.Flag) { said[f.Name] = true })
+	if !o.quick {
+		return
+	}
+	if !said["rounds"] {
+		o.Rounds = 1
+	}
+	if !said["time"] {
+		o.Each = time.Second
+	}
+	if !said["targets"] {
+		o.Targets = "direct,cardea,haproxy"
+	}
+}
+
+// Wants reports whether a row is to be measured.
+func (o *Options) Wants(row string) bool {
+	return o.Rows == "" || slices.Contains(strings.Split(o.Rows, ","), row)
+}
+
+// of returns the Targets that are to be measured.
+func (o *Options) of(list []*Target) []*Target {
+	if o.Targets == "" {
+		return list
+	}
+	return slices.DeleteFunc(slices.Clone(list), func(t *Target) bool {
+		return !slices.ContainsFunc(strings.Split(o.Targets, ","), func(part string) bool { return strings.Contains(t.Name, part) })
+	})
+}
+
 // A Rig is a machine set up for measurements.
 type Rig struct {
-	Dir    string        // everything is below it
-	Each   time.Duration // how long each measurement lasts
-	Prefix []string      // what runs a proxy: taskset, say
-	Up     *Upstreams
+	*Options
+	Dir string // everything is below it
+	Up  *Upstreams
 
+	bin     string   // Cardea
+	prefix  []string // what runs a proxy: taskset, say
+	cardeas []*Cardea
 	started []*exec.Cmd
 	files   []*os.File
 }
 
-// Pin has this process run on the cores of the load, and says what runs a proxy on
+// Main is the main function of a measurement: it sets the machine up, has f measure,
+// and makes sure that the logs of what is called Cardea are whole.
+func Main(o *Options, f func(context.Context, *Rig) error) {
+	flag.Parse()
+	o.settle()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	err := run(ctx, o, f)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "error:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o *Options, f func(context.Context, *Rig) error) (err error) {
+	prefix, done, err := pin(ctx, o.pinned)
+	if done || err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "cardea-bench")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	r := &Rig{Options: o, Dir: dir, prefix: prefix}
+	if r.Up, err = newUpstreams(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.close(ctx)) }()
+	if o.Profile != "" {
+		r.bin, err = r.buildProfiled(ctx)
+	} else {
+		r.bin, err = cluster.Build(ctx, dir)
+	}
+	if err != nil {
+		return err
+	}
+	where := "proxies, load and upstreams share all cores"
+	if prefix != nil {
+		where = "proxies on cores 0 and 1, load and upstreams on 2 and 3"
+	}
+	fmt.Printf("%d rounds of %s; %s\n", o.Rounds, o.Each, where)
+	if err := f(ctx, r); err != nil {
+		return err
+	}
+	fmt.Println()
+	return r.verify(ctx)
+}
+
+// pin has this process run on the cores of the load, and says what runs a proxy on
 // the others. If it had to begin again for that, done is true and err is how the
-// second self ended. Pinned says that this is the second self: the flag that Pin
+// second self ended. pinned says that this is the second self: the flag that pin
 // adds to the arguments.
-func Pin(ctx context.Context, pinned bool) (prefix []string, done bool, err error) {
+func pin(ctx context.Context, pinned bool) (prefix []string, done bool, err error) {
 	taskset, lookErr := exec.LookPath("taskset")
 	if lookErr != nil || (!pinned && runtime.NumCPU() < 4) {
 		return nil, false, nil
@@ -53,24 +170,9 @@ func Pin(ctx context.Context, pinned bool) (prefix []string, done bool, err erro
 	return nil, true, cmd.Run()
 }
 
-// New returns a Rig in a directory, with its upstreams running. Close ends all
-// that it started.
-func New(dir string, each time.Duration, prefix []string) (*Rig, error) {
-	up, err := newUpstreams()
-	return &Rig{Dir: dir, Each: each, Prefix: prefix, Up: up}, err
-}
-
-// Where says in words what runs where.
-func (r *Rig) Where() string {
-	if r.Prefix != nil {
-		return "proxies on cores 0 and 1, load and upstreams on 2 and 3"
-	}
-	return "proxies, load and upstreams share all cores"
-}
-
 // Start starts a proxy that is not ours.
 func (r *Rig) Start(name string, args ...string) (PID, error) {
-	argv := append(append([]string{}, r.Prefix...), append([]string{name}, args...)...)
+	argv := slices.Concat(r.prefix, []string{name}, args)
 	cmd := exec.Command(argv[0], argv[1:]...)
 	f, err := os.Create(filepath.Join(r.Dir, fmt.Sprintf("%s%d.out", filepath.Base(name), len(r.started))))
 	if err != nil {
@@ -94,14 +196,27 @@ func (r *Rig) Said() (text string) {
 	return text
 }
 
-// Close ends the proxies and the upstreams.
-func (r *Rig) Close() {
+// End ends a proxy that Start has started.
+func (r *Rig) End(pid PID) {
+	for _, cmd := range r.started {
+		if cmd.Process.Pid == int(pid) && cmd.ProcessState == nil {
+			cmd.Process.Signal(syscall.SIGTERM)
+			cmd.Wait() // it ends by the signal
+		}
+	}
+}
+
+// close ends the proxies and the upstreams.
+func (r *Rig) close(ctx context.Context) (err error) {
+	for _, c := range r.cardeas {
+		err = errors.Join(err, c.Stop(ctx))
+	}
 	for i, cmd := range r.started {
-		cmd.Process.Signal(syscall.SIGTERM)
-		cmd.Wait() // they end by the signal
+		r.End(PID(cmd.Process.Pid))
 		r.files[i].Close()
 	}
 	r.Up.close()
+	return err
 }
 
 // Write writes a file into the directory of the Rig and returns its path.

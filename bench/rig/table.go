@@ -2,8 +2,8 @@ package rig
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net"
 	"slices"
 )
 
@@ -14,56 +14,119 @@ type Target struct {
 	Rival bool // whom the others are compared with
 	// Echo opens a connection to an upstream that sends back what it gets; Sink one to
 	// an upstream that takes what it gets, and counts it.
-	Echo, Sink func(context.Context) (net.Conn, error)
+	Echo, Sink Dial
 	// Resumes is whether handshakes of TLS must be resumed: if the connections tell,
 	// anything else is an error.
 	Resumes bool
+	// Fresh starts the same proxy again for a Row that can measure a process only once,
+	// and says how it is ended.
+	Fresh func(context.Context) (t *Target, end func() error, err error)
+	// Held, if it is there, is called by a Measure when the proxy holds most.
+	Held func() error
+
+	cardea *Cardea // whose it is; nil of others
 }
 
-// A Measure returns one figure for each unit of its table.
+// A Measure returns one figure for each unit of its row.
 type Measure func(context.Context, *Target) ([]float64, error)
 
-// Table measures every target in every round and prints a table.
-func Table(ctx context.Context, rounds int, title string, units []string, targets []*Target, measure Measure) error {
-	got := make([][][]float64, len(targets)) // target, unit, round
-	for i := range got {
-		got[i] = make([][]float64, len(units))
+// A Row is a table of what one Measure says of several Targets.
+type Row struct {
+	Name, Title string
+	Units       []string
+	Targets     []*Target
+	Measure     Measure
+	// Once is set if a process can be measured only once: what it took it does not
+	// give back.
+	Once bool
+	// Added is set if ratios are of what is more than the figure without a proxy.
+	Added bool
+}
+
+// Measure measures every Row that is wanted.
+func (r *Rig) Measure(ctx context.Context, rows ...Row) error {
+	for _, row := range rows {
+		if !r.Wants(row.Name) {
+			continue
+		}
+		if row.Targets = r.of(row.Targets); len(row.Targets) == 0 {
+			continue
+		}
+		if err := r.table(ctx, row); err != nil {
+			return fmt.Errorf("%s: %w", row.Name, err)
+		}
 	}
-	for range rounds {
-		for i, t := range targets {
-			v, err := measure(ctx, t)
+	return nil
+}
+
+// table measures every Target in every round and prints a table.
+func (r *Rig) table(ctx context.Context, row Row) error {
+	rounds, n := r.Rounds, len(row.Targets)
+	if row.Once {
+		rounds = 1
+	}
+	got := make([][][]float64, n) // target, unit, round
+	for i := range got {
+		got[i] = make([][]float64, len(row.Units))
+	}
+	for round := range rounds {
+		for i := range n {
+			i = (i + round) % n // nobody is always the one after the same other
+			t := row.Targets[i]
+			v, err := r.once(ctx, row, t)
 			if err != nil {
-				return fmt.Errorf("%s, %s: %w", title, t.Name, err)
+				return fmt.Errorf("%s: %w", t.Name, err)
 			}
-			for u := range units {
+			for u := range row.Units {
 				got[i][u] = append(got[i][u], v[u])
 			}
 		}
 	}
-	fmt.Printf("\n== %s ==\n%-34s", title, "")
-	for _, u := range units {
+	const wide = 34
+	fmt.Printf("\n== %s: %s ==\n%-*s", row.Name, row.Title, wide, "")
+	for _, u := range row.Units {
 		fmt.Printf("  %22s", u)
 	}
 	fmt.Println()
-	for i, t := range targets {
-		fmt.Printf("%-34s", t.Name)
-		for u := range units {
+	rival := max(slices.IndexFunc(row.Targets, func(t *Target) bool { return t.Rival }), 0)
+	bare := slices.IndexFunc(row.Targets, func(t *Target) bool { return t.PID == 0 })
+	for i, t := range row.Targets {
+		fmt.Printf("%-*s", wide, t.Name)
+		for u := range row.Units {
 			mid, spread := median(got[i][u])
+			base, _ := median(got[rival][u])
+			own := mid
+			if row.Added && bare >= 0 {
+				less, _ := median(got[bare][u])
+				own, base = own-less, base-less
+			}
 			ratio := "–"
-			if base, _ := median(got[rival(targets)][u]); base > 0 && mid > 0 {
-				ratio = fmt.Sprintf("%.2f×", mid/base)
+			if base > 0 && own > 0 {
+				ratio = fmt.Sprintf("%.2f×", own/base)
 			}
 			fmt.Printf("  %9s ±%2.0f%% %8s", figure(mid), spread, ratio)
 		}
 		fmt.Println()
 	}
-	fmt.Printf("(× is the ratio to %s)\n", targets[rival(targets)].Name)
+	of := ""
+	if row.Added && bare >= 0 {
+		of = fmt.Sprintf(", of what is more than %q", row.Targets[bare].Name)
+	}
+	fmt.Printf("(× is the ratio to %s%s)\n", row.Targets[rival].Name, of)
 	return nil
 }
 
-// rival returns the target that ratios are to.
-func rival(targets []*Target) int {
-	return max(slices.IndexFunc(targets, func(t *Target) bool { return t.Rival }), 0)
+// once measures one Target once.
+func (r *Rig) once(ctx context.Context, row Row, t *Target) ([]float64, error) {
+	if row.Once && t.Fresh != nil {
+		fresh, end, err := t.Fresh(ctx)
+		if err != nil {
+			return nil, err
+		}
+		v, err := r.profiled(ctx, row.Name, fresh, row.Measure)
+		return v, errors.Join(err, end())
+	}
+	return r.profiled(ctx, row.Name, t, row.Measure)
 }
 
 func median(v []float64) (mid, spread float64) {
