@@ -29,8 +29,10 @@ const plan = `
 	api/gen/*        : api
 	wire/*           :
 	manifest         : api
+	handover         :
 	relay            :
-	relay/*          : relay
+	relay/copy       : relay
+	relay/loop       : relay relay/copy
 	rpc              : api
 	dialect/*        : api
 
@@ -49,16 +51,17 @@ const plan = `
 	tunnel           : api
 	tunnel/*         : api wire/* tunnel
 	ingress          : api wire/* secret
-	upstream         : api wire/* secret
+	upstream/*       : api
+	upstream         : api wire/* secret upstream/*
 
 	proxy            : api policy relay audit
 	mode/*           : api wire/* proxy
 	mode             : proxy mode/*
 
 	control          : api manifest dialect/* store secret policy identity identity/* cert audit ingress rpc
-	client           : api relay relay/* tunnel tunnel/* rpc
-	server           : api api/gen dialect/* relay/* store store/* secret identity identity/* cert policy/* audit audit/* tunnel/* ingress upstream proxy mode control
-	cli              : api api/gen manifest rpc client control server policy/local
+	client           : api relay relay/copy tunnel tunnel/* rpc
+	server           : api api/gen handover dialect/* relay relay/copy relay/loop store store/* secret identity identity/* cert policy/* audit audit/* tunnel/* ingress upstream proxy mode control
+	cli              : api api/gen handover manifest rpc client control server policy/local
 	cmd/*            : cli
 	examples/*       : api client
 	bench/*          : *

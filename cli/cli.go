@@ -173,7 +173,7 @@ func (r *run) root() *cobra.Command {
 	add("use", r.login(), r.logout(), r.status(), r.services(), r.connect(), r.disconnect(), r.auth())
 	add("rule", r.apply(), r.diff(), r.check(), r.get(), r.describe(), r.explainKind(), r.create(), r.edit(), r.update(), r.delete())
 	add("see", r.why(), r.route(), r.conns(), r.logs(), r.doctor())
-	add("run", r.up(), r.demo(), r.backup(), r.restore(), r.rotate(), r.recover())
+	add("run", r.up(), r.upgrade(), r.demo(), r.backup(), r.restore(), r.rotate(), r.recover())
 	c.AddCommand(r.version())
 	c.AddCommand(laterVerbs()...)
 	return c

@@ -186,7 +186,9 @@ func TestExitStatus(t *testing.T) {
 
 		{"get tcpmappings", ExitFailed, "not logged in"},
 		{"who-can nats --bogus", ExitFailed, `error: the verb "who-can" is not yet available`},
-		{"upgrade", ExitFailed, `error: the verb "upgrade" is not yet available`},
+		{"upgrade --data-dir nowhere", ExitFailed, "error: no cardea serves from"},
+		{"up --drain -1s", ExitUsage, "must be 0 or more"},
+		{"upgrade --timeout 0s", ExitUsage, "must be more than 0"},
 		{"delete -f x.yaml -n prod", ExitUsage, "-f and -n cannot both be"},
 		{"delete -f " + bad, ExitFailed, "nothing was deleted: 1 problem"},
 		{"edit user/alice user/bob", ExitUsage, "edit takes one resource, found 2"},

@@ -17,7 +17,7 @@ func (r *run) conns() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "conns",
 		Short:   "Show live connections",
-		Long:    "Shows every connection that is open now, the oldest first, with who has it and which\nrule lets it be.",
+		Long:    "Shows every connection that is open now, the oldest first, with who has it and which\nrule lets it be. After an upgrade some are carried by the old process until they end.",
 		Example: "  cardea conns\n  cardea conns -o json\n  cardea conns kill ID",
 		Args:    noArgs,
 	}
@@ -66,13 +66,13 @@ func (r *run) conns() *cobra.Command {
 }
 
 func connTable(list []api.Connection, wide bool, now time.Time) *table {
-	t := &table{headings: []string{"ID", "USER", "SERVICE", "SOURCE", "UPSTREAM", "AGE", "RECEIVED", "SENT"}}
+	t := &table{headings: []string{"ID", "USER", "SERVICE", "SOURCE", "UPSTREAM", "AGE", "RECEIVED", "SENT", "PROCESS"}}
 	if wide {
 		t.headings = append(t.headings, "SESSION", "DEVICE", "CONFIG", "TUNNEL", "DECISION", "RULE")
 	}
 	for _, c := range list {
 		age := now.Sub(c.StartedAt).Truncate(time.Second)
-		row := []string{c.ID, c.User, serviceName(c.Service), c.Source, c.Upstream, age.String(), size(c.ReceivedBytes), size(c.SentBytes)}
+		row := []string{c.ID, c.User, serviceName(c.Service), c.Source, c.Upstream, age.String(), size(c.ReceivedBytes), size(c.SentBytes), process(c)}
 		if wide {
 			rule := ""
 			if c.Rule != nil {
@@ -83,6 +83,17 @@ func connTable(list []api.Connection, wide bool, now time.Time) *table {
 		t.add(row...)
 	}
 	return t
+}
+
+// process returns the process that carries a connection.
+func process(c api.Connection) string {
+	switch {
+	case c.Process == 0: // a cluster of before there was more than one
+		return ""
+	case c.Draining:
+		return fmt.Sprintf("%d (old)", c.Process)
+	}
+	return fmt.Sprint(c.Process)
 }
 
 // serviceName returns the name of a Service, and of another system's resource, which

@@ -10,7 +10,7 @@ import (
 // told so, and not that it was misspelt.
 func laterVerbs() []*cobra.Command {
 	var verbs []*cobra.Command
-	for _, name := range []string{"test", "who-can", "access-diff", "upgrade"} {
+	for _, name := range []string{"test", "who-can", "access-diff"} {
 		verbs = append(verbs, &cobra.Command{
 			Use: name, Hidden: true, DisableFlagParsing: true,
 			RunE: func(*cobra.Command, []string) error { return fmt.Errorf("the verb %q is not yet available", name) },

@@ -389,8 +389,12 @@ func printReport(w io.Writer, v *api.VerifyReport) {
 	if !v.OK {
 		verdict = "The log is NOT whole"
 	}
+	where := count(v.Segments, "segment")
+	if v.Journals > 1 {
+		where += fmt.Sprintf(" of %d journals", v.Journals)
+	}
 	fmt.Fprintf(w, "%s: %s in %s, %s checked, %s open.\n", verdict,
-		count(int(v.Records), "record"), count(v.Segments, "segment"), count(int(v.Heads), "signature"), count(int(v.Open), "connection"))
+		count(int(v.Records), "record"), where, count(int(v.Heads), "signature"), count(int(v.Open), "connection"))
 	for _, f := range v.Findings {
 		fmt.Fprintf(w, "  wrong: %s\n", plain(f))
 	}

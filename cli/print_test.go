@@ -119,9 +119,9 @@ func TestConnTable(t *testing.T) {
 	list := []api.Connection{
 		{ID: "aaaa", Service: "nats.default", User: "alice", Session: "alice-x", Source: "127.0.0.1:1", Upstream: "10.0.0.1:4222", ConfigName: "default",
 			Tunnel: "cardea/1", StartedAt: when(), ReceivedBytes: 1023, SentBytes: 1 << 20, DecisionID: "dddd",
-			Rule: &api.RuleRef{Policy: "allow-all", Owner: &api.Key{Kind: "User", Name: "alice"}, Effect: api.Allow}},
-		{ID: "cccc", Service: "TCPMapping/default/ssh", Source: "192.0.2.1:4711", Upstream: "10.0.0.2:22", StartedAt: when().Add(30 * time.Second)},
-		{ID: "bbbb", Service: "nats.default", StartedAt: when().Add(time.Minute), ReceivedBytes: 1024},
+			Rule: &api.RuleRef{Policy: "allow-all", Owner: &api.Key{Kind: "User", Name: "alice"}, Effect: api.Allow}, Process: 4711, Draining: true},
+		{ID: "cccc", Service: "TCPMapping/default/ssh", Source: "192.0.2.1:4711", Upstream: "10.0.0.2:22", StartedAt: when().Add(30 * time.Second), Process: 4712},
+		{ID: "bbbb", Service: "nats.default", StartedAt: when().Add(time.Minute), ReceivedBytes: 1024, Process: 4712},
 	}
 	var b strings.Builder
 	for _, wide := range []bool{false, true} {
@@ -173,6 +173,7 @@ func TestPrintObjects(t *testing.T) {
 func TestReport(t *testing.T) {
 	var b strings.Builder
 	printReport(&b, &api.VerifyReport{OK: true, Records: 1, Segments: 2, Heads: 3, Notes: []string{"The last 3 lines are not signed yet."}})
+	printReport(&b, &api.VerifyReport{OK: true, Records: 5, Segments: 2, Heads: 3, Journals: 2})
 	printReport(&b, &api.VerifyReport{Records: 4, Segments: 1, Open: 1, Findings: []string{"Line 3 was changed."}})
 	golden(t, "verify.txt", b.String())
 }

@@ -143,7 +143,7 @@ func (r *run) live(ctx context.Context, home string) client.Session {
 		return client.Session{}
 	}
 	defer me.Close()
-	if _, err := expiry(ctx, me); err != nil {
+	if _, err := self(ctx, me); err != nil {
 		return client.Session{}
 	}
 	s, err := me.Session(ctx)
@@ -226,9 +226,11 @@ func (r *run) forgetSession(ctx context.Context, home string) error {
 // A homeStatus is what status prints in JSON.
 type homeStatus struct {
 	client.Session
-	Home      string         `json:"home"`
-	ExpiresAt time.Time      `json:"expiresAt,omitzero"` // of the Session; absent if the cluster was not reached
-	Connect   *client.Status `json:"connect,omitempty"`
+	Home      string    `json:"home"`
+	ExpiresAt time.Time `json:"expiresAt,omitzero"` // of the Session; absent if the cluster was not reached
+	// OlderProcesses is that of api.Self.
+	OlderProcesses int            `json:"olderProcesses,omitempty"`
+	Connect        *client.Status `json:"connect,omitempty"`
 }
 
 func (r *run) status() *cobra.Command {
@@ -251,8 +253,10 @@ func (r *run) status() *cobra.Command {
 			return err
 		}
 		s := homeStatus{Home: home}
-		var failure error
-		s.ExpiresAt, failure = expiry(ctx, me)
+		told, failure := self(ctx, me)
+		if failure == nil {
+			s.ExpiresAt, s.OlderProcesses = told.Session.Spec.ExpiresAt, told.OlderProcesses
+		}
 		if s.Session, err = me.Session(ctx); err != nil { // after the call: it may have renewed the certificate
 			return err
 		}
@@ -273,22 +277,26 @@ func (r *run) status() *cobra.Command {
 	return c
 }
 
-// expiry returns when the Session ends.
-func expiry(ctx context.Context, me *client.Client) (time.Time, error) {
+// self returns what the cluster says of the Session.
+func self(ctx context.Context, me *client.Client) (*api.Self, error) {
 	call, err := me.API(ctx)
 	if err != nil {
-		return time.Time{}, err
+		return nil, err
 	}
-	var self api.Self
-	if err := call.Do(ctx, http.MethodGet, "/api/self", nil, &self); err != nil {
-		return time.Time{}, err
-	}
-	return self.Session.Spec.ExpiresAt, nil
+	out := new(api.Self)
+	return out, call.Do(ctx, http.MethodGet, "/api/self", nil, out)
 }
 
 func (s homeStatus) table() *table {
 	t := new(table)
 	t.add("Cluster", s.Domain+" at "+s.Address)
+	if s.OlderProcesses > 0 {
+		words := "1 older process keeps its connections"
+		if s.OlderProcesses > 1 {
+			words = fmt.Sprintf("%d older processes keep their connections", s.OlderProcesses)
+		}
+		t.add("", "upgraded; "+words)
+	}
 	t.add("User", s.User)
 	expires := "expiry not known"
 	if !s.ExpiresAt.IsZero() {

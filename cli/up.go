@@ -14,10 +14,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"cardea/handover"
 	"cardea/manifest"
 	"cardea/server"
 )
@@ -52,12 +54,25 @@ func (r *run) up() *cobra.Command {
 	c.Flags().StringVar(&cfg.Metrics, "metrics-listen", "", "HOST:PORT that serves /metrics, /livez and /readyz to everyone by plain HTTP (or CARDEA_METRICS_LISTEN)")
 	c.Flags().StringVar(&cfg.Engine, "engine", "", "what carries bytes: loop (epoll, Linux) or copy (goroutines); loop where there is one if left out (or CARDEA_ENGINE)")
 	c.Flags().DurationVar(&cfg.Grace, "grace", 0, "how long live connections may go on after SIGTERM or Ctrl-C; a second one ends the process at once (or CARDEA_GRACE)")
+	c.Flags().DurationVar(&cfg.Drain, "drain", time.Hour, "how long connections may go on in this process once cardea upgrade has put another one in its place (or CARDEA_DRAIN)")
 	ambassadorFlags(c, &cfg.AmbassadorID, &cfg.AmbassadorNamespace, &cfg.TLSFiles)
 	fileFlag(c, &files)
 	c.Flags().StringVar(&ready, "ready-file", "", `file that gets {"address", "caSHA256", "token"} once it serves; ready.json in the data directory if standard output is no terminal`)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		cfg.Log, cfg.Version = r.logger(), r.Version
+		if cfg.Drain < 0 {
+			return usagef("--drain: must be 0 or more, found %s", cfg.Drain)
+		}
+		cfg.Log, cfg.Version, cfg.Program, cfg.Notify = r.logger(), r.Version, r.program(), r.Getenv("NOTIFY_SOCKET")
 		var err error
+		if fd := r.Getenv(handover.Variable); fd != "" {
+			os.Unsetenv(handover.Variable) // it is for this process alone
+			if cfg.Estate, err = handover.Inherit(c.Context(), fd, r.Version); err != nil {
+				return err
+			}
+			defer cfg.Estate.Close()
+			// Documents on standard input were read by the process before, and applied.
+			files = slices.DeleteFunc(files, func(f string) bool { return f == "-" })
+		}
 		if cfg.DataDir, err = r.dataDir(cfg.DataDir); err != nil {
 			return err
 		}
@@ -81,7 +96,7 @@ func (r *run) up() *cobra.Command {
 			// What is printed may be kept in a log: the token goes to a file.
 			ready = filepath.Join(cfg.DataDir, "ready.json")
 		}
-		if ready != "" { // one of another run would be taken for ours
+		if ready != "" && cfg.Estate == nil { // one of another run would be taken for ours
 			if err := os.Remove(ready); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("replace the ready file: %w", err)
 			}

@@ -171,7 +171,7 @@ func joined(err error) []error {
 
 // environment sets the flags of c that were not given and have a variable.
 func (r *run) environment(c *cobra.Command) error {
-	for _, name := range []string{"home", "token", "ca-sha256", "token-file", "data-dir", "domain", "listen", "store", "metrics-listen", "grace",
+	for _, name := range []string{"home", "token", "ca-sha256", "token-file", "data-dir", "domain", "listen", "store", "metrics-listen", "grace", "drain",
 		"ambassador-id", "ambassador-namespace", "tls-files"} {
 		f := c.Flags().Lookup(name)
 		if f == nil || f.Changed {

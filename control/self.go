@@ -22,6 +22,9 @@ func (c *call) self() (any, error) {
 		return nil, err
 	}
 	out := api.Self{Domain: c.Domain, Now: c.Now().UTC()}
+	if c.Older != nil {
+		out.OlderProcesses = c.Older()
+	}
 	err = c.Store.View(c.r.Context(), func(r store.Reader) error {
 		out.Revision = r.Revision()
 		if out.Session, err = store.Get[*api.Session](r, k); err != nil {

@@ -86,6 +86,9 @@ type Server struct {
 	// Health looks at what may be wrong with the cluster. It ends when its context
 	// does.
 	Health func(context.Context) []api.HealthCheck
+	// Older returns how many processes of the cluster have been replaced and keep their
+	// connections.
+	Older func() int
 	// Metrics answers in the Prometheus text format.
 	Metrics http.Handler
 	// Backup writes a backup of the store.

@@ -100,6 +100,7 @@ func (h *house) health(ctx context.Context) (checks []api.HealthCheck) {
 		lacking = fmt.Errorf("%d of %d objects are not in force, or refer to what is missing or expired", n, len(objects))
 	}
 	warn("routing", lacking, fmt.Sprintf("objects in force: %d", len(objects)), "cardea check says which")
+	add("older processes", nil, olderWords(h.kin.older()), "")
 	free, err := freeSpace(h.cfg.DataDir)
 	if err == nil && free < leastFree {
 		err = fmt.Errorf("%d MiB are left", free>>20)
@@ -111,6 +112,17 @@ func (h *house) health(ctx context.Context) (checks []api.HealthCheck) {
 	}
 	add("serving", ending, "since it was started", "")
 	return checks
+}
+
+// olderWords says what older processes there are.
+func olderWords(processes, connections int) string {
+	switch processes {
+	case 0:
+		return "none"
+	case 1:
+		return fmt.Sprintf("1 keeps its connections, of which it has %d", connections)
+	}
+	return fmt.Sprintf("%d keep their connections, of which they have %d", processes, connections)
 }
 
 // lacking returns how many Objects are not in force, or refer to what cannot be had.

@@ -36,20 +36,26 @@ func (h *house) serveMetrics(ctx context.Context) error {
 	probes := h.control.Handler()
 	mux.Handle("GET /livez", probes)
 	mux.Handle("GET /readyz", probes)
-	return servePlain(ctx, h.metrics, mux, h.cfg.Log)
+	return servePlain(ctx, h.metrics, h.left, mux, h.cfg.Log)
 }
 
 // metricsMost is how many connections may be open at once where metrics are served
 // by plain HTTP: those who probe and collect are few.
 const metricsMost = 64
 
-// servePlain serves plain HTTP until ctx is done.
-func servePlain(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+// servePlain serves plain HTTP until ctx is done; from left on each connection carries
+// no further call.
+func servePlain(ctx context.Context, l net.Listener, left <-chan struct{}, h http.Handler, log *slog.Logger) error {
 	srv, guests := newHTTP(h, log), newGuests(metricsMost)
 	srv.ConnState = guests.follow
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
+		select {
+		case <-left:
+			srv.SetKeepAlivesEnabled(false)
+		case <-ctx.Done():
+		}
 		<-ctx.Done()
 		srv.Close()
 	}()
@@ -87,6 +93,9 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	g := f.gate.Stats()
 	gauge("connections", "Live connections.", float64(g.Live))
 	gauge("connections_waiting", "Connections that wait for others to end.", float64(g.Waiting))
+	processes, connections := f.kin.older()
+	gauge("older_processes", "Processes that an upgrade has replaced, and that keep their connections.", float64(processes))
+	gauge("older_connections", "Live connections of those.", float64(connections))
 	for of, x := range g.Objects {
 		labels := []string{"kind", of.Kind, "name", of.Name}
 		gauge("object_connections", "Live connections of a Service or mapping.", float64(x.Live), labels...)
@@ -160,6 +169,17 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 		for reason, n := range e.Failed {
 			counter("endpoint_failures_total", "Attempts to reach an endpoint that failed.", n, append(labels, "reason", reason)...)
 		}
+	}
+
+	for _, t := range f.upstreams.Targets() {
+		kind, name := objectLabels(t.Object)
+		labels := []string{"kind", kind, "name", name, "config", t.Config, "endpoint", t.Endpoint, "address", t.Address}
+		serves := 0.0
+		if t.State.Serves() {
+			serves = 1
+		}
+		gauge("endpoint_serves", "Whether an address of an endpoint gets connections: it is neither unhealthy nor ejected.", serves, labels...)
+		gauge("endpoint_connections", "Live connections to an address of an endpoint.", float64(t.Connections), labels...)
 	}
 
 	j, s := f.journal.Stats(), f.sink.Stats()

@@ -43,7 +43,7 @@ func Recover(ctx context.Context, cfg Config, reset bool) (done control.Recovery
 	if err != nil {
 		return done, err
 	}
-	st, err := openStore(ctx, cfg)
+	st, err := openStore(ctx, cfg, true)
 	if err != nil {
 		return done, err
 	}
@@ -67,7 +67,7 @@ func record(ctx context.Context, cfg Config, keeper *secret.Keeper, st *runningS
 	if err != nil {
 		return err
 	}
-	log, err := openJournal(ctx, cfg, authority, st)
+	log, _, err := openJournal(ctx, cfg, authority, st)
 	if err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func record(ctx context.Context, cfg Config, keeper *secret.Keeper, st *runningS
 		stop()
 		err = errors.Join(err, <-ended)
 	}()
-	return do(log)
+	return do(log.Journal)
 }
 
 // A Restored says what a backup has put in place.
@@ -122,7 +122,7 @@ func Restore(ctx context.Context, cfg Config, r io.ReadSeeker) (done Restored, e
 	if _, err := r.Seek(0, io.SeekStart); err != nil {
 		return done, err
 	}
-	st, err := openStore(ctx, cfg)
+	st, err := openStore(ctx, cfg, true)
 	if err != nil {
 		return done, err
 	}

@@ -165,7 +165,7 @@ func TestTheLogIsOpenedWithItsRetention(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := journalConfig(t.Context(), cfg, h.authority, h.store)
+		c, err := journalConfig(t.Context(), cfg, logDir, h.authority, h.store)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"cardea/api"
 )
 
 // checkWhole refuses a data directory from which a part is missing: to make the
@@ -97,9 +99,26 @@ func openDataDir(dir string) (*os.File, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("the data directory %s is in use by another cardea; stop it first, or choose another with --data-dir", dir)
+			return nil, dataDirInUse(dir)
 		}
 		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
 	return f, nil
+}
+
+// dataDirInUse says that another process has a data directory.
+func dataDirInUse(dir string) error {
+	e := api.Errorf(api.CodeConflict, "the data directory %s is in use by another cardea", dir)
+	e.Hint = "stop that one first, or choose another with --data-dir; to let a new binary take its place: cardea upgrade --data-dir " + dir
+	return e
+}
+
+// inUse reports whether another process has a data directory.
+func inUse(dir string) bool {
+	f, err := os.Open(filepath.Join(dir, lockFile))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == unix.EWOULDBLOCK
 }

@@ -19,6 +19,20 @@ type progress struct {
 func (p *progress) reach(at api.Revision) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.set(at)
+}
+
+// advance is reach, unless a later one was reached before.
+func (p *progress) advance(at api.Revision) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reached.Compare(at) < 0 {
+		p.set(at)
+	}
+}
+
+// set is called with mu held.
+func (p *progress) set(at api.Revision) {
 	p.reached = at
 	if p.moved != nil {
 		close(p.moved)

@@ -35,6 +35,7 @@ type routing struct {
 	work    chan struct{} // wakes the builder
 
 	table *ingress.Table // in force; the builder's alone
+	still sync.Mutex     // held while no table may be put into force
 }
 
 // objects are those that the routing table is made of, and Services whose upstreams
@@ -151,6 +152,13 @@ func (r *routing) change(at api.Revision, do func() bool) {
 	}
 }
 
+// hold lets no other table come into force until release: writes that need one are
+// acknowledged after that.
+func (r *routing) hold() (release func()) {
+	r.still.Lock()
+	return r.still.Unlock
+}
+
 // build makes a table of what was read whenever that has changed, until ctx is done.
 func (r *routing) build(ctx context.Context) {
 	var made api.Revision // of the last change that is in the table
@@ -180,7 +188,9 @@ func (r *routing) build(ctx context.Context) {
 			opt := r.options
 			opt.Now = time.Now()
 			r.table, made = control.Compile(all, opt, r.table), changed
+			r.still.Lock()
 			r.router.Set(ctx, r.table)
+			r.still.Unlock()
 			for d := range r.table.Destinations() {
 				if isChecked(d.Config) {
 					watched = append(watched, d)

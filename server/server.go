@@ -4,7 +4,6 @@ package server
 
 import (
 	"context"
-	"crypto/rand"
 	cryptotls "crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -17,27 +16,25 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"cardea/api"
 	"cardea/api/gen"
-	"cardea/audit/journal"
 	"cardea/audit/otlp"
 	"cardea/audit/refusals"
 	"cardea/cert"
 	"cardea/control"
+	"cardea/handover"
 	"cardea/identity"
 	"cardea/identity/certificate"
 	"cardea/ingress"
 	"cardea/mode"
 	"cardea/policy/local"
 	"cardea/proxy"
-	relaycopy "cardea/relay/copy"
+	"cardea/relay"
 	"cardea/secret"
-	"cardea/store"
 	"cardea/store/backup"
 	"cardea/tunnel/tls"
 	"cardea/upstream"
@@ -59,8 +56,9 @@ type Config struct {
 	Metrics string
 	// Engine carries the bytes: "loop", "copy", or "" for the best that there is.
 	Engine string
-	// Grace is how long live connections may go on when the cluster is stopped.
-	Grace time.Duration
+	// Grace is how long live connections may go on when the cluster is stopped, and
+	// Drain for how long they may when another process has taken the place of this one.
+	Grace, Drain time.Duration
 	// Documents are applied by the owner of the cluster, before it serves.
 	Documents []json.RawMessage
 	// AmbassadorID and AmbassadorNamespace say how Ambassador's resources are read:
@@ -69,7 +67,14 @@ type Config struct {
 	// TLSFiles are directories, absolute, of files that those resources may name.
 	TLSFiles []string
 	Version  string // of the program
-	Log      *slog.Logger
+	// Program is what an upgrade starts unless it names something else.
+	Program handover.Program
+	// Estate is what the process that this one is to replace has handed over; nil for
+	// none.
+	Estate *handover.Estate
+	// Notify is the socket of the service manager: NOTIFY_SOCKET of sd_notify(3).
+	Notify string
+	Log    *slog.Logger
 }
 
 // Ready says how to reach a cluster that serves.
@@ -94,29 +99,14 @@ const (
 	keyFile   = "keys/seal.key"
 	storeFile = "cardea.db"
 	logDir    = "log"
-	// instanceFile names the journal, where the store is elsewhere.
-	instanceFile = "instance"
 )
-
-// instanceOf returns whose journal a process of `up` writes: where the store is
-// not in the data directory, another directory is another journal beside the same
-// store.
-func instanceOf(cfg Config) (string, error) {
-	if cfg.Store == "" {
-		return "up", nil
-	}
-	path := filepath.Join(cfg.DataDir, instanceFile)
-	b, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		b = []byte("up-" + strings.ToLower(rand.Text()[:8]))
-		err = os.WriteFile(path, b, 0o600)
-	}
-	return strings.TrimSpace(string(b)), err
-}
 
 // Up runs every role in this process until ctx is done, and then returns nil when
 // all of it has ended. It calls ready once it serves.
 func Up(ctx context.Context, cfg Config, ready func(Ready)) error {
+	if cfg.Estate != nil {
+		defer cfg.Estate.Close()
+	}
 	h, err := open(ctx, cfg)
 	if err != nil {
 		return err
@@ -134,7 +124,7 @@ type house struct {
 	authority *cert.Authority
 	decider   *local.Decider
 	settings  *settings
-	journal   *journal.Journal
+	journal   written
 	sink      *otlp.Sink
 	refusals  *refusals.Recorder
 	doors     *doors
@@ -143,14 +133,22 @@ type house struct {
 	router    *ingress.Router
 	routing   *routing
 	upstreams *upstream.Dialer
+	engine    relay.Engine
 	gate      *proxy.Gate
 	tunnels   *tls.Server
 	control   *control.Server
 	expirer   *control.Expirer
-	socket    net.Listener
-	metrics   net.Listener // nil for none
+	socket    *entrance
+	metrics   *entrance // nil for none
+	kin       *kin
 	draining  atomic.Bool
-	life      context.Context // of run, for what asks without one
+	succession
+	claim *floor          // what only one process may have
+	alone *floor          // what only one process does
+	mine  chan struct{}   // closed when this process may have that
+	left  chan struct{}   // closed when another process has taken the place of this one
+	told  chan struct{}   // closed when the newest process tells this one to end
+	life  context.Context // of run, for what asks without one
 }
 
 // open takes everything that can fail before anything runs.
@@ -158,22 +156,16 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	if cfg.Domain == "" {
 		cfg.Domain = DefaultDomain
 	}
-	h := &house{cfg: cfg, limit: descriptors(), life: context.WithoutCancel(ctx)}
+	h := &house{
+		cfg: cfg, limit: descriptors(), life: context.WithoutCancel(ctx), succession: newSuccession(),
+		mine: make(chan struct{}), left: make(chan struct{}), told: make(chan struct{}),
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.close())
 		}
 	}()
-	// The ports first: they are what most often fails.
-	if h.socket, err = listen(ctx, "--listen", cfg.Listen); err != nil {
-		return nil, err
-	}
-	if cfg.Metrics != "" {
-		if h.metrics, err = listen(ctx, "--metrics-listen", cfg.Metrics); err != nil {
-			return nil, err
-		}
-	}
-	if h.lock, err = openDataDir(cfg.DataDir); err != nil {
+	if err := h.take(ctx); err != nil {
 		return nil, err
 	}
 	if err := checkWhole(cfg); err != nil {
@@ -182,7 +174,7 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	if h.keeper, err = secret.Open(filepath.Join(cfg.DataDir, keyFile)); err != nil {
 		return nil, err
 	}
-	if h.store, err = openStore(ctx, cfg); err != nil {
+	if h.store, err = openStore(ctx, cfg, cfg.Estate == nil); err != nil {
 		return nil, err
 	}
 	if err := h.keeper.Reseal(ctx, h.store); err != nil {
@@ -191,11 +183,14 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	if h.authority, err = cert.Open(ctx, h.store, h.keeper, cfg.Domain, time.Now); err != nil {
 		return nil, err
 	}
-	if h.journal, err = openJournal(ctx, cfg, h.authority, h.store); err != nil {
+	var older []string
+	if h.journal, older, err = openJournal(ctx, cfg, h.authority, h.store); err != nil {
 		return nil, err
 	}
+	h.kin.self.Journal = h.journal.name
+	h.kin.expect(older)
 	sessions := &certificate.Verifier{Roots: h.authority.Pool}
-	h.refusals = refusals.New(h.journal, time.Now, cfg.Log)
+	h.refusals = refusals.New(h.journal.Journal, time.Now, cfg.Log)
 	h.doors = &doors{record: h.refusals.Refuse, counts: map[api.ReasonType]int64{}}
 	h.decider = &local.Decider{
 		Store: h.store, Identity: identity.Any{api.EvidenceCertificate: sessions}, RouteNamespace: cfg.AmbassadorNamespace, Log: cfg.Log,
@@ -203,32 +198,31 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	h.admission = &ingress.Admission{Descriptors: h.descriptors, Limits: ingress.AdmissionLimits{Share: strangerShare}}
 	// Of one network Public limits the rate.
 	h.crowd = &ingress.Admission{Descriptors: h.descriptors, Limits: ingress.AdmissionLimits{Rate: -1, Share: publicShare}}
-	h.settings = &settings{store: h.store, journal: h.journal}
+	h.settings = &settings{store: h.store, journal: h.journal.Journal}
 	uses := &secret.Uses{Keeper: h.keeper, Store: h.store, Now: time.Now}
-	h.router = h.publicPorts(uses)
-	h.routing = newRouting(h.store, h.router, func([]api.Destination) {}, h.routingOptions())
-	instance, err := instanceOf(cfg)
-	if err != nil {
+	if h.engine, err = engineOf(cfg); err != nil {
 		return nil, err
 	}
+	h.router = h.publicPorts(uses)
+	h.routing = newRouting(h.store, h.router, func(all []api.Destination) { h.upstreams.Watch(all) }, h.routingOptions())
 	h.upstreams = &upstream.Dialer{
 		Hosts: h.settings.hosts, Allow: h.settings.allow, Own: h.listeners, ForbidInsecure: h.settings.forbidInsecure,
 		RequireVerification: h.settings.requireVerification, Certificate: uses.Certificate, Material: uses.Material,
-		Loopback: isLoopback(h.socket.Addr()), Log: cfg.Log,
+		Loopback: isLoopback(h.socket.Addr()), Changed: h.endpointChanged, Unhealthy: h.endpointLost, Log: cfg.Log,
 	}
 	h.sink = &otlp.Sink{
-		Source: h.journal, Marks: h.store, Instance: instance, Version: cfg.Version, Collector: h.settings.collector,
+		Source: h.journal, Marks: h.store, Instance: h.journal.instance, Version: cfg.Version, Collector: h.settings.collector,
 		Dial: h.upstreams.DialContext, Secret: uses.Text, Log: cfg.Log,
 	}
 	h.gate = proxy.New(proxy.Rooms{
-		Decider: h.decider, Dial: h.upstreams.Dial, Audit: h.journal, Refuse: h.refusals.Refuse, Engine: relaycopy.New(),
-		Modes: mode.All(), Log: cfg.Log, Grace: cfg.Grace,
+		Decider: h.decider, Dial: h.upstreams.Dial, Audit: h.journal, Refuse: h.refusals.Refuse, Engine: h.engine,
+		InLine: true, Plan: planOf(h.upstreams), Modes: mode.All(), Log: cfg.Log, Grace: cfg.Grace,
 	})
 	h.control = &control.Server{
 		Domain: cfg.Domain, AmbassadorNamespace: cfg.AmbassadorNamespace, Store: h.store, Decider: h.decider, Explainer: h.decider, Await: h.await, Check: local.NewChecker(), Proposed: h.decider.Propose,
 		Keeper: h.keeper, Authority: h.authority, Verifier: sessions, Live: h.live,
-		Conns: h.gate, Logs: h.journal, Audit: h.journal, Refuse: h.refusals.Refuse, Log: cfg.Log, Now: time.Now,
-		Route: h.router.Ask, Health: h.health, Metrics: h.metricsHandler(), Backup: h.backup, Rotate: h.rotate, OpenAPI: []byte(gen.OpenAPI),
+		Conns: everywhere{h}, Logs: &logs{house: h}, Audit: h.journal, Refuse: h.refusals.Refuse, Log: cfg.Log, Now: time.Now,
+		Route: h.ask, Health: h.health, Older: func() int { n, _ := h.kin.older(); return n }, Metrics: h.metricsHandler(), Backup: h.backup, Rotate: h.rotate, OpenAPI: []byte(gen.OpenAPI),
 	}
 	h.expirer = &control.Expirer{Store: h.store, Audit: h.journal, Log: cfg.Log, Now: time.Now}
 	h.tunnels = &tls.Server{
@@ -238,40 +232,10 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	return h, nil
 }
 
-// openJournal opens the log of the data directory.
-func openJournal(ctx context.Context, cfg Config, a *cert.Authority, st store.Store) (*journal.Journal, error) {
-	c, err := journalConfig(ctx, cfg, a, st)
-	if err != nil {
-		return nil, err
-	}
-	return journal.Open(ctx, c)
-}
-
-// journalConfig says how the log is opened. How much it keeps is known before it
-// begins: opened with less, it would delete what is to be kept.
-func journalConfig(ctx context.Context, cfg Config, a *cert.Authority, st store.Store) (c journal.Config, err error) {
-	c = journal.Config{Dir: filepath.Join(cfg.DataDir, logDir), Marks: st, Log: cfg.Log}
-	if c.Instance, err = instanceOf(cfg); err != nil {
-		return c, err
-	}
-	if c.Signer, err = a.JournalSigner(ctx); err != nil {
-		return c, err
-	}
-	if c.Keys, err = a.JournalKeys(ctx); err != nil {
-		return c, err
-	}
-	config, err := configOf(ctx, st)
-	if err != nil && !api.HasCode(err, api.CodeNotFound) { // it is missing before the first start
-		return c, err
-	}
-	c.Retention, c.Durability = journal.RetentionOf(config.Spec.Audit), config.Spec.Audit.Durability
-	return c, nil
-}
-
 // close releases what open took.
 func (h *house) close() error {
 	var errs []error
-	for _, l := range []net.Listener{h.socket, h.metrics} {
+	for _, l := range []*entrance{h.socket, h.metrics, h.kin.entrance()} {
 		if l == nil {
 			continue
 		}
@@ -283,7 +247,9 @@ func (h *house) close() error {
 		errs = append(errs, h.store.Close())
 	}
 	if h.lock != nil {
-		errs = append(errs, h.lock.Close())
+		if err := h.lock.Close(); !errors.Is(err, os.ErrClosed) { // left to another process
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -295,6 +261,7 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	var floors []*floor
 	defer func() {
 		h.draining.Store(true)
+		h.kin.end(h.life)
 		for i := len(floors) - 1; i >= 0; i-- {
 			floors[i].stop()
 		}
@@ -305,7 +272,12 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	}
 
 	start(append(h.store.run, h.journal.Run, h.authority.Run)...)
+	h.claim = newFloor(ctx, failed, h.holdClaim)
+	floors = append(floors, h.claim)
 	start(h.sink.Run)
+	if err := h.recall(ctx); err != nil {
+		return err
+	}
 	start(h.decider.Run, h.settings.run, h.routing.run, h.refusals.Run)
 	if err := h.decider.Ready(ctx); err != nil {
 		return err
@@ -317,32 +289,59 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	if err := h.control.Load(ctx, h.cfg.Documents); err != nil {
 		return err
 	}
+	start(h.kin.run)
+	start(h.outlive)
 	web := newWeb(h.control.Handler(), h.limit, h.cfg.Log)
 	h.tunnels.API = web.take
-	start(web.run, h.expirer.Run, h.serveMetrics)
+	start(web.run, h.serveMetrics, func(ctx context.Context) error { return h.leaveWeb(ctx, web) })
 	// The door is open until the gate has ended: also while it drains somebody may
 	// have to be cut. What is not for the API the gate then refuses.
 	door := &ingress.Listener{Listener: h.socket, Handle: h.tunnels.Conn, Refused: h.doors.refuse, Log: h.cfg.Log}
 	start(door.Serve)
-	start(h.gate.Run, h.router.Run)
+	start(h.upstreams.Run)
+	start(h.gate.Run)
+	if err := h.mayServe(ctx); err != nil {
+		return err
+	}
+	start(h.router.Run)
+	h.open()
 	r := Ready{Address: h.socket.Addr().String(), Domain: h.cfg.Domain, CASHA256: h.authority.Fingerprint(), Token: token, Connections: h.connections()}
 	r.Listeners, r.NotInForce = h.router.Summary()
 	if h.metrics != nil {
 		r.Metrics = h.metrics.Addr().String()
 	}
 	ready(r)
+	if err := h.serving(ctx); err != nil {
+		return err
+	}
+	h.alone = newFloor(ctx, failed, h.expirer.Run, h.tend)
+	floors = append(floors, h.alone)
+	h.succession.end(false)
 
 	select {
 	case <-ctx.Done():
 		return nil
+	case <-h.told:
+		return nil
+	case <-h.left:
+		return h.drain(ctx, failed)
 	case err := <-failed:
 		return err
 	}
 }
 
 // await returns when every decision, every dial and every public port is that of
-// the revision.
+// the revision, also in other processes of this data directory that have connections.
 func (h *house) await(ctx context.Context, rev api.Revision) error {
+	if err := h.reach(ctx, rev); err != nil {
+		return err
+	}
+	h.kin.await(ctx, rev, nil)
+	return ctx.Err()
+}
+
+// reach is await for this process alone.
+func (h *house) reach(ctx context.Context, rev api.Revision) error {
 	if err := h.settings.await(ctx, rev); err != nil {
 		return err
 	}
@@ -361,8 +360,9 @@ func (h *house) publicPorts(uses *secret.Uses) *ingress.Router {
 			return uses.Material(ctx, m, m.Service, "")
 		},
 		ClusterCertificate: h.authority.NameCertificate, ClusterCAs: h.authority.Pool, Settings: h.settings.routing,
+		Inherit:   h.inheritedPort,
 		Upstreams: func(listener string, source netip.Addr) []api.Arrival { return h.gate.Peers(listener, source) },
-		Refused:   h.doors.refuse, Admission: h.crowd, Log: h.cfg.Log,
+		Refused:   h.doors.refuse, Admission: h.crowd, Raw: rawOf(h.engine), Log: h.cfg.Log,
 	}
 }
 
@@ -385,11 +385,13 @@ func (h *house) routingOptions() control.RoutingOptions {
 }
 
 // listeners are our own addresses, which no upstream may have.
-func (h *house) listeners() []netip.AddrPort { return append(h.router.Addresses(), h.own()...) }
+func (h *house) listeners() []netip.AddrPort {
+	return slices.Concat(h.router.Addresses(), h.own())
+}
 
 // own are the addresses of the cluster itself.
 func (h *house) own() (own []netip.AddrPort) {
-	for _, l := range []net.Listener{h.socket, h.metrics} {
+	for _, l := range []*entrance{h.socket, h.metrics} {
 		if l == nil {
 			continue
 		}
@@ -427,13 +429,13 @@ func (h *house) alive(leaf *x509.Certificate) bool {
 // live adds to an Object what is true of it in this process and not stored.
 func (h *house) live(o api.Object) api.Object {
 	svc, isService := o.(*api.Service)
-	if _, ok := o.(api.Routable); !ok && !(isService && svc.Spec.IsPublic) {
+	if _, ok := o.(api.Routable); !ok && !isService {
 		return o
 	}
 	status := h.status(o.Header().Key())
 	if isService {
 		c := *svc
-		c.Status.Conditions = status.Conditions
+		c.Status.Conditions, c.Status.Endpoints = status.Conditions, status.Endpoints
 		return &c
 	}
 	c := api.Clone(o).(api.Routable)
@@ -447,12 +449,22 @@ func (h *house) status(key api.Key) *api.RouteStatus {
 	if status == nil {
 		status = new(api.RouteStatus)
 	}
-	for _, seen := range []*api.StatusCondition{h.upstreams.Verification(key), h.upstreams.Reachable(key)} {
+	status.Endpoints = h.upstreams.Endpoints(key)
+	for _, seen := range []*api.StatusCondition{h.upstreams.Verification(key), h.upstreams.Reachable(key), h.upstreams.Healthy(key)} {
 		if seen != nil {
 			status.Conditions = append(slices.DeleteFunc(status.Conditions, func(c api.StatusCondition) bool { return c.Type == seen.Type }), *seen)
 		}
 	}
 	return status
+}
+
+// ask says where a connection would go, and how the endpoints there do.
+func (h *house) ask(q api.RouteQuestion) api.RouteAnswer {
+	a := h.router.Ask(q)
+	for i := range a.Members {
+		a.Members[i].Health = h.upstreams.Endpoints(a.Members[i].Object)
+	}
+	return a
 }
 
 // backup writes all Objects to w.

@@ -20,8 +20,9 @@ type settings struct {
 	journal *journal.Journal
 	progress
 
-	mu     sync.Mutex
-	config *api.ClusterConfig // nil before the first
+	mu      sync.Mutex
+	config  *api.ClusterConfig // nil before the first
+	allowed []netip.Prefix     // spec.upstream.allow of config
 }
 
 // run follows the store until ctx is done.
@@ -85,8 +86,14 @@ func (s *settings) apply(config *api.ClusterConfig, at api.Revision) {
 		s.journal.Configure(config.Spec.Audit)
 	}
 	if config != nil {
+		var allowed []netip.Prefix
+		for _, a := range config.Spec.Upstream.Allow {
+			if p, err := netip.ParsePrefix(a); err == nil { // validated when it was written
+				allowed = append(allowed, p)
+			}
+		}
 		s.mu.Lock()
-		s.config = config
+		s.config, s.allowed = config, allowed
 		s.mu.Unlock()
 	}
 	s.reach(at)
@@ -122,11 +129,7 @@ func (s *settings) collector() *api.Collector { return s.spec().Collector }
 
 // allow is ClusterConfig.spec.upstream.allow.
 func (s *settings) allow() []netip.Prefix {
-	var list []netip.Prefix
-	for _, a := range s.spec().Upstream.Allow {
-		if p, err := netip.ParsePrefix(a); err == nil { // validated when it was written
-			list = append(list, p)
-		}
-	}
-	return list
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.allowed
 }

@@ -18,16 +18,21 @@ import (
 type runningStore struct {
 	store.Store
 	run []func(context.Context) error
+	// claim takes the right to write to it of all processes alone, and keep keeps that;
+	// nil if the lock of the data directory is enough.
+	claim func(context.Context) (keep func(context.Context) error, err error)
+	held  func(context.Context) error // what claim has returned; nil before
 }
 
-// openStore opens the store of a cluster.
-func openStore(ctx context.Context, cfg Config) (*runningStore, error) {
+// openStore opens the store of a cluster, which this process is to have for itself if
+// it is alone.
+func openStore(ctx context.Context, cfg Config, alone bool) (*runningStore, error) {
 	if cfg.Store == "" {
 		st, err := sqlite.Open(ctx, filepath.Join(cfg.DataDir, storeFile), sqlite.Options{Program: cfg.Version, Log: cfg.Log})
 		if err != nil {
 			return nil, err
 		}
-		return &runningStore{st, []func(context.Context) error{keep(st.Run)}}, nil // the directory is locked
+		return &runningStore{Store: st, run: []func(context.Context) error{keep(st.Run)}}, nil // the directory is locked
 	}
 	u, err := url.Parse(cfg.Store)
 	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
@@ -40,11 +45,20 @@ func openStore(ctx context.Context, cfg Config) (*runningStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	claim, err := st.Claim(ctx)
-	if err != nil {
-		return nil, errors.Join(err, st.Close())
+	r := &runningStore{Store: st, run: []func(context.Context) error{keep(st.Run)}}
+	r.claim = func(ctx context.Context) (func(context.Context) error, error) {
+		c, err := st.Claim(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return c.Run, nil
 	}
-	return &runningStore{st, []func(context.Context) error{keep(st.Run), claim.Run}}, nil
+	if alone {
+		if r.held, err = r.claim(ctx); err != nil {
+			return nil, errors.Join(err, st.Close())
+		}
+	}
+	return r, nil
 }
 
 // keep returns what never fails as what may.

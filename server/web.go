@@ -84,6 +84,10 @@ func (w *web) run(ctx context.Context) error {
 	return err
 }
 
+// leave lets each connection carry no further call: those without one are closed now,
+// the others after theirs.
+func (w *web) leave() { w.server.SetKeepAlivesEnabled(false) }
+
 // Accept implements net.Listener.
 func (w *web) Accept() (net.Conn, error) {
 	select {

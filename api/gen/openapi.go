@@ -835,8 +835,16 @@ const OpenAPI = `{
      "device": {
       "type": "string"
      },
+     "draining": {
+      "description": "an upgrade has replaced that process, and it keeps what it has",
+      "type": "boolean"
+     },
      "id": {
       "type": "string"
+     },
+     "process": {
+      "description": "the id of the process that carries it",
+      "type": "integer"
      },
      "receivedBytes": {
       "pattern": "^-?[0-9]+$",
@@ -897,7 +905,9 @@ const OpenAPI = `{
      "receivedBytes",
      "sentBytes",
      "decisionID",
-     "rule"
+     "rule",
+     "process",
+     "draining"
     ]
    },
    "Connections": {
@@ -4022,6 +4032,10 @@ const OpenAPI = `{
       "format": "date-time",
       "type": "string"
      },
+     "olderProcesses": {
+      "description": "olderProcesses is how many processes of the cluster an upgrade has replaced that keep their connections.",
+      "type": "integer"
+     },
      "revision": {
       "description": "EPOCH.NUMBER",
       "pattern": "^[0-9]+\\.[0-9]+$",
@@ -4045,7 +4059,8 @@ const OpenAPI = `{
      "user",
      "session",
      "revision",
-     "now"
+     "now",
+     "olderProcesses"
     ]
    },
    "Service": {
@@ -5478,6 +5493,10 @@ const OpenAPI = `{
       "description": "signed heads that were checked",
       "type": "integer"
      },
+     "journals": {
+      "description": "each process of a data directory writes one at a time",
+      "type": "integer"
+     },
      "notes": {
       "description": "what is worth saying and not wrong",
       "items": {
@@ -5511,6 +5530,7 @@ const OpenAPI = `{
      "ok",
      "records",
      "segments",
+     "journals",
      "heads",
      "open",
      "findings",

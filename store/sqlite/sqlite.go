@@ -242,6 +242,10 @@ func (s *Store) Watch(ctx context.Context, from api.Revision) iter.Seq2[store.Co
 	})
 }
 
+// Written says that another process has made the commit of a revision: whoever
+// follows the store gets it now, and not only at the next look at the file.
+func (s *Store) Written(rev api.Revision) { s.tail.Skip(rev) }
+
 // SetMark implements store.Store.
 func (s *Store) SetMark(ctx context.Context, name string, value []byte) error {
 	if err := store.CheckMark(name, value); err != nil {

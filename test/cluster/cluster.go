@@ -15,8 +15,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -34,6 +36,7 @@ type Cluster struct {
 
 	up    *exec.Cmd
 	done  chan error // gives what Wait returned, once
+	heirs []int      // the processes that Upgrade has put in its place, the last one last
 	token string     // of root, if it has never logged in
 	ca    string
 }
@@ -50,6 +53,21 @@ func Build(ctx context.Context, dir string) (string, error) {
 		return "", fmt.Errorf("build: %w\n%s", err, out)
 	}
 	return bin, nil
+}
+
+// Engines returns the values of --engine of `up` that the program knows here, one ""
+// if it has no such flag.
+func Engines(ctx context.Context, bin string) ([]string, error) {
+	out, err := exec.CommandContext(ctx, bin, "up", "--help").CombinedOutput()
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("up --help: %w\n%s", err, out)
+	case !bytes.Contains(out, []byte("--engine")):
+		return []string{""}, nil
+	case runtime.GOOS != "linux":
+		return []string{"copy"}, nil
+	}
+	return []string{"loop", "copy"}, nil
 }
 
 // FreePort returns a port of loopback that nobody listens to now.
@@ -86,7 +104,7 @@ func (c *Cluster) Up(ctx context.Context) error {
 	ready := filepath.Join(c.Dir, "ready.json")
 	os.Remove(ready)
 	begin := time.Now()
-	argv := slices.Concat(c.Prefix, []string{c.Bin, "up", "--data-dir", filepath.Join(c.Dir, "data"), "--listen", c.Listen, "--ready-file", ready}, c.Args)
+	argv := slices.Concat(c.Prefix, []string{c.Bin, "up", "--data-dir", c.data(), "--listen", c.Listen, "--ready-file", ready}, c.Args)
 	c.up = exec.Command(argv[0], argv[1:]...)
 	var stderr bytes.Buffer
 	c.up.Stderr = &stderr
@@ -96,6 +114,7 @@ func (c *Cluster) Up(ctx context.Context) error {
 	if err := c.up.Start(); err != nil {
 		return err
 	}
+	c.heirs = nil
 	c.done = make(chan error, 1)
 	go func(cmd *exec.Cmd, done chan error) { done <- cmd.Wait() }(c.up, c.done)
 	var r struct{ Address, CASHA256, Token string }
@@ -117,15 +136,73 @@ func (c *Cluster) Up(ctx context.Context) error {
 	return nil
 }
 
-// PID is the server's.
-func (c *Cluster) PID() int { return c.up.Process.Pid }
+// PID is the server's: after Upgrade, that of the process that came last.
+func (c *Cluster) PID() int {
+	if n := len(c.heirs); n > 0 {
+		return c.heirs[n-1]
+	}
+	return c.up.Process.Pid
+}
 
-// Signal sends a signal to the server and waits until it is gone.
+// Upgrade replaces the server as `cardea upgrade` does, by the program of a file, or
+// if it is "" by its own. The process before ends by itself.
+func (c *Cluster) Upgrade(ctx context.Context, bin string) error {
+	before := c.processes()
+	args := []string{"upgrade", "--data-dir", c.data()}
+	if bin != "" {
+		args = append(args, "--binary", bin)
+	}
+	if _, err := c.Run(ctx, "root", nil, args...); err != nil {
+		return err
+	}
+	for _, pid := range c.processes() {
+		if !slices.Contains(before, pid) {
+			c.heirs = append(c.heirs, pid)
+			return nil
+		}
+	}
+	return errors.New("cardea upgrade succeeded, and there is no new process")
+}
+
+func (c *Cluster) data() string { return filepath.Join(c.Dir, "data") }
+
+// processes returns those that run this server, as /proc tells: after an upgrade
+// that is more than this process has started.
+func (c *Cluster) processes() (pids []int) {
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range all {
+		b, err := os.ReadFile(f)
+		args := strings.Split(string(b), "\x00")
+		if i := slices.Index(args, "--data-dir"); err == nil && slices.Contains(args, "up") && i > 0 && args[i+1] == c.data() {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// Running returns how many processes the server is: more than one while one that was
+// replaced has connections.
+func (c *Cluster) Running() int { return len(c.processes()) }
+
+// Signal sends a signal to the server and waits until it is gone, with all that it
+// has replaced.
 func (c *Cluster) Signal(s os.Signal) error {
-	if err := c.up.Process.Signal(s); err != nil {
+	for _, pid := range c.heirs {
+		if p, err := os.FindProcess(pid); err == nil {
+			p.Signal(s) // it may be gone
+		}
+	}
+	if err := c.up.Process.Signal(s); err != nil && !(errors.Is(err, os.ErrProcessDone) && len(c.heirs) > 0) {
 		return err
 	}
 	err := <-c.done
+	for deadline := time.Now().Add(time.Minute); len(c.heirs) > 0 && c.Running() > 0; {
+		if time.Now().After(deadline) {
+			return errors.Join(err, fmt.Errorf("processes %v do not end", c.processes()))
+		}
+		<-time.After(5 * time.Millisecond)
+	}
 	var exit *exec.ExitError
 	if s == syscall.SIGKILL && errors.As(err, &exit) {
 		return nil

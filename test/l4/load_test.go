@@ -27,16 +27,24 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"cardea/api"
 	"cardea/test/cluster"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if what := os.Getenv(endpointVariable); what != "" {
+		fmt.Fprintln(os.Stderr, "endpoint:", endpointMain(what))
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 var (
 	lasts   = flag.Duration("load", 10*time.Second, "how long TestLoad loads")
@@ -46,30 +54,45 @@ var (
 // The names of TestLoad.
 const (
 	serverName = "load.example.com"
-	members    = 3 // of each port
+	members    = 3 // of each port of mappings
 	sides      = 2 // endpoints of each member, of which it has one at a time
+	held       = 4 // connections of each port of mappings that live as long as the load
 )
 
-// No new connection fails while weights, endpoints, certificates and unrelated
-// mappings change, each of them every second; and within each version of the table
-// every member has its share of the connections, to within one.
+// No new connection fails that could succeed, and none that lives, while weights,
+// endpoints, certificates and unrelated mappings change, each of them every second;
+// while endpoints of a Service are killed and come back, and others of it refuse, are
+// slow, reset or say nothing; and while the process is replaced, twice. Within each
+// version of the table every member has its share of the connections, to within one;
+// and each START has its END, whichever process wrote them.
 //
 //	go test ./test/l4 -run TestLoad -load 10m -timeout 30m
 func TestLoad(t *testing.T) {
 	w := newWorld(t)
 	ctx, stop := context.WithTimeout(t.Context(), *lasts)
 	defer stop()
+	begin := time.Now()
 	var clients sync.WaitGroup
-	for range *callers {
-		clients.Go(func() { w.call(ctx, w.secure) })
-		clients.Go(func() { w.call(ctx, w.plain) })
+	for range held {
+		clients.Go(func() { w.hold(ctx, w.secure) })
+		clients.Go(func() { w.hold(ctx, w.plain) })
 	}
-	rounds := 0
+	for range *callers {
+		for _, port := range []int{w.secure, w.plain, w.service} {
+			clients.Go(func() { w.call(ctx, port) })
+		}
+	}
+	clients.Go(func() { w.disturb(ctx) })
+	rounds, upgrades := 0, 0
 	every := time.NewTicker(time.Second)
 	defer every.Stop()
 	for ctx.Err() == nil {
 		rounds++
 		w.change(ctx, rounds)
+		if third := *lasts / 3; time.Since(begin) >= time.Duration(upgrades+1)*third && upgrades < 2 {
+			upgrades++
+			w.upgrade(ctx)
+		}
 		select {
 		case <-every.C:
 		case <-ctx.Done():
@@ -78,9 +101,9 @@ func TestLoad(t *testing.T) {
 	clients.Wait()
 
 	opened := w.opened.Load()
-	t.Logf("%d connections in %s, %.0f a second; %d rounds of changes, %d versions", opened, *lasts, float64(opened)/lasts.Seconds(), rounds, len(w.weights))
-	if n := w.failed.Load(); n > 0 || opened == 0 {
-		t.Errorf("%d of %d connections failed; the first: %s", n, opened, strings.Join(w.words, "\n"))
+	t.Logf("%d connections in %s, %.0f a second; %d rounds of changes, %d versions, %d upgrades", opened, *lasts, float64(opened)/lasts.Seconds(), rounds, len(w.weights), upgrades)
+	if opened == 0 || upgrades != 2 {
+		t.Errorf("%d connections, %d upgrades", opened, upgrades)
 	}
 	w.compare()
 }
@@ -90,18 +113,33 @@ type world struct {
 	t             *testing.T
 	cluster       *cluster.Cluster
 	ca            authority
-	secure, plain int // the ports; one ends TLS
-	upstream      int // the port of all upstreams
+	secure, plain int         // the ports of mappings; one ends TLS
+	upstream      int         // the port of all their upstreams
+	service       int         // the public port of a Service
+	endpoints     []*endpoint // of the Service
 
-	opened, failed atomic.Int64
-	serial         atomic.Int64        // of the certificate that a client saw last
-	answered       [sides]atomic.Int64 // answers of the first, and of the second endpoints
-	mu             sync.Mutex
-	words          []string // of the first failures
+	opened   atomic.Int64
+	serial   atomic.Int64        // of the certificate that a client saw last
+	answered [sides]atomic.Int64 // answers of the first, and of the second endpoints of members
+	heard    [10]atomic.Int64    // answers of the endpoints of the Service, by number
+	mu       sync.Mutex
+	failures []failure
 
 	// weights are those of each version, by PORT VERSION: member to share and sum.
 	weights map[string]map[string][2]int
 	names   map[int][]string // the members of each port
+}
+
+// A failure is a connection that failed.
+type failure struct {
+	at   time.Time
+	port int
+	from int // its own port
+	err  error
+}
+
+func (f failure) String() string {
+	return fmt.Sprintf("%s port %d, from port %d: %v", f.at.Format(time.RFC3339Nano), f.port, f.from, f.err)
 }
 
 func newWorld(t *testing.T) *world {
@@ -109,38 +147,27 @@ func newWorld(t *testing.T) *world {
 	defer cancel()
 	w := &world{t: t, ca: newAuthority(t), weights: map[string]map[string][2]int{}, names: map[int][]string{}}
 	var ports []int
-	for range 4 {
+	for range 5 {
 		p, err := cluster.FreePort()
 		if err != nil {
 			t.Fatal(err)
 		}
 		ports = append(ports, p)
 	}
-	w.secure, w.plain, w.upstream = ports[0], ports[1], ports[2]
+	w.secure, w.plain, w.upstream, w.service = ports[0], ports[1], ports[2], ports[4]
 	for member := range members {
 		for side := range sides {
 			w.serve(member, side)
 		}
 	}
-	dir := t.TempDir()
-	bin, err := cluster.Build(ctx, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.cluster = &cluster.Cluster{Bin: bin, Dir: dir, Listen: fmt.Sprintf("127.0.0.1:%d", ports[3])}
-	if err := w.cluster.Start(ctx); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := w.cluster.Stop(context.WithoutCancel(ctx)); err != nil {
-			t.Errorf("the cluster ended with: %v", err)
-		}
-	})
-	w.apply(w.endpoints(0) + w.certificate(1) +
+	w.cluster = startCluster(t, fmt.Sprintf("127.0.0.1:%d", ports[3]))
+	w.startEndpoints()
+	w.apply(w.hosts(0) + w.certificate(1) + w.balanced(0) +
 		fmt.Sprintf("---\napiVersion: getambassador.io/v3alpha1\nkind: TLSContext\nmetadata: {name: load, namespace: default}\nspec: {hosts: [%s], secret: load}\n", serverName) +
 		w.mappings(w.secure, []int{50, 30, 20}) + w.mappings(w.plain, []int{50, 30, 20}))
 	w.learn(w.secure)
 	w.learn(w.plain)
+	w.checked(ctx)
 	return w
 }
 
@@ -185,35 +212,68 @@ func (w *world) serve(member, side int) {
 func (w *world) call(ctx context.Context, port int) {
 	for ctx.Err() == nil {
 		w.opened.Add(1)
-		if err := w.one(port); err != nil {
-			w.failed.Add(1)
-			w.mu.Lock()
-			if len(w.words) < 20 {
-				w.words = append(w.words, fmt.Sprintf("%s port %d: %v", time.Now().Format(time.RFC3339Nano), port, err))
-			}
-			w.mu.Unlock()
+		c, from, err := w.open(port)
+		if err == nil {
+			err = w.exchange(c, port)
 		}
+		w.close(c, failure{time.Now(), port, from, err})
 	}
 }
 
-// one opens a connection, has one answer, and ends it.
-func (w *world) one(port int) error {
-	d := net.Dialer{Timeout: time.Minute}
-	c, err := d.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	tcp := c.(*net.TCPConn)
-	c.SetDeadline(time.Now().Add(time.Minute))
-	if port == w.secure {
-		s := tls.Client(c, &tls.Config{ServerName: serverName, RootCAs: w.ca.pool})
-		if err := s.Handshake(); err != nil {
-			return err
+// hold opens a connection, which lives until ctx is done.
+func (w *world) hold(ctx context.Context, port int) {
+	w.opened.Add(1)
+	c, from, err := w.open(port)
+	for err == nil {
+		if err = w.exchange(c, port); err == nil && ctx.Err() != nil {
+			break
 		}
-		w.serial.Store(s.ConnectionState().PeerCertificates[0].SerialNumber.Int64())
-		c = s
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+		}
 	}
+	w.close(c, failure{time.Now(), port, from, err})
+}
+
+// open opens a connection, and returns the port that it comes from. It may return a
+// connection beside an error.
+func (w *world) open(port int) (c net.Conn, from int, err error) {
+	c, from, err = dial(port)
+	if err != nil || port != w.secure {
+		return c, from, err
+	}
+	c.SetDeadline(time.Now().Add(time.Minute))
+	s := tls.Client(c, &tls.Config{ServerName: serverName, RootCAs: w.ca.pool})
+	if err := s.Handshake(); err != nil {
+		return c, from, err
+	}
+	w.serial.Store(s.ConnectionState().PeerCertificates[0].SerialNumber.Int64())
+	return s, from, nil
+}
+
+// dial connects to a port of loopback, and returns the port that it comes from also
+// if it fails: a reset can come before the connection is there, and the log knows more.
+func dial(port int) (c net.Conn, from int, err error) {
+	same := -1 // another descriptor of the socket
+	d := net.Dialer{Timeout: time.Minute, ControlContext: func(_ context.Context, _, _ string, raw syscall.RawConn) error {
+		var failed error
+		err := raw.Control(func(fd uintptr) { same, failed = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+		return errors.Join(err, failed)
+	}}
+	c, err = d.Dial("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
+	if same >= 0 {
+		if at, e := unix.Getsockname(same); e == nil {
+			from = at.(*unix.SockaddrInet4).Port
+		}
+		unix.Close(same)
+	}
+	return c, from, err
+}
+
+// exchange has one answer.
+func (w *world) exchange(c net.Conn, port int) error {
+	c.SetDeadline(time.Now().Add(time.Minute))
 	b := []byte{255}
 	if _, err := c.Write(b); err != nil {
 		return err
@@ -221,11 +281,32 @@ func (w *world) one(port int) error {
 	if _, err := io.ReadFull(c, b); err != nil {
 		return err
 	}
-	if int(b[0]) >= sides {
+	counts := w.answered[:]
+	if port == w.service {
+		counts = w.heard[:]
+	}
+	if int(b[0]) >= len(counts) {
 		return fmt.Errorf("answered with %d", b[0])
 	}
-	w.answered[b[0]].Add(1)
-	return tcp.SetLinger(0) // the test must not run out of ports
+	counts[b[0]].Add(1)
+	return nil
+}
+
+// close ends a connection, and keeps how it failed, if it did.
+func (w *world) close(c net.Conn, f failure) {
+	if c != nil {
+		below := c
+		if s, ok := c.(*tls.Conn); ok {
+			below = s.NetConn()
+		}
+		below.(*net.TCPConn).SetLinger(0) // the test must not run out of ports
+		c.Close()
+	}
+	if f.err != nil {
+		w.mu.Lock()
+		w.failures = append(w.failures, f)
+		w.mu.Unlock()
+	}
 }
 
 // change changes everything once, and waits until each change is seen to be in
@@ -237,7 +318,7 @@ func (w *world) change(ctx context.Context, round int) {
 	w.learn(w.plain)
 
 	side := round % sides
-	w.apply(w.endpoints(side))
+	w.apply(w.hosts(side) + w.balanced(round))
 	before := w.answered[side].Load()
 	w.wait(ctx, "endpoints", func() bool { return w.answered[side].Load() > before })
 
@@ -301,8 +382,8 @@ func (w *world) mappings(port int, weights []int) string {
 	return b.String()
 }
 
-// endpoints is the ClusterConfig in which every member has its endpoint of a side.
-func (w *world) endpoints(side int) string {
+// hosts is the ClusterConfig in which every member has its endpoint of a side.
+func (w *world) hosts(side int) string {
 	var hosts []string
 	for i := range members {
 		hosts = append(hosts, fmt.Sprintf("member-%d: [%s], member-%d.default: [%s]", i, w.address(i, side), i, w.address(i, side)))
@@ -373,40 +454,57 @@ func (w *world) compare() {
 		return len(live.Items) == 0
 	})
 	counts := map[string]map[string]int{} // PORT VERSION, member
-	started, ended, retried := int64(0), int64(0), 0
+	begun := map[string]bool{}            // by id; false when it has ended
+	ends := map[int][]*api.AccessLogCommon{}
+	for _, f := range w.failures {
+		ends[f.from] = nil
+	}
+	retried := 0
 	err := w.read(ctx, func(rec *api.AccessLog) error {
-		if rec.Entry.Info.TCP == nil {
-			return nil // a call of the API
+		tcp, common := rec.Entry.Info.TCP, &rec.Entry.Common
+		if tcp == nil {
+			return nil // a call of the API, or how an endpoint does
 		}
-		r := rec.Entry.Common.Route
+		r := common.Route
 		if r == nil || r.Version == "" {
-			return fmt.Errorf("a %s of %+v has no version of a route", rec.Entry.Info.TCP.Type, rec.Entry.Common.ServiceRef)
+			return fmt.Errorf("a %s of %+v has no version of a route", tcp.Type, common.ServiceRef)
 		}
-		switch rec.Entry.Info.TCP.Type {
-		case api.LogStart:
-			started++
-		case api.LogEnd:
-			ended++
+		switch _, known := begun[common.ConnectionID]; {
+		case tcp.Type == api.LogStart && !known:
+			begun[common.ConnectionID] = true
+		case tcp.Type == api.LogEnd && begun[common.ConnectionID]:
+			begun[common.ConnectionID] = false
 			retried += r.Retries
+			if _, ok := ends[common.Facts.Port]; ok {
+				ends[common.Facts.Port] = append(ends[common.Facts.Port], common)
+			}
+			return nil
+		default:
+			w.t.Errorf("a %s of connection %s, which had begun: %v", tcp.Type, common.ConnectionID, known)
 			return nil
 		}
 		_, port, err := net.SplitHostPort(r.Listener)
 		if err != nil {
 			return fmt.Errorf("listener %q: %w", r.Listener, err)
 		}
+		if port == strconv.Itoa(w.service) {
+			return nil // one Object has it all
+		}
 		key := port + " " + r.Version
 		if counts[key] == nil {
 			counts[key] = map[string]int{}
 		}
-		counts[key][rec.Entry.Common.ServiceRef.Name]++
+		counts[key][common.ServiceRef.Name]++
 		return nil
 	})
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	started := int64(len(begun))
 	if opened := w.opened.Load(); started != opened {
 		w.t.Errorf("the clients opened %d connections, the log has %d", opened, started)
 	}
+	w.judge(ends)
 	for _, key := range slices.Sorted(maps.Keys(counts)) {
 		shares, got := w.weights[key], counts[key]
 		if shares == nil {
@@ -427,13 +525,42 @@ func (w *world) compare() {
 			}
 		}
 	}
-	if ended != started {
-		w.t.Errorf("%d connections began and %d ended", started, ended)
+	for id, open := range begun {
+		if open {
+			w.t.Errorf("connection %s began and did not end", id)
+		}
 	}
 	w.t.Logf("the log has %d connections of %d versions, and %d retries", started, len(counts), retried)
 	if out, err := w.cluster.Run(ctx, "root", nil, "logs", "verify"); err != nil {
 		w.t.Errorf("logs verify: %v\n%s", err, out)
 	}
+}
+
+// judge says which failures are none of Cardea's: those of connections to an endpoint
+// that was killed while they lived, as the log says.
+func (w *world) judge(ends map[int][]*api.AccessLogCommon) {
+	w.t.Helper()
+	killed, shown := 0, 0
+	for _, f := range w.failures {
+		var words []string
+		excused := slices.ContainsFunc(ends[f.from], func(end *api.AccessLogCommon) bool {
+			life := span{end.StartedAt, end.EndedAt}
+			if f.at.Before(life.from) || f.at.After(life.to.Add(10*time.Second)) {
+				return false // another one, from the same port
+			}
+			words = append(words, fmt.Sprintf("its END: upstream %s, from %s to %s", end.Upstream, life.from.Format(time.RFC3339Nano), life.to.Format(time.RFC3339Nano)))
+			return slices.ContainsFunc(w.endpoints, func(e *endpoint) bool { return e.address == end.Upstream && e.diedIn(life) })
+		})
+		if excused {
+			killed++
+		} else if shown++; shown <= 20 {
+			w.t.Errorf("a connection failed: %s\n%s", f, strings.Join(words, "\n"))
+		}
+	}
+	if shown > 20 {
+		w.t.Errorf("and %d more", shown-20)
+	}
+	w.t.Logf("%d connections ended with the endpoint that they led to", killed)
 }
 
 // read has f see each record of the log, as it is read.

@@ -208,16 +208,18 @@ func TestPostgreSQL(t *testing.T) {
 	}
 }
 
-func TestOpenSSH(t *testing.T) {
-	t.Parallel()
-	sshd := need(t, "/usr/sbin/sshd")
-	ssh, scp, keygen := need(t, "ssh"), need(t, "scp"), need(t, "ssh-keygen")
+// startSSHD starts an OpenSSH server whose users are those of this machine, and
+// returns its port, a directory with a key that it takes, and the options by which
+// ssh and scp use that.
+func startSSHD(t *testing.T) (port, dir string, options []string) {
+	t.Helper()
+	sshd, keygen := need(t, "/usr/sbin/sshd"), need(t, "ssh-keygen")
 	if os.Getuid() == 0 {
 		if err := os.MkdirAll("/run/sshd", 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	dir := t.TempDir()
+	dir = t.TempDir()
 	run(t, exec.Command(keygen, "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, "host")))
 	run(t, exec.Command(keygen, "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, "user")))
 	pub, err := os.ReadFile(filepath.Join(dir, "user.pub"))
@@ -227,18 +229,30 @@ func TestOpenSSH(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "authorized"), pub, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	port := freePort(t)
+	port = freePort(t)
 	start(t, "127.0.0.1:"+port, exec.Command(sshd, "-D", "-e", "-f", "/dev/null", "-p", port,
 		"-o", "ListenAddress=127.0.0.1", "-h", filepath.Join(dir, "host"), "-o", "AuthorizedKeysFile="+filepath.Join(dir, "authorized"),
 		"-o", "StrictModes=no", "-o", "UsePAM=no", "-o", "PidFile=none", "-o", "Subsystem=sftp internal-sftp"))
+	return port, dir, []string{"-i", filepath.Join(dir, "user"), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes"}
+}
 
-	host, local := reach(t, "127.0.0.1:"+port)
+// login is USER@HOST of who runs this.
+func login(t *testing.T, host string) string {
+	t.Helper()
 	me, err := user.Current()
 	if err != nil {
 		t.Fatal(err)
 	}
-	options := []string{"-i", filepath.Join(dir, "user"), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes"}
-	if got := run(t, exec.Command(ssh, append(options, "-p", local, me.Username+"@"+host, "echo", "over", "ssh")...)); got != "over ssh\n" {
+	return me.Username + "@" + host
+}
+
+func TestOpenSSH(t *testing.T) {
+	t.Parallel()
+	ssh, scp := need(t, "ssh"), need(t, "scp")
+	port, dir, options := startSSHD(t)
+	host, local := reach(t, "127.0.0.1:"+port)
+	there := login(t, host)
+	if got := run(t, exec.Command(ssh, append(options, "-p", local, there, "echo", "over", "ssh")...)); got != "over ssh\n" {
 		t.Errorf("ssh printed %q", got)
 	}
 
@@ -248,8 +262,8 @@ func TestOpenSSH(t *testing.T) {
 	}
 	big := filepath.Join(dir, "big")
 	want := randomFile(t, big, size)
-	run(t, exec.Command(scp, append(options, "-P", local, big, me.Username+"@"+host+":"+filepath.Join(dir, "there"))...))
-	run(t, exec.Command(scp, append(options, "-P", local, me.Username+"@"+host+":"+filepath.Join(dir, "there"), filepath.Join(dir, "back"))...))
+	run(t, exec.Command(scp, append(options, "-P", local, big, there+":"+filepath.Join(dir, "there"))...))
+	run(t, exec.Command(scp, append(options, "-P", local, there+":"+filepath.Join(dir, "there"), filepath.Join(dir, "back"))...))
 	if got := sum(t, filepath.Join(dir, "there")); got != want {
 		t.Error("scp up changed the file")
 	}

@@ -2,8 +2,10 @@
 // what he sees. Each *.txt is one script (see testscript); `cardea` in it is the
 // real program, `echo-upstream`, `talk` and `hold` are the ends of a connection.
 //
-// Every script runs twice: with the store in the data directory, and with one in
-// PostgreSQL, of which only CARDEA_STORE knows.
+// Every script runs twice: with the store in the data directory and the engine that
+// is there by default, and with a store in PostgreSQL and the portable engine, of
+// which only CARDEA_STORE and CARDEA_ENGINE know. The two have nothing to do with each
+// other, so that two runs show what four would.
 package script_test
 
 import (
@@ -65,20 +67,21 @@ func cardea() {
 }
 
 func TestScripts(t *testing.T) {
-	scripts(t, func(string) (string, error) { return "", nil })
+	scripts(t, "", func(string) (string, error) { return "", nil })
 }
 
-// TestScriptsPostgreSQL gives every cluster a database of its own.
+// TestScriptsPostgreSQL gives every cluster a database of its own, and the portable
+// engine.
 func TestScriptsPostgreSQL(t *testing.T) {
 	db := pgtest.New(t, false)
-	scripts(t, func(name string) (string, error) {
+	scripts(t, "copy", func(name string) (string, error) {
 		return db.URL(name), db.Exec(context.WithoutCancel(t.Context()), "postgres", fmt.Sprintf("CREATE DATABASE %q", name))
 	})
 }
 
 // scripts runs all scripts. store makes an empty store of a name, and returns its
 // URL, "" for the data directory.
-func scripts(t *testing.T, store func(name string) (string, error)) {
+func scripts(t *testing.T, engine string, store func(name string) (string, error)) {
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
@@ -90,6 +93,7 @@ func scripts(t *testing.T, store func(name string) (string, error)) {
 			e.Setenv("ROOT", root)
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("DATA", filepath.Join(e.WorkDir, "data"))
+			e.Setenv("CARDEA_ENGINE", engine)
 			e.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector waits a second at each exit
 			e.Defer(func() { disconnect(e.WorkDir) })
 			name := filepath.Base(e.WorkDir)

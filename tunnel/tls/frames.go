@@ -3,6 +3,7 @@ package tls
 import (
 	"context"
 	"errors"
+	"sync"
 
 	"cardea/api"
 	"cardea/wire/frame"
@@ -15,12 +16,18 @@ func (s *Server) frames(ctx context.Context, l *link, a api.Arrival) {
 	defer stop()
 	s.counters.framed.Add(1)
 	defer s.counters.framed.Add(-1)
+	s.links.add(l)
+	defer s.links.remove(l)
 	limit := s.Limits.Handshake
 	err := s.greet(l)
 	for first := true; ; first = false {
 		var f frame.Frame
 		if err == nil {
+			if !first {
+				l.rest()
+			}
 			f, err = l.expect(frame.TypeOpen, limit)
+			l.work()
 		}
 		if !first {
 			s.idle.Add(-1)
@@ -79,4 +86,41 @@ func beforeOpen(err error) error {
 		return err
 	}
 	return errors.New("no stream was opened: " + lossWords(err))
+}
+
+// links are the connections that speak cardea/1.
+type links struct {
+	mu   sync.Mutex
+	all  map[*link]struct{}
+	left bool
+}
+
+func (s *links) add(l *link) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all == nil {
+		s.all = map[*link]struct{}{}
+	}
+	s.all[l] = struct{}{}
+	if s.left {
+		l.leave()
+	}
+}
+
+func (s *links) remove(l *link) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.all, l)
+}
+
+// Leave lets connections that speak cardea/1 carry no further stream: those without
+// one are closed now, the others after theirs. Their clients come again, to whoever
+// takes connections then. A new connection is still served its first stream.
+func (s *Server) Leave() {
+	s.links.mu.Lock()
+	defer s.links.mu.Unlock()
+	s.links.left = true
+	for l := range s.links.all {
+		l.leave()
+	}
 }

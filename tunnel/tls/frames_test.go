@@ -581,6 +581,73 @@ func TestGraceful(t *testing.T) {
 	}
 }
 
+// Another process takes connections from now on: those without a stream are closed, and
+// the others after theirs; who has just come is served, once.
+func TestLeave(t *testing.T) {
+	h := newHouse()
+	g := serve(t, &tls.Server{Handler: h})
+	stream := func(c *speaker) tunnel.Conn {
+		c.say(open("nats"))
+		conn := tell(t, <-h.arrivals, ok)
+		c.hear(frame.TypeVerdict)
+		return conn
+	}
+	end := func(c *speaker, conn tunnel.Conn) {
+		conn.Close()
+		c.hear(frame.TypeEOF)
+		c.say(eof, done)
+		c.hear(frame.TypeDone)
+	}
+	var idle, busy, fresh *speaker
+	for _, c := range []**speaker{&idle, &busy, &fresh} {
+		*c = g.speak(t)
+		(*c).say(hello)
+		(*c).hear(frame.TypeHello)
+	}
+	end(idle, stream(idle))
+	conn := stream(busy)
+	for g.Stats().Idle == 0 {
+		runtime.Gosched() // it is about to be idle
+	}
+
+	g.Leave()
+	idle.silence()
+	busy.say(data("still there"))
+	if _, err := io.ReadFull(conn, make([]byte, len("still there"))); err != nil {
+		t.Error(err)
+	}
+	end(busy, conn)
+	busy.silence()
+	end(fresh, stream(fresh))
+	fresh.silence()
+
+	late := g.speak(t) // it waited in the queue
+	late.say(hello)
+	late.hear(frame.TypeHello)
+	end(late, stream(late))
+	late.silence()
+	for range 4 {
+		<-g.accepted
+	}
+}
+
+// However the end of idle connections meets new streams, no Dial fails.
+func TestLeaveLosesNoStream(t *testing.T) {
+	for range 20 {
+		g := serve(t, &tls.Server{Handler: echoHouse{newHouse()}})
+		d := g.dialer(t, always(g.ca.session()))
+		exchange(t, d)
+		settled(t, d)
+		left := make(chan struct{})
+		go func() {
+			defer close(left)
+			g.Leave()
+		}()
+		exchange(t, d)
+		<-left
+	}
+}
+
 func TestIdleLimit(t *testing.T) {
 	h := newHouse()
 	g := serve(t, &tls.Server{Handler: h, Limits: tls.Limits{Idle: 1}})

@@ -39,6 +39,8 @@ type link struct {
 
 	mu       sync.Mutex
 	stopping bool // the owner shall not wait for the peer any more
+	leaving  bool // it shall not, between two streams
+	resting  bool // it is between two streams
 	waiting  bool // the owner waits for the peer
 }
 
@@ -98,7 +100,7 @@ var errStopped = errors.New("the connection was ended from this side")
 // await reads a frame for the owner, until that time or until stop.
 func (l *link) await(until time.Time) (frame.Frame, error) {
 	l.mu.Lock()
-	if l.stopping {
+	if l.stopping || l.resting && l.leaving {
 		until = past
 	}
 	l.waiting = true
@@ -144,6 +146,33 @@ func (l *link) stop() {
 		l.conn.SetReadDeadline(past)
 		l.conn.SetWriteDeadline(time.Now().Add(acknowledging))
 	}
+}
+
+// leave makes the owner wait for no further stream, now and later. One that is open
+// goes on, and one that the peer has asked for meanwhile is served, or is lost before
+// its verdict: then the peer asks again elsewhere.
+func (l *link) leave() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.leaving = true
+	if l.resting && l.waiting {
+		l.conn.SetReadDeadline(past)
+	}
+}
+
+// rest notes that the owner is between two streams.
+func (l *link) rest() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.resting = true
+}
+
+// work notes that it is not. The time until which it has waited is not the stream's.
+func (l *link) work() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.resting = false
+	l.conn.SetReadDeadline(time.Time{})
 }
 
 // expect reads the frame of a type that must come now, for the owner and between

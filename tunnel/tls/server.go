@@ -63,6 +63,7 @@ type Server struct {
 	public    *tls.Config
 	idle      atomic.Int64 // framed connections that wait for their next stream
 	counters  counters
+	links     links
 }
 
 // Limits bound what strangers and idle clients can hold. Zero is the default.

@@ -199,7 +199,7 @@ func (s *Set) Update(specs []Spec, rules Rules) {
 	}
 	s.groups = groups
 	for _, t := range slices.Concat(s.targets, s.gone) {
-		if rules.Checked != s.rules.Checked { // nothing happened to it
+		if s.updated && rules.Checked != s.rules.Checked { // nothing happened to it
 			t.verdict, t.row, t.words, t.since = "", 0, "", now
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -191,5 +192,47 @@ func (s *Set) serve(now time.Time) {
 		default:
 			i++
 		}
+	}
+}
+
+// A Memory is how it stands with an address, for a Set of another process to go on
+// from.
+type Memory struct {
+	Addr    netip.AddrPort  `json:"addr"`
+	Verdict api.HealthState `json:"verdict,omitempty"`
+	Words   string          `json:"words,omitempty"`
+	Since   time.Time       `json:"since,omitzero"`
+	Out     time.Time       `json:"out,omitzero"` // until when it is ejected
+	Why     string          `json:"why,omitempty"`
+	Times   int             `json:"times,omitempty"` // ejections in a row
+	Proven  bool            `json:"proven,omitempty"`
+}
+
+// Memories returns how it stands with the targets of which something is known.
+func (s *Set) Memories() (list []Memory) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range s.targets {
+		if t.Addr.IsValid() && (t.verdict != "" || !t.out.IsZero() || t.proven) {
+			list = append(list, Memory{t.Addr, t.verdict, t.words, t.since, t.out, t.why, t.times, t.proven})
+		}
+	}
+	return list
+}
+
+// Recall makes the targets that are yet to come begin with how it stood with them. It
+// is for a Set that has none yet.
+func (s *Set) Recall(list []Memory) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.updated {
+		return
+	}
+	now := s.now()
+	for _, m := range list {
+		s.gone = append(s.gone, &Target{
+			Addr: m.Addr, set: s, group: new(group), hash: hashOf(m.Addr), gone: now,
+			verdict: m.Verdict, words: m.Words, since: m.Since, out: m.Out, why: m.Why, times: m.Times, proven: m.Proven,
+		})
 	}
 }

@@ -1,0 +1,39 @@
+package server
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"cardea/api"
+	"cardea/audit"
+)
+
+// endpointChanged tells of an endpoint that has become healthy, or is not any more.
+func (h *house) endpointChanged(d api.Destination, x api.HealthInfo) {
+	words := fmt.Sprintf("the endpoint %s (%s) was %s and is %s", x.Endpoint, x.Address, x.From, x.To)
+	if x.Words != "" {
+		words += ": " + x.Words
+	}
+	if x.To.Serves() {
+		h.cfg.Log.Info(words, "object", d.Object.String())
+	} else {
+		h.cfg.Log.Warn(words, "object", d.Object.String())
+	}
+	now := time.Now()
+	rec := audit.New(now)
+	rec.Metadata.TargetRef = d.Object.Ref()
+	rec.Entry.Common = api.AccessLogCommon{
+		StartedAt: now.UTC(), EndedAt: now.UTC(), IsAuthorized: true, Status: api.StatusAllowed,
+		Reason: &api.LogReason{Type: api.ReasonHealth, Words: words}, ConfigName: x.Config, Upstream: x.Address, ServiceRef: rec.Metadata.TargetRef,
+	}
+	rec.Entry.Info.Health = &x
+	if err := h.journal.Note(rec); err != nil {
+		h.cfg.Log.Error("a change of health is not in the access log", "error", err)
+	}
+}
+
+// endpointLost ends the connections to an endpoint that does not serve any more.
+func (h *house) endpointLost(d api.Destination, at netip.AddrPort, words string) {
+	h.gate.Unhealthy(d.Object, d.Config.Name, at, words)
+}

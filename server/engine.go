@@ -1,0 +1,57 @@
+package server
+
+import (
+	"fmt"
+	"net"
+
+	"cardea/api"
+	"cardea/ingress"
+	"cardea/proxy"
+	"cardea/relay"
+	relaycopy "cardea/relay/copy"
+	"cardea/upstream"
+)
+
+// The engines that a Config may name.
+const (
+	engineLoop = "loop"
+	engineCopy = "copy"
+)
+
+// engineOf returns what carries bytes.
+func engineOf(cfg Config) (relay.Engine, error) {
+	switch cfg.Engine {
+	case "":
+		if e := loopEngine(cfg.Log); e != nil {
+			return e, nil
+		}
+		return relaycopy.New(), nil
+	case engineLoop:
+		if e := loopEngine(cfg.Log); e != nil {
+			return e, nil
+		}
+		return nil, fmt.Errorf("--engine %s: there is none on this system; leave it out, or say %s", engineLoop, engineCopy)
+	case engineCopy:
+		return relaycopy.New(), nil
+	}
+	return nil, fmt.Errorf("--engine %q: must be %s or %s", cfg.Engine, engineLoop, engineCopy)
+}
+
+// rawOf returns how public ports accept where the engine does that itself, else nil.
+func rawOf(e relay.Engine) func(*net.TCPListener) (ingress.RawListener, error) {
+	a, ok := e.(relay.Acceptor)
+	if !ok {
+		return nil
+	}
+	return func(l *net.TCPListener) (ingress.RawListener, error) { return a.Listen(l) }
+}
+
+// planOf returns how the engine connects to upstreams itself.
+func planOf(d *upstream.Dialer) func(api.Destination) proxy.Plan {
+	return func(to api.Destination) proxy.Plan {
+		if p := d.Plan(to); p != nil {
+			return p
+		}
+		return nil
+	}
+}
