@@ -168,7 +168,11 @@ func (h *house) raise(ctx context.Context, r UpgradeRequest) (_ *handover.Heir, 
 	h.kin.become(rankMoving)
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), goTimeout)
 	defer cancel()
-	return heir, heir.Go(last)
+	if err := heir.Go(last); err != nil {
+		return nil, err
+	}
+	h.router.Leave()
+	return heir, nil
 }
 
 // files returns descriptors of what every process of a cluster has.
@@ -213,14 +217,13 @@ func closeAll(files map[string]*os.File) {
 	}
 }
 
-// leave closes the doors of this process, and ends what only one process does.
+// leave closes the other doors of this process, and ends what only one process does.
 func (h *house) leave(ctx context.Context, heir *handover.Heir) {
 	for _, e := range []*entrance{h.socket, h.metrics} {
 		if e != nil {
 			e.leave()
 		}
 	}
-	h.router.Leave()
 	h.kin.depart(ctx)
 	h.lock.Close() // a descriptor: the lock is the other's now
 	h.tunnels.Leave()
