@@ -258,6 +258,9 @@ type Connection struct {
 // Connections is a list of live connections, the oldest first.
 type Connections struct {
 	Items []Connection `json:"items"`
+	// Silent are the processes of the same data directory that did not answer: what they
+	// carry is not listed.
+	Silent []int `json:"silent,omitempty"`
 }
 
 // A VerifyReport says whether the log is whole.

@@ -174,7 +174,7 @@ func TestExitStatus(t *testing.T) {
 		{"conns kill", ExitUsage, "needs at least 1 argument"},
 		{"conns bogus", ExitUsage, `there is no verb "bogus" in "cardea conns"`},
 		{"logs verify x", ExitUsage, `cardea logs verify takes no argument, found "x"`},
-		{"logs --type BOGUS", ExitUsage, "must be one of START, END, DENIED, API, found \"BOGUS\""},
+		{"logs --type BOGUS", ExitUsage, "must be one of START, END, DENIED, API, HEALTH, found \"BOGUS\""},
 		{"connect -p /x:1", ExitUsage, `the Service "/x" must be`},
 		{"create service nats", ExitUsage, "cardea create service nats --upstream tcp://HOST:PORT"},
 		{"create credential x --rotate --expire-in 2h", ExitUsage, "--expire-in has to be applied"},

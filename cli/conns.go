@@ -34,6 +34,9 @@ func (r *run) conns() *cobra.Command {
 		if out.value == formatJSON {
 			return printJSON(r.Out, list)
 		}
+		for _, pid := range list.Silent {
+			fmt.Fprintf(r.Err, "warning: process %d, which an upgrade has replaced, does not answer: the connections that it keeps are not shown\n", pid)
+		}
 		if len(list.Items) == 0 {
 			fmt.Fprintln(r.Err, "there are no live connections")
 			return nil

@@ -129,7 +129,7 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 
 // recordTypes returns the types of records.
 func recordTypes() []string {
-	return []string{string(api.LogStart), string(api.LogEnd), string(api.LogDenied), "API"}
+	return []string{string(api.LogStart), string(api.LogEnd), string(api.LogDenied), "API", "HEALTH"}
 }
 
 // logBatch is how many records are laid out together.
@@ -259,6 +259,11 @@ func logCells(rec *api.AccessLog, wide bool) []string {
 			what += ": " + reason
 		}
 		reason = plain(what)
+	case info.Health != nil:
+		cells[1] = "HEALTH"
+		if c.Reason != nil {
+			reason = plain(detail(c.Reason.Words))
+		}
 	case c.Status == api.StatusDenied:
 		cells[1] = string(api.LogDenied)
 	}

@@ -141,11 +141,11 @@ func (c *call) conns() (any, error) {
 	if _, err := c.may(verbConns, api.Key{}); err != nil {
 		return nil, err
 	}
-	items := c.Conns.List()
-	if items == nil {
-		items = []api.Connection{}
+	list := c.Conns.List()
+	if list.Items == nil {
+		list.Items = []api.Connection{}
 	}
-	return api.Connections{Items: items}, nil
+	return list, nil
 }
 
 // kill answers DELETE /api/conns/{id}.
@@ -159,7 +159,7 @@ func (c *call) kill() (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !slices.ContainsFunc(c.Conns.List(), func(x api.Connection) bool { return x.ID == id }) {
+	if !slices.ContainsFunc(c.Conns.List().Items, func(x api.Connection) bool { return x.ID == id }) {
 		return nil, api.NotFound(k)
 	}
 	// What cannot be recorded does not happen.

@@ -107,7 +107,7 @@ type Keeper interface {
 
 // Conns is the registry of live connections.
 type Conns interface {
-	List() []api.Connection
+	List() api.Connections
 	// Kill cuts the connection of that id, and reports whether there was one. by
 	// says who wants it, for the log.
 	Kill(id, by string) bool

@@ -120,7 +120,7 @@ func (j *journal) last(t testing.TB) api.AccessLog {
 // connections is a registry of live connections.
 type connections struct{ list []api.Connection }
 
-func (c *connections) List() []api.Connection { return c.list }
+func (c *connections) List() api.Connections { return api.Connections{Items: c.list} }
 
 func (c *connections) Kill(id, _ string) bool {
 	for i, x := range c.list {

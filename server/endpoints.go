@@ -11,7 +11,11 @@ import (
 
 // endpointChanged tells of an endpoint that has become healthy, or is not any more.
 func (h *house) endpointChanged(d api.Destination, x api.HealthInfo) {
-	words := fmt.Sprintf("the endpoint %s (%s) was %s and is %s", x.Endpoint, x.Address, x.From, x.To)
+	name := x.Endpoint
+	if x.Address != name { // one of its addresses
+		name += " (" + x.Address + ")"
+	}
+	words := fmt.Sprintf("the endpoint %s was %s and is %s", name, x.From, x.To)
 	if x.Words != "" {
 		words += ": " + x.Words
 	}

@@ -458,8 +458,9 @@ func (k *kin) linkOf(o *other) *handover.Link {
 	return o.link
 }
 
-// ask asks all who are connected at once, and gives each answer to take.
-func ask[T any](ctx context.Context, k *kin, what string, in any, take func(*other, T)) {
+// ask asks all who are connected at once, and gives each answer to take. It returns the
+// processes that did not answer.
+func ask[T any](ctx context.Context, k *kin, what string, in any, take func(*other, T)) (silent []int) {
 	ctx, cancel := context.WithTimeout(ctx, kinTimeout)
 	defer cancel()
 	var asking sync.WaitGroup
@@ -471,16 +472,19 @@ func ask[T any](ctx context.Context, k *kin, what string, in any, take func(*oth
 		}
 		asking.Go(func() {
 			var out T
-			if err := l.Ask(ctx, what, in, &out); err != nil {
-				k.log.Warn("another process does not answer", "pid", o.PID, "question", what, "error", err)
-				return
-			}
+			err := l.Ask(ctx, what, in, &out)
 			mu.Lock()
 			defer mu.Unlock()
+			if err != nil {
+				k.log.Warn("another process does not answer", "pid", o.PID, "question", what, "error", err)
+				silent = append(silent, o.PID)
+				return
+			}
 			take(o, out)
 		})
 	}
 	asking.Wait()
+	return silent
 }
 
 // own returns the connections of this process.

@@ -426,10 +426,10 @@ func (h *house) written(rev api.Revision) {
 type everywhere struct{ *house }
 
 // List implements control.Conns.
-func (e everywhere) List() []api.Connection {
-	all := e.kin.own()
-	ask(e.life, e.kin, askConns, nil, func(_ *other, list []api.Connection) { all = append(all, list...) })
-	slices.SortStableFunc(all, func(a, b api.Connection) int { return a.StartedAt.Compare(b.StartedAt) })
+func (e everywhere) List() api.Connections {
+	all := api.Connections{Items: e.kin.own()}
+	all.Silent = ask(e.life, e.kin, askConns, nil, func(_ *other, list []api.Connection) { all.Items = append(all.Items, list...) })
+	slices.SortStableFunc(all.Items, func(a, b api.Connection) int { return a.StartedAt.Compare(b.StartedAt) })
 	return all
 }
 

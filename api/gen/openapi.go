@@ -919,6 +919,13 @@ const OpenAPI = `{
        "$ref": "#/components/schemas/Connection"
       },
       "type": "array"
+     },
+     "silent": {
+      "description": "silent are the processes of the same data directory that did not answer: what they carry is not listed.",
+      "items": {
+       "type": "integer"
+      },
+      "type": "array"
      }
     },
     "required": [
@@ -926,7 +933,8 @@ const OpenAPI = `{
     ],
     "type": "object",
     "x-order": [
-     "items"
+     "items",
+     "silent"
     ]
    },
    "Credential": {
