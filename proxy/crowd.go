@@ -3,6 +3,7 @@ package proxy
 import (
 	"container/list"
 	"fmt"
+	"net/netip"
 
 	"cardea/api"
 )
@@ -15,10 +16,10 @@ type crowd struct {
 	kind    string // of the Object
 }
 
-// A caller is a Session or, without one, a source address.
+// A caller is a Session or, without one, a source network.
 type caller struct {
-	name    string // uid or address
-	session bool
+	session string       // uid; "" without one
+	network netip.Prefix // not valid with a Session, and of who has no address
 }
 
 // crowdOf returns whom the connection that d opens is counted among.
@@ -29,9 +30,32 @@ func crowdOf(c *Conn, d *api.Decision) crowd {
 // callerOf returns whose connection c is.
 func callerOf(c *Conn, session *api.Ref) caller {
 	if session != nil {
-		return caller{session.UID, true}
+		return caller{session: session.UID}
 	}
-	return caller{name: c.ip}
+	return caller{network: networkOf(c.ip)}
+}
+
+// networkOf returns the source network of an address: itself or, of IPv6, the /64 around
+// it, which one site is given at least (RFC 6177). So rates are counted, too.
+func networkOf(ip string) netip.Prefix {
+	a, err := netip.ParseAddr(ip)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	a = a.Unmap()
+	p, _ := a.Prefix(min(a.BitLen(), 64)) // cannot fail: it has as many bits
+	return p
+}
+
+// String says who it is among others that are counted.
+func (c caller) String() string {
+	switch {
+	case c.session != "":
+		return "the Session"
+	case c.network.IsValid() && !c.network.IsSingleIP():
+		return "the source network (" + c.network.String() + ")"
+	}
+	return "the source address"
 }
 
 // caller returns whose connection it opens.
@@ -85,12 +109,12 @@ func (m crowds) admit(c crowd, limits api.Limits, w *waiter, callers func(servic
 	}
 	own, hasTurn := n.by[c.caller], w != nil && w.kept && w.service == c.service
 	if limits.ConnectionsPerSession > 0 && own >= limits.ConnectionsPerSession {
-		whose := "the source address"
-		if c.caller.session {
-			whose = "the Session"
+		limit := "spec.limits.connectionsPerSession"
+		if c.kind != api.KindService {
+			limit = "the annotation " + api.AnnotationPrefix + api.AnnotationConnectionsPerClient
 		}
 		return &fullError{
-			words:   fmt.Sprintf("%s has %s to the %s, and spec.limits.connectionsPerSession is %d", whose, live(own), c.kind, limits.ConnectionsPerSession),
+			words:   fmt.Sprintf("%v has %s to the %s, and %s is %d", c.caller, live(own), c.kind, limit, limits.ConnectionsPerSession),
 			message: "this Session has as many connections to the Service as allowed; close one or try later",
 		}
 	}

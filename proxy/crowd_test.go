@@ -123,11 +123,48 @@ func TestFullWords(t *testing.T) {
 	if err := m.admit(c, limits, nil, nobody); err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
 	}
-	c.caller.name = "another"
+	c.caller.network = networkOf("192.0.2.2")
 	m.admit(c, limits, nil, nobody)
-	c.caller.name = "one more"
+	c.caller.network = networkOf("192.0.2.3")
 	want = "the Service has 2 live connections, and spec.limits.connections is 2"
 	if err := m.admit(c, limits, nil, nobody); err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
+	}
+}
+
+// Whoever has no Session is counted by the network that one site has, and told of the
+// limit by the name that the kind of Object has for it.
+func TestCrowdsOfNetworks(t *testing.T) {
+	for name, c := range map[string]struct {
+		kind   string
+		ips    []string // each has one connection; but not the last
+		refuse string
+	}{
+		"IPv4":       {api.KindService, []string{"192.0.2.1", "192.0.2.2", "192.0.2.1"}, "the source address has 1 live connection to the Service, and spec.limits.connectionsPerSession is 1"},
+		"mapped":     {api.KindService, []string{"192.0.2.1", "::ffff:192.0.2.1"}, "the source address has 1 live connection to the Service, and spec.limits.connectionsPerSession is 1"},
+		"IPv6":       {api.KindService, []string{"2001:db8::1", "2001:db8:0:1::1", "2001:db8::2:0:0:9"}, "the source network (2001:db8::/64) has 1 live connection to the Service, and spec.limits.connectionsPerSession is 1"},
+		"no address": {api.KindService, []string{"", ""}, "the source address has 1 live connection to the Service, and spec.limits.connectionsPerSession is 1"},
+		"TCPMapping": {api.KindTCPMapping, []string{"192.0.2.1", "192.0.2.1"}, "the source address has 1 live connection to the TCPMapping, and the annotation cardea/connections-per-client is 1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := crowds{}
+			come := func(ip string) error {
+				who := callerOf(&Conn{ip: ip}, nil)
+				return m.admit(crowd{"svc", who, c.kind}, api.Limits{ConnectionsPerSession: 1}, nil, nobody)
+			}
+			last := len(c.ips) - 1
+			for _, ip := range c.ips[:last] {
+				if err := come(ip); err != nil {
+					t.Fatalf("%s: %v", ip, err)
+				}
+			}
+			if err := come(c.ips[last]); err == nil || err.Error() != c.refuse {
+				t.Errorf("%v, want %s", err, c.refuse)
+			}
+			m.leave(crowd{"svc", callerOf(&Conn{ip: c.ips[0]}, nil), c.kind})
+			if err := come(c.ips[last]); err != nil {
+				t.Errorf("after one has left: %v", err)
+			}
+		})
 	}
 }

@@ -1,10 +1,12 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -28,7 +30,17 @@ type Error struct {
 	Reason string // one of these
 	Words  string // for the log: which endpoints, what happened, the way out
 	Err    error  // the cause
+
+	bare string // Words without the endpoint, for who names that already; "" if it is not one
 }
+
+// errorAt makes an Error of what happened to an endpoint: HOST:PORT.
+func errorAt(name, reason, words string, err error) *Error {
+	return &Error{Reason: reason, Words: name + ": " + words, Err: err, bare: words}
+}
+
+// short returns the words for who shows them beside the endpoint.
+func (e *Error) short() string { return cmp.Or(e.bare, e.Words) }
 
 // Error returns the words. They name addresses, so they are not for callers.
 func (e *Error) Error() string { return "upstream: " + e.Words }
@@ -39,15 +51,15 @@ func (e *Error) Unwrap() error { return e.Err }
 // CloseReason returns the reason: what the log calls the end of the connection.
 func (e *Error) CloseReason() string { return e.Reason }
 
-// together makes one Error of those of the endpoints that were tried, of all that
-// there are; why says why the rest was not. Reason and cause are those of the endpoint
-// that told most: a failure of TLS before a failed connection, and that before a
-// time-out.
-func together(failed []*Error, all int, why string) *Error {
-	if all == 1 && len(failed) == 1 {
+// together makes one Error of those of the endpoints that were tried; why says why the
+// rest, so many more, was not. Reason and cause are those of the endpoint that told
+// most: that there is no place, as it may be had later; a failure of TLS before a
+// failed connection, and that before a time-out.
+func together(failed []*Error, rest int, why string) *Error {
+	if rest <= 0 && len(failed) == 1 {
 		return failed[0]
 	}
-	all = max(all, len(failed))
+	all := len(failed) + max(rest, 0)
 	most := slices.MaxFunc(failed, func(a, b *Error) int {
 		return telling(a) - telling(b)
 	})
@@ -59,7 +71,7 @@ func together(failed []*Error, all int, why string) *Error {
 	if more := len(failed) - len(words); more > 0 {
 		out += fmt.Sprintf("; and %d more", more)
 	}
-	if rest := all - len(failed); rest > 0 {
+	if rest > 0 {
 		out += fmt.Sprintf("; for %d more %s", rest, why)
 	}
 	return &Error{Reason: most.Reason, Words: out, Err: most.Err}
@@ -67,21 +79,48 @@ func together(failed []*Error, all int, why string) *Error {
 
 // telling says how much an Error tells.
 func telling(e *Error) int {
-	return slices.Index([]string{DialTimeout, DialFailed, UpstreamTLS}, e.Reason)
+	return slices.Index([]string{DialTimeout, DialFailed, UpstreamTLS, Limit}, e.Reason)
 }
 
 // attempts are the failures of all addresses of one name.
 type attempts []error
 
 func (a attempts) Error() string {
-	words := make([]string, len(a))
-	for i, err := range a {
-		words[i] = err.Error()
-	}
-	return strings.Join(words, "; ")
+	return wordsOf(a, "")
 }
 
 func (a attempts) Unwrap() []error { return a }
+
+// wordsOf returns the words of an error of connecting to an endpoint, whose name need not
+// be said again, nor which calls of the system failed.
+func wordsOf(err error, name string) string {
+	if all, ok := err.(attempts); ok {
+		words := make([]string, len(all))
+		for i, err := range all {
+			words[i] = wordsOf(err, name)
+		}
+		return strings.Join(words, "; ")
+	}
+	at, why := dialled(err)
+	if at == "" || at == name {
+		return why
+	}
+	return at + ": " + why
+}
+
+// dialled returns the address at which connect(2) failed, and why. The address is "" if
+// it was something else that failed.
+func dialled(err error) (at, why string) {
+	op, ok := err.(*net.OpError)
+	if !ok || op.Op != "dial" || op.Addr == nil {
+		return "", err.Error()
+	}
+	why = op.Err.Error()
+	if call, ok := op.Err.(*os.SyscallError); ok {
+		why = call.Err.Error()
+	}
+	return op.Addr.String(), why
+}
 
 // givenUp is the Error of a dial whose caller has gone.
 func givenUp(gone error, name string) *Error {
@@ -106,7 +145,11 @@ func fieldsOf(foreign bool) fields {
 // gone, nil if it has not; name is HOST:PORT.
 func explain(gone error, name string, f fields, timeout time.Duration, err error) *Error {
 	fail := func(reason, wayOut string) *Error {
-		return &Error{Reason: reason, Words: fmt.Sprintf("%s: %v: %s", name, err, wayOut), Err: err}
+		if wayOut != "" {
+			wayOut = ": " + wayOut
+		}
+		_, why := dialled(err)
+		return &Error{Reason: reason, Words: name + ": " + wordsOf(err, name) + wayOut, Err: err, bare: why + wayOut}
 	}
 	dns, isDNS := errors.AsType[*net.DNSError](err)
 	family, isFamily := errors.AsType[*familyError](err)
@@ -133,5 +176,5 @@ func explain(gone error, name string, f fields, timeout time.Duration, err error
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return fail(DialFailed, "no local port is left towards this address, or this machine has no address of its family")
 	}
-	return &Error{Reason: DialFailed, Words: fmt.Sprintf("%s: %v", name, err), Err: err}
+	return fail(DialFailed, "")
 }

@@ -176,10 +176,10 @@ func TestChecks(t *testing.T) {
 			t.Errorf("connections went to %v", got)
 		}
 		changes, cut := x.took()
-		if !slices.Equal(changes, []string{"db.default 192.0.2.2:80 HEALTHY→UNHEALTHY"}) || len(cut) != 1 || !strings.HasPrefix(cut[0], "db.default 192.0.2.2:80: 192.0.2.2:80: ") || !strings.Contains(cut[0], "no answer within 2s") {
+		if !slices.Equal(changes, []string{"db.default 192.0.2.2:80 HEALTHY→UNHEALTHY"}) || len(cut) != 1 || !strings.HasPrefix(cut[0], "db.default 192.0.2.2:80: ") || !strings.Contains(cut[0], "no answer within 2s") {
 			t.Errorf("told %q, %q", changes, cut)
 		}
-		if c := d.Healthy(to.Object); c.Status != "True" || c.Reason != "SomeEndpoints" || !strings.Contains(c.Message, "192.0.2.2:80 is UNHEALTHY") {
+		if c := d.Healthy(to.Object); c.Status != "True" || c.Reason != "SOME_ENDPOINTS" || !strings.HasPrefix(c.Message, "192.0.2.2:80 is UNHEALTHY: ") || strings.Count(c.Message, "192.0.2.2:80") != 1 {
 			t.Errorf("the condition is %+v", c)
 		}
 		// All are down.
@@ -417,7 +417,10 @@ func TestPlaces(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, _, second, err := follow(d.Plan(to), func(int) error { return nil })
+		if d.Plan(to) != nil {
+			t.Error("a second has a Plan, and would find no place if the free endpoint failed")
+		}
+		_, second, err := d.Dial(t.Context(), to)
 		if err != nil || d.Plan(to) != nil {
 			t.Fatalf("a third has a Plan (%v)", err)
 		}
@@ -445,6 +448,107 @@ func TestPlaces(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Who found an endpoint dead and the others full has waited for a place, with a Plan or
+// without. It is told that there was none, and of the one that is dead. That says nothing
+// of whether the upstream can be reached.
+func TestNoPlaceButDead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dead := failing()
+		e := &endpoints{answer: func(last int, _ context.Context) error { return dead(last) }}
+		d := newDialer()
+		d.connect = e.connect
+		cfg := several(3)
+		list := cfg.Upstream.Loadbalance.Endpoints
+		list[1].MaxConnections, list[2].Backup = 1, true
+		to := destination("db.default", cfg)
+		words := func(what string, err error, want string) {
+			t.Helper()
+			if x, ok := errors.AsType[*Error](err); !ok || x.Reason != Limit || x.Words != want {
+				t.Errorf("%s: %v, want %s", what, err, want)
+			}
+			if c := d.Reachable(to.Object); c.Status != "True" || c.Reason != "CONNECTED" {
+				t.Errorf("%s: %+v", what, c)
+			}
+		}
+		begun := d.Plan(to) // to the first; there is a place at the second
+		_, second, err := d.Dial(t.Context(), to)
+		if err != nil || begun == nil {
+			t.Fatal(begun, err)
+		}
+		dead = failing(1)
+		_, _, _, err = follow(begun, dead)
+		const full = "192.0.2.2:80 has as many connections as it may (maxConnections); kept for when none of these serves: 192.0.2.3:80"
+		const refused = "192.0.2.1:80: connection refused: nothing listens there; start the upstream, or correct the upstream's url"
+		words("a Plan", err, "none of 2 endpoints can be had: "+full+"; "+refused)
+		if d.Plan(to) != nil {
+			t.Error("there is a Plan, and no place at the second")
+		}
+		start := time.Now()
+		_, _, err = d.Dial(t.Context(), to)
+		words("a dial", err, "none of 2 endpoints can be had: "+full+"; no place came free within 10s; "+refused)
+		if took := time.Since(start); took != DefaultTimeout {
+			t.Errorf("it waited for %v", took)
+		}
+		time.AfterFunc(time.Second, func() { second.Hold.Release(1, false) })
+		if _, third, err := d.Dial(t.Context(), to); err != nil || third.Retries != 1 {
+			t.Errorf("a place came free: %+v, %v", third, err)
+		}
+		// Without the dead one.
+		list[0].Weight, list[0].URL = 1, "tcp://192.0.2.4:80"
+		list[0].MaxConnections = 1
+		dead = failing()
+		next := *cfg
+		to.Config = &next
+		if _, _, err := d.Dial(t.Context(), to); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = d.Dial(t.Context(), to)
+		words("both full", err, "192.0.2.4:80, 192.0.2.2:80: all have as many connections as they may (maxConnections); kept for when none of these serves: 192.0.2.3:80; no place came free within 10s")
+	})
+}
+
+// An address is said once: by who shows the words, or by them.
+func TestWordsSayAddressesOnce(t *testing.T) {
+	_, port := listen(t, "127.0.0.1:0")
+	for name, c := range map[string]struct {
+		url   string
+		check api.HealthProbe
+		words string // of the dial or, if there is one, of the check
+		short string
+	}{
+		"an address": {url: "tcp://127.0.0.1:1", words: "127.0.0.1:1: connection refused: nothing listens there; start the upstream, or correct the upstream's url",
+			short: "connection refused: nothing listens there; start the upstream, or correct the upstream's url"},
+		"a name": {url: "tcp://db.corp:1", words: "db.corp:1: 127.0.0.1:1: connection refused: nothing listens there; start the upstream, or correct the upstream's url",
+			short: "connection refused: nothing listens there; start the upstream, or correct the upstream's url"},
+		"another port": {url: "tcp://127.0.0.1:" + port, check: api.HealthProbe{Port: 1}, words: "127.0.0.1:1: connection refused: nothing listens there; start the upstream, or correct health.check.port",
+			short: "port 1: connection refused: nothing listens there; start the upstream, or correct health.check.port"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDialer()
+			d.Hosts = named("db.corp", "127.0.0.1")
+			cfg := config(c.url)
+			cfg.Upstream.Health = &api.UpstreamHealth{Check: &c.check}
+			c.check.UnhealthyAfter = 1
+			to := destination("db.default", cfg)
+			p, target := only(t, d, to)
+			if e := d.probe(t.Context(), p, target, to); e == nil || e.Words != c.words {
+				t.Errorf("%v, want %s", e, c.words)
+			}
+			d.ask(t.Context(), p, target, to)
+			if s := d.Endpoints(to.Object); len(s) != 1 || s[0].Words != c.short {
+				t.Errorf("%+v, want %s", s, c.short)
+			}
+			if c.check.Port == 0 {
+				to.Config.Upstream.Health = nil
+				other := destination("other", config(c.url))
+				if _, _, err := d.Dial(t.Context(), other); err == nil || err.Error() != "upstream: "+c.words {
+					t.Errorf("%v, want %s", err, c.words)
+				}
+			}
+		})
+	}
 }
 
 // Names that are in use are resolved again before their time is over.
@@ -550,7 +654,8 @@ func TestProbes(t *testing.T) {
 		"TLS":                 {over(silent), api.HealthProbe{Type: api.ProbeTLS}, trusted, ""},
 		"TLS and an answer":   {over(redis), api.HealthProbe{Type: api.ProbeTLS, Send: ping.Send, Expect: ping.Expect}, trusted, ""},
 		"TLS of somebody":     {over(silent), api.HealthProbe{Type: api.ProbeTLS}, nil, "signed by an unknown authority"},
-		"TLS, and no TLS":     {says("hello, world\r\n"), api.HealthProbe{Type: api.ProbeTLS}, trusted, "does not answer in TLS"},
+		"TLS, and no TLS":     {says("hello, world\r\n"), api.HealthProbe{Type: api.ProbeTLS}, trusted, "does not speak TLS (first record does not look like a TLS handshake); correct health.check.type, or health.check.port"},
+		"TLS, and an echo":    {func(c net.Conn) { io.Copy(c, c) }, api.HealthProbe{Type: api.ProbeTLS}, trusted, "does not speak TLS (what it sends is not what a server begins with); correct health.check.type"},
 		"TLS, and silence":    {silent, api.HealthProbe{Type: api.ProbeTLS}, trusted, "no answer to the TLS handshake within 200ms"},
 		"HTTP":                {web(200, "/", ""), get, nil, ""},
 		"HTTP, a redirection": {web(302, "/", ""), get, nil, ""},

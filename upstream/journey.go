@@ -141,6 +141,7 @@ func (j *journey) dial(ctx context.Context) (net.Conn, api.DialReport, *Error) {
 // next returns the target that is to be tried now, which then has one connection more,
 // and how many Hosts there are that could be tried, its own included.
 func (j *journey) next(ctx context.Context) (t *balance.Target, hosts int, failure *Error) {
+	var words string
 	for {
 		if err := j.why(); errors.Is(err, context.Canceled) {
 			return nil, 0, j.end("", balance.None)
@@ -153,8 +154,8 @@ func (j *journey) next(ctx context.Context) (t *balance.Target, hosts int, failu
 		if what == balance.Full {
 			q := j.q
 			q.Stale, j.spent = true, true
-			if t, what = j.place.set.Wait(ctx, &q); what == balance.Full && ctx.Err() != nil && j.why() != nil {
-				what = balance.None
+			if t, what = j.place.set.Wait(ctx, &q); what == balance.Full {
+				what, words = j.full(ctx)
 			}
 		}
 		switch {
@@ -167,9 +168,20 @@ func (j *journey) next(ctx context.Context) (t *balance.Target, hosts int, failu
 		case what == balance.Stale:
 			j.find(ctx, t, hosts)
 		default:
-			return nil, 0, j.end("", what)
+			return nil, 0, j.end(words, what)
 		}
 	}
+}
+
+// full says why who waited for a place has none.
+func (j *journey) full(ctx context.Context) (what balance.Outcome, words string) {
+	switch words = j.place.full(j.q.Tried); {
+	case ctx.Err() == nil:
+		return balance.Full, words + "; too many connections wait for a place"
+	case j.why() != nil:
+		return balance.None, ""
+	}
+	return balance.Full, fmt.Sprintf("%s; no place came free within %v", words, j.timeout)
 }
 
 // find resolves the name of a target, or notes that it cannot be.
@@ -226,7 +238,7 @@ func (j *journey) failed(t *balance.Target, err error, within time.Duration) {
 	if j.why() != nil || isOurs(err) {
 		t.Drop()
 	} else {
-		t.Failed(e.Words)
+		t.Failed(e.short())
 	}
 }
 
@@ -253,14 +265,15 @@ func (j *journey) note(f failure) *Error {
 	return e
 }
 
-// end makes an Error of all that went wrong. words say why no more was tried.
+// end makes an Error of all that went wrong. words say why no more was tried, or which
+// endpoints are Full.
 func (j *journey) end(words string, what balance.Outcome) *Error {
 	if len(j.failures) == 0 {
 		switch err := j.why(); {
 		case err != nil:
 			return givenUp(err, j.place.endpoints())
 		case what == balance.Full:
-			return &Error{Reason: Limit, Words: fmt.Sprintf("%s: all have as many connections as they may (maxConnections), and no place came free within %v", j.place.endpoints(), j.timeout)}
+			return &Error{Reason: Limit, Words: words}
 		}
 		return &Error{Reason: Unhealthy, Words: j.place.unhealthy()}
 	}
@@ -286,15 +299,13 @@ func (j *journey) end(words string, what balance.Outcome) *Error {
 			failed = append(failed, explain(j.why(), f.host, j.fields(), within, all))
 		}
 	}
-	if words == "" {
-		switch what {
-		case balance.Full:
-			words = "there is no place (maxConnections)"
-		default:
-			words = "there was no try, as they do not serve: see the health of the endpoints"
-		}
+	switch {
+	case what == balance.Full:
+		return together(append([]*Error{{Reason: Limit, Words: words}}, failed...), 0, "")
+	case words == "":
+		words = "there was no try, as they do not serve: see the health of the endpoints"
 	}
-	return together(failed, j.place.set.Hosts(), words)
+	return together(failed, j.place.set.Hosts()-len(failed), words)
 }
 
 // try connects to a target, or another of its Host. ctx ends after within.
@@ -311,7 +322,7 @@ func (j *journey) try(ctx context.Context, t *balance.Target, within time.Durati
 			var err error
 			if s, err = j.d.session(ctx, j.Destination, j.place, from); err != nil {
 				t.Drop()
-				j.useless(host, &Error{Reason: UpstreamTLS, Words: host + ": " + err.Error(), Err: err})
+				j.useless(host, errorAt(host, UpstreamTLS, err.Error(), err))
 				return nil, nil
 			}
 		}
@@ -354,6 +365,6 @@ func (j *journey) refused(t *balance.Target, e *Error) {
 	if j.why() != nil {
 		t.Drop()
 	} else {
-		t.Failed(e.Words)
+		t.Failed(e.short())
 	}
 }

@@ -26,8 +26,8 @@ type Plan struct {
 
 // Plan is Dial for who connects by himself, over plain TCP. It is nil where more has to
 // be done, and Dial must be used: TLS is spoken, a name has to be resolved, one of its
-// addresses may not answer so that several have to be tried at once, or there is no
-// place at an endpoint now. It never waits.
+// addresses may not answer so that several have to be tried at once, or an endpoint that
+// may be needed has no place now, so that a connection may have to wait. It never waits.
 func (d *Dialer) Plan(to api.Destination) *Plan {
 	if to.Config == nil {
 		return nil
@@ -120,6 +120,9 @@ func (p *Plan) another() bool {
 
 // fail notes that nothing comes of it.
 func (p *Plan) fail(words string, what balance.Outcome) {
+	if what == balance.Full {
+		words = p.place.full(p.q.Tried)
+	}
 	p.failed = p.end(words, what)
 	p.d.unreached(p.Object, p.failed)
 }

@@ -225,8 +225,8 @@ func TestPlanGivenUp(t *testing.T) {
 	to := destination("db.default", several(2))
 	for i := range 3 {
 		p := d.Plan(to)
-		for range i {
-			p.Next(nil)
+		for j := range i {
+			p.Next([]error{nil, syscall.ECONNREFUSED}[j])
 		}
 		if _, err := p.Failure(); !errors.Is(err, context.Canceled) {
 			t.Errorf("error is %v", err)

@@ -75,13 +75,13 @@ func explainPreface(gone error, name string, timeout time.Duration, err error) *
 	case errors.Is(gone, context.Canceled):
 		return givenUp(gone, name)
 	case isRefused:
-		return &Error{Reason: UpstreamTLS, Words: name + ": " + refused.words, Err: err}
+		return errorAt(name, UpstreamTLS, refused.words, err)
 	case errors.Is(err, context.DeadlineExceeded):
-		return &Error{Reason: DialTimeout, Words: fmt.Sprintf("%s: connected, and no answer to the request for TLS (SSLRequest) within %v; see whether a PostgreSQL server listens there", name, timeout), Err: err}
+		return errorAt(name, DialTimeout, fmt.Sprintf("connected, and no answer to the request for TLS (SSLRequest) within %v; see whether a PostgreSQL server listens there", timeout), err)
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return &Error{Reason: DialFailed, Words: name + ": the upstream ended the connection as soon as it was made; see its own log, and whether it wants a PROXY header", Err: err}
+		return errorAt(name, DialFailed, "the upstream ended the connection as soon as it was made; see its own log, and whether it wants a PROXY header", err)
 	}
-	return &Error{Reason: DialFailed, Words: fmt.Sprintf("%s: %v", name, err), Err: err}
+	return errorAt(name, DialFailed, err.Error(), err)
 }
 
 // proxyHeader returns what an upstream is told of a client: what was seen here, and

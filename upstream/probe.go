@@ -50,6 +50,8 @@ func (d *Dialer) probe(ctx context.Context, p *place, t *balance.Target, to api.
 		return nil // it is no target any more
 	}
 	name, at := t.Host, t.Addr
+	isForeign := to.Object.Group == api.GroupAmbassador
+	way := fieldsOf(isForeign)
 	config := *to.Config
 	to.Config, to.Facts, to.ConnectionID = &config, nil, ""
 	secure := check.Type == api.ProbeTLS || check.Type == api.ProbeHTTPS
@@ -59,6 +61,7 @@ func (d *Dialer) probe(ctx context.Context, p *place, t *balance.Target, to api.
 	if check.Port != 0 {
 		name, at = net.JoinHostPort(from.host, strconv.Itoa(check.Port)), netip.AddrPortFrom(at.Addr(), uint16(check.Port))
 		config.Upstream.StartTLS, config.Upstream.ProxyProtocol = "", "" // they are of the other port
+		way.url = checkField(isForeign, "port")
 	}
 	connect := d.connect
 	if connect == nil {
@@ -66,7 +69,7 @@ func (d *Dialer) probe(ctx context.Context, p *place, t *balance.Target, to api.
 	}
 	conn, err := connect(ctx, at)
 	if err != nil {
-		return explain(nil, name, fieldsOf(to.Object.Group == api.GroupAmbassador), within, err)
+		return explain(nil, name, way, within, err)
 	}
 	defer func() { conn.Close() }()
 	if err := preface(ctx, conn, to); err != nil {
@@ -75,8 +78,9 @@ func (d *Dialer) probe(ctx context.Context, p *place, t *balance.Target, to api.
 	if secure {
 		s, err := d.session(ctx, to, p, from)
 		if err != nil {
-			return &Error{Reason: UpstreamTLS, Words: name + ": " + err.Error(), Err: err}
+			return errorAt(name, UpstreamTLS, err.Error(), err)
 		}
+		s.address, s.check = name, true
 		if check.Type == api.ProbeHTTPS {
 			s.config.NextProtos = []string{"http/1.1"}
 		}
@@ -95,20 +99,29 @@ func (d *Dialer) probe(ctx context.Context, p *place, t *balance.Target, to api.
 	return nil
 }
 
+// checkField returns a field of a check, as words name it: of a foreign Object, or of a
+// Service.
+func checkField(foreign bool, name string) string {
+	if foreign {
+		return "check." + name + " of the annotation " + api.AnnotationPrefix + api.AnnotationHealth
+	}
+	return "health.check." + name
+}
+
 // explainAnswer makes an Error of what became of a question.
 func explainAnswer(ctx context.Context, name string, within time.Duration, err error) *Error {
 	_, isUnexpected := errors.AsType[*unexpected](err)
 	switch {
 	case isUnexpected && ctx.Err() != nil:
-		return &Error{Reason: DialTimeout, Words: fmt.Sprintf("%s: %v, within %v", name, err, within), Err: err}
+		return errorAt(name, DialTimeout, fmt.Sprintf("%v, within %v", err, within), err)
 	case isUnexpected:
-		return &Error{Reason: DialFailed, Words: name + ": " + err.Error(), Err: err}
+		return errorAt(name, DialFailed, err.Error(), err)
 	case ctx.Err() != nil:
-		return &Error{Reason: DialTimeout, Words: fmt.Sprintf("%s: connected, and no answer as it is expected within %v", name, within), Err: err}
+		return errorAt(name, DialTimeout, fmt.Sprintf("connected, and no answer as it is expected within %v", within), err)
 	case errors.Is(err, io.EOF):
-		return &Error{Reason: DialFailed, Words: name + ": connected, and it ended the connection before an answer as it is expected", Err: err}
+		return errorAt(name, DialFailed, "connected, and it ended the connection before an answer as it is expected", err)
 	}
-	return &Error{Reason: DialFailed, Words: fmt.Sprintf("%s: connected, and then %v", name, err), Err: err}
+	return errorAt(name, DialFailed, fmt.Sprintf("connected, and then %v", err), err)
 }
 
 // converse asks what is to be asked on a connection.

@@ -88,20 +88,24 @@ func (d *Dialer) Verification(object api.Key) *api.StatusCondition { return d.ve
 // Reachable returns whether the last dial for an Object came to a connection, as the
 // condition UpstreamReachable: since when it has been so and, if it did not, why. It
 // is nil before the first dial in this process. Dials that were given up because who
-// asked had gone do not count.
+// asked had gone do not count, nor do those that found no place.
 func (d *Dialer) Reachable(object api.Key) *api.StatusCondition { return d.reached.get(object) }
 
-// unreached remembers that a dial came to nothing.
+// unreached remembers that a dial came to nothing; but not one that found no place: that
+// says of the upstream that it has connections.
 func (d *Dialer) unreached(object api.Key, e *Error) {
+	if e.Reason == Limit {
+		return
+	}
 	d.reached.set(object, api.ConditionUpstreamReachable, false, e.Reason, e.Words)
 }
 
 // reached remembers that a dial came to a connection.
 func (p *place) reached(d *Dialer, object api.Key) {
-	if c := p.ending.Load(); c != nil && object == p.object && c.set("True", "Connected", "") {
+	if c := p.ending.Load(); c != nil && object == p.object && c.set("True", "CONNECTED", "") {
 		return
 	}
-	c := d.reached.set(object, api.ConditionUpstreamReachable, true, "Connected", "")
+	c := d.reached.set(object, api.ConditionUpstreamReachable, true, "CONNECTED", "")
 	if object == p.object {
 		p.ending.Store(c)
 	}

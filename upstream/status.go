@@ -78,10 +78,10 @@ func (d *Dialer) Healthy(k api.Key) *api.StatusCondition {
 		}
 		all, serving, since := p.set.Status()
 		if c == nil {
-			c = &api.StatusCondition{Type: api.ConditionUpstreamHealthy, Status: "True", Reason: "Serving"}
+			c = &api.StatusCondition{Type: api.ConditionUpstreamHealthy, Status: "True", Reason: "SERVING"}
 		}
 		if !serving {
-			c.Status, c.Reason = "False", "NoEndpoint"
+			c.Status, c.Reason = "False", "NO_ENDPOINT"
 		}
 		if since.After(c.Since) {
 			c.Since = since.UTC()
@@ -91,7 +91,7 @@ func (d *Dialer) Healthy(k api.Key) *api.StatusCondition {
 				continue
 			}
 			if c.Status == "True" {
-				c.Reason = "SomeEndpoints"
+				c.Reason = "SOME_ENDPOINTS"
 			}
 			words = append(words, fmt.Sprintf("%s is %s: %s", nameOf(s), s.State, s.Words))
 		}
@@ -133,8 +133,29 @@ func (p *place) endpoints() string {
 	for _, e := range p.shape.Load().ends {
 		list = append(list, e.Address())
 	}
+	return listed(list)
+}
+
+// full says for a person that there is no place for who has tried those.
+func (p *place) full(tried []*balance.Target) string {
+	full, spare := p.set.Full(tried)
+	words := "no endpoint has a place (maxConnections)" // they have one now
+	switch {
+	case len(full) == 1:
+		words = full[0] + " has as many connections as it may (maxConnections)"
+	case len(full) > 1:
+		words = listed(full) + ": all have as many connections as they may (maxConnections)"
+	}
+	if len(full) > 0 && len(spare) > 0 {
+		words += "; kept for when none of these serves: " + listed(spare)
+	}
+	return words
+}
+
+// listed returns the first of a list, and how many more there are.
+func listed(list []string) string {
 	if more := len(list) - maxWords; more > 0 {
-		list = append(list[:maxWords], fmt.Sprintf("and %d more", more))
+		list = append(list[:maxWords:maxWords], fmt.Sprintf("and %d more", more))
 	}
 	return strings.Join(list, ", ")
 }

@@ -28,6 +28,7 @@ type session struct {
 	name    string // that the upstream must prove
 	secret  string // what holds our certificate, for words; "" if there is none
 	foreign bool   // words name the fields of a TCPMapping and its TLSContext
+	check   bool   // it is a check that asks
 	config  *tls.Config
 	asked   atomic.Bool // the upstream has asked for our certificate
 	verdict *verdict    // nil until its certificate was looked at

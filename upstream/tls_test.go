@@ -246,7 +246,7 @@ func TestTLSFails(t *testing.T) {
 			trusting, UpstreamTLS, []string{"not one for servers"}},
 		"an ugly name": {shows(newIssuer(t, "x\n\x1b[31mADMIN"), nil, "db.corp"), trusting, UpstreamTLS, []string{`\n\x1b[31mADMIN`}},
 		"no TLS": {func(c net.Conn) { io.WriteString(c, "SSH-2.0-OpenSSH_9.9\r\n"); io.Copy(io.Discard, c) }, trusting, UpstreamTLS,
-			[]string{"does not answer in TLS", "leave spec.config.tls out"}},
+			[]string{"does not speak TLS", "leave spec.config.tls out"}},
 		"goes": {func(c net.Conn) { c.Read(make([]byte, 1)) }, trusting, UpstreamTLS, []string{"ended the connection during the TLS handshake"}},
 		"mute": {func(c net.Conn) { io.Copy(io.Discard, c) }, trusting, DialTimeout, []string{"no answer to the TLS handshake within 200ms"}},
 		"TLS 1.1": {greeting(&tls.Config{Certificates: []tls.Certificate{ca.issue(t, nil, "db.corp")}, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}), trusting, UpstreamTLS,

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"container/heap"
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -245,7 +246,10 @@ func (d *Dialer) ask(ctx context.Context, p *place, t *balance.Target, to api.De
 	}
 	words := ""
 	if failed != nil {
-		words = short(failed.Words)
+		if words = failed.short(); h.Check.Port != 0 {
+			words = fmt.Sprintf("port %d: %s", h.Check.Port, words)
+		}
+		words = cut(words)
 	}
 	from, state := p.set.Judge(t, failed == nil, words, cmp.Or(h.Check.HealthyAfter, defaultHealthyAfter), cmp.Or(h.Check.UnhealthyAfter, defaultUnhealthyAfter))
 	if state == api.HealthUnhealthy && from != state && h.CloseOnUnhealthy && d.Unhealthy != nil {
@@ -256,8 +260,8 @@ func (d *Dialer) ask(ctx context.Context, p *place, t *balance.Target, to api.De
 // maxShort is the number of bytes that are told of why a target does not serve.
 const maxShort = 500
 
-// short returns words that are not too long.
-func short(words string) string {
+// cut returns words that are not too long.
+func cut(words string) string {
 	if len(words) > maxShort {
 		return words[:maxShort] + "…"
 	}

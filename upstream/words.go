@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"syscall"
@@ -20,7 +21,7 @@ const maxNames = 5
 // explain makes an Error of a handshake that failed.
 func (s *session) explain(gone error, timeout time.Duration, err error) *Error {
 	fail := func(reason, words string) *Error {
-		return &Error{Reason: reason, Words: s.address + ": " + words, Err: err}
+		return errorAt(s.address, reason, words, err)
 	}
 	verification, unverified := errors.AsType[*tls.CertificateVerificationError](err)
 	header, notTLS := errors.AsType[tls.RecordHeaderError](err)
@@ -33,12 +34,14 @@ func (s *session) explain(gone error, timeout time.Duration, err error) *Error {
 	case unverified:
 		return fail(UpstreamTLS, s.distrust(verification.Err))
 	case notTLS:
-		return fail(UpstreamTLS, fmt.Sprintf("the upstream does not answer in TLS (%s); correct %s, or leave %s out", header.Msg, s.field("its address", "service"), s.field("spec.config.tls", "tls")))
+		return fail(UpstreamTLS, s.noTLS(header.Msg))
 	case refused:
 		return fail(UpstreamTLS, s.refused(alert))
+	case isDisorder(err):
+		return fail(UpstreamTLS, s.noTLS("what it sends is not what a server begins with"))
 	case strings.Contains(err.Error(), "unsupported protocol version"):
 		return fail(UpstreamTLS, s.tooOld())
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		words := "the upstream ended the connection during the TLS handshake; see its own log, and whether it speaks TLS at this port"
 		if s.asked.Load() {
 			words = "the upstream asked for a client certificate and ended the connection: " + s.mine()
@@ -55,7 +58,22 @@ func (s *session) late(err error) *Error {
 	if alert, ok := isAlert(err); ok {
 		words = s.refused(alert)
 	}
-	return &Error{Reason: UpstreamTLS, Words: s.address + ": " + words, Err: attempts{syscall.ECONNRESET, err}}
+	return errorAt(s.address, UpstreamTLS, words, attempts{syscall.ECONNRESET, err})
+}
+
+// isDisorder tells whether the peer sent a message of TLS that had no place there, as
+// one does that sends our own back.
+func isDisorder(err error) bool {
+	return strings.Contains(err.Error(), "unexpected handshake message") || strings.Contains(err.Error(), "unexpected message")
+}
+
+// noTLS says that the upstream does not speak TLS, as is seen by what it sent.
+func (s *session) noTLS(seen string) string {
+	wayOut := fmt.Sprintf("correct %s, or leave %s out", s.field("its address", "service"), s.field("spec.config.tls", "tls"))
+	if s.check {
+		wayOut = fmt.Sprintf("correct %s, or %s", checkField(s.foreign, "type"), checkField(s.foreign, "port"))
+	}
+	return fmt.Sprintf("the upstream does not speak TLS (%s); %s", seen, wayOut)
 }
 
 // isAlert returns what the peer's alert says, if err is one.

@@ -360,8 +360,9 @@ type Query struct {
 	Host  string   // if it is not "", only targets of it are chosen
 	Known []string // Hosts that were resolved for this connection
 	Stale bool     // names are taken as they are
-	// Sure takes only what can be relied upon: all names are resolved, and the target is
-	// the only one of its Host, or could be connected to when that was last tried.
+	// Sure takes only what can be relied upon: all names are resolved, the target is
+	// the only one of its Host, or could be connected to when that was last tried, and
+	// there is a place at every other one that may come after it.
 	Sure bool
 }
 
@@ -371,7 +372,7 @@ type Outcome int
 // The outcomes.
 const (
 	Taken     Outcome = iota // the target has one connection more
-	Stale                    // the name of the target must be resolved first, or it is not sure; nothing was taken
+	Stale                    // the name of the target must be resolved first, or none is sure; nothing was taken
 	Full                     // there are targets, and all have as many connections as they may
 	None                     // there is none that was not tried
 	Unhealthy                // none serves
@@ -403,6 +404,9 @@ func (s *Set) take(now time.Time, q *Query) (*Target, Outcome) {
 	}
 	if len(list) == 0 {
 		return nil, none
+	}
+	if q.Sure && s.bounded && slices.ContainsFunc(s.targets, func(t *Target) bool { return t.tier != tierNone && t.isFull() }) {
+		return nil, Stale
 	}
 	t := s.choose(list, now, q.Client)
 	if !q.Stale && !now.Before(t.spec.Until) && !slices.Contains(q.Known, t.Host) || q.Sure && (!now.Before(s.fresh) || t.ofHost > 1 && !t.proven) {
@@ -445,7 +449,7 @@ func (s *Set) candidates(q *Query) (list []*Target, full bool) {
 		case !t.lead:
 			rank++
 		}
-		if t.spec.Max > 0 && t.group.conns >= t.spec.Max {
+		if t.isFull() {
 			fullTier = min(fullTier, t.tier)
 			continue
 		}
@@ -461,6 +465,33 @@ func (s *Set) candidates(q *Query) (list []*Target, full bool) {
 		return nil, true
 	}
 	return list, false
+}
+
+// isFull tells whether its Group has as many connections as it may. mu must be held.
+func (t *Target) isFull() bool { return t.spec.Max > 0 && t.group.conns >= t.spec.Max }
+
+// Full returns for who has tried those and is told that all are Full which Groups that
+// are, and which others are spare: they have a place, and are not chosen before none of
+// the first serves.
+func (s *Set) Full(tried []*Target) (full, spare []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	tier := tierNone
+	for _, t := range s.targets {
+		if t.isFull() && !slices.Contains(tried, t) {
+			tier = min(tier, t.tier)
+		}
+	}
+	for _, t := range s.targets {
+		switch {
+		case t.tier == tierNone || slices.Contains(tried, t):
+		case t.tier == tier && t.isFull() && !slices.Contains(full, t.Group):
+			full = append(full, t.Group)
+		case t.tier > tier && !t.isFull() && !slices.Contains(spare, t.Group):
+			spare = append(spare, t.Group)
+		}
+	}
+	return full, spare
 }
 
 // settle ends the ejections and the slow starts whose time is over. mu must be held.

@@ -674,7 +674,17 @@ func TestFull(t *testing.T) {
 	if x, what := take(s); what != Full {
 		t.Errorf("the third: %v, %v", x, what)
 	}
+	full, spare := s.Full(nil)
+	if !slices.Equal(full, []string{one.Group, two.Group}) || !slices.Equal(spare, []string{list[2].Group}) {
+		t.Errorf("full are %q, spare %q", full, spare)
+	}
+	if full, spare = s.Full([]*Target{one}); !slices.Equal(full, []string{two.Group}) || len(spare) != 1 {
+		t.Errorf("for who has tried the first: full are %q, spare %q", full, spare)
+	}
 	one.Drop()
+	if x, what := s.Take(time.Now(), &Query{Sure: true}); what != Stale {
+		t.Errorf("what may find no place in the end is sure: %v, %v", x, what)
+	}
 	if x, what := take(s, two); what != Taken || x != one {
 		t.Errorf("after that: %v, %v", x, what)
 	}
