@@ -159,7 +159,7 @@ type Subject struct {
 // Limits bound what is granted; zero is no bound.
 type Limits struct {
 	Connections           int `json:"connections,omitempty"`           // of the Service, live at once
-	ConnectionsPerSession int `json:"connectionsPerSession,omitempty"` // of the Session or, without one, the source address
+	ConnectionsPerSession int `json:"connectionsPerSession,omitempty"` // of the Session or, without one, the source network
 	// Pending is how many connections may wait, each for at most PendingTimeout, until
 	// there is one less than Connections; zero is none.
 	Pending        int           `json:"pending,omitempty"`

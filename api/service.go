@@ -71,7 +71,7 @@ type ServiceSpec struct {
 // bounded, but for ConnectionsPerSecond.
 type ServiceLimits struct {
 	Connections           int `json:"connections,omitempty"`           // live at once
-	ConnectionsPerSession int `json:"connectionsPerSession,omitempty"` // live at once, of one Session; of one source address on the public port
+	ConnectionsPerSession int `json:"connectionsPerSession,omitempty"` // live at once, of one Session; of who has none, of one source network (an address of IPv4, a /64 of IPv6)
 	// PendingConnections is how many connections may wait until there is one less than
 	// connections, and PendingTimeout for how long: 5 seconds.
 	PendingConnections int       `json:"pendingConnections,omitempty"`

@@ -25,7 +25,7 @@ const KindTCPMapping = "TCPMapping"
 //   - cardea/half-close-timeout: of a connection of which one side has finished, such as 30s.
 //   - cardea/on-removal: cut or drain, what becomes of live connections when it is deleted.
 //   - cardea/connections-per-second: new ones that one source network may open, such as 50.
-//   - cardea/connections-per-client: live ones that one source address may have, such as 10.
+//   - cardea/connections-per-client: live ones that one source network may have, such as 10.
 //   - cardea/max-bytes: that a connection may carry, of both directions together.
 //   - cardea/upload-bytes-per-second, cardea/download-bytes-per-second: of a connection.
 //   - cardea/loadbalance: as a Service's config.upstream.loadbalance, without endpoints, in JSON,
@@ -112,7 +112,7 @@ const (
 	AnnotationHalfCloseTimeout     = "half-close-timeout"     // of a connection of which one side has finished
 	AnnotationOnRemoval            = "on-removal"             // cut, drain: live connections when the TCPMapping is deleted
 	AnnotationConnectionsPerSecond = "connections-per-second" // new ones, of one source network
-	AnnotationConnectionsPerClient = "connections-per-client" // live ones, of one source address
+	AnnotationConnectionsPerClient = "connections-per-client" // live ones, of one source network
 	AnnotationMaxBytes             = "max-bytes"              // of a connection
 	AnnotationUpload               = "upload-bytes-per-second"
 	AnnotationDownload             = "download-bytes-per-second"

@@ -2598,7 +2598,7 @@ const OpenAPI = `{
       "type": "integer"
      },
      "connectionsPerSession": {
-      "description": "of the Session or, without one, the source address",
+      "description": "of the Session or, without one, the source network",
       "type": "integer"
      },
      "download": {
@@ -4203,7 +4203,7 @@ const OpenAPI = `{
       "type": "integer"
      },
      "connectionsPerSession": {
-      "description": "live at once, of one Session; of one source address on the public port",
+      "description": "live at once, of one Session; of who has none, of one source network (an address of IPv4, a /64 of IPv6)",
       "type": "integer"
      },
      "downloadBytesPerSecond": {
@@ -4768,7 +4768,7 @@ const OpenAPI = `{
    },
    "TCPMapping": {
     "additionalProperties": false,
-    "description": "A TCPMapping is Ambassador's: connections to a port, and with host to a server name, go to a service. The versions of it have the same fields. What these do not say, metadata.annotations do, as text:\n- cardea/tls: passthrough leaves TLS to the service; only the server name is read.\n- cardea/alpn: the client must offer one of these protocols, such as h2,http/1.1.\n- cardea/sources: the client must come from one of these networks, such as 10.0.0.0/8,fd00::/8.\n- cardea/proxy-protocol: v1 or v2 of the PROXY header that the service is sent first.\n- cardea/starttls: postgres, if clients ask for TLS as PostgreSQL's do.\n- cardea/upstream-verification: REQUIRE or REPORT, of the certificate of the service.\n- cardea/connect-timeout: until the connection to the service is there, such as 3s.\n- cardea/pending-timeout: of a connection that waits for another to end, such as 5s.\n- cardea/max-duration: of a connection, such as 8h.\n- cardea/half-close-timeout: of a connection of which one side has finished, such as 30s.\n- cardea/on-removal: cut or drain, what becomes of live connections when it is deleted.\n- cardea/connections-per-second: new ones that one source network may open, such as 50.\n- cardea/connections-per-client: live ones that one source address may have, such as 10.\n- cardea/max-bytes: that a connection may carry, of both directions together.\n- cardea/upload-bytes-per-second, cardea/download-bytes-per-second: of a connection.\n- cardea/loadbalance: as a Service's config.upstream.loadbalance, without endpoints, in JSON, such as {\"algorithm\": \"LEAST_CONNECTIONS\", \"slowStart\": {\"seconds\": 30}}: the addresses of the service's name are shared among.\n- cardea/health: as a Service's config.upstream.health, in JSON, such as {\"check\": {\"type\": \"TCP\", \"interval\": {\"seconds\": 2}}}.",
+    "description": "A TCPMapping is Ambassador's: connections to a port, and with host to a server name, go to a service. The versions of it have the same fields. What these do not say, metadata.annotations do, as text:\n- cardea/tls: passthrough leaves TLS to the service; only the server name is read.\n- cardea/alpn: the client must offer one of these protocols, such as h2,http/1.1.\n- cardea/sources: the client must come from one of these networks, such as 10.0.0.0/8,fd00::/8.\n- cardea/proxy-protocol: v1 or v2 of the PROXY header that the service is sent first.\n- cardea/starttls: postgres, if clients ask for TLS as PostgreSQL's do.\n- cardea/upstream-verification: REQUIRE or REPORT, of the certificate of the service.\n- cardea/connect-timeout: until the connection to the service is there, such as 3s.\n- cardea/pending-timeout: of a connection that waits for another to end, such as 5s.\n- cardea/max-duration: of a connection, such as 8h.\n- cardea/half-close-timeout: of a connection of which one side has finished, such as 30s.\n- cardea/on-removal: cut or drain, what becomes of live connections when it is deleted.\n- cardea/connections-per-second: new ones that one source network may open, such as 50.\n- cardea/connections-per-client: live ones that one source network may have, such as 10.\n- cardea/max-bytes: that a connection may carry, of both directions together.\n- cardea/upload-bytes-per-second, cardea/download-bytes-per-second: of a connection.\n- cardea/loadbalance: as a Service's config.upstream.loadbalance, without endpoints, in JSON, such as {\"algorithm\": \"LEAST_CONNECTIONS\", \"slowStart\": {\"seconds\": 30}}: the addresses of the service's name are shared among.\n- cardea/health: as a Service's config.upstream.health, in JSON, such as {\"check\": {\"type\": \"TCP\", \"interval\": {\"seconds\": 2}}}.",
     "properties": {
      "apiVersion": {
       "type": "string"
