@@ -203,8 +203,9 @@ type Loadbalance struct {
 // An UpstreamEndpoint is one of several places of an upstream.
 type UpstreamEndpoint struct {
 	URL string `json:"url"`
-	// Weight is its share, 1 to 1000; 1 if it is left out.
-	Weight int `json:"weight,omitempty"`
+	// Weight is its share, 1 to 1000; 1 if it is left out. With 0 it gets no new
+	// connections, and keeps those that it has.
+	Weight *int `json:"weight,omitempty"`
 	// Backup is an endpoint that gets connections only while none of the others serves.
 	Backup bool `json:"backup,omitempty"`
 	// MaxConnections is how many connections it may have at once. When all have as many
@@ -445,8 +446,8 @@ func (e Endpoint) Address() string {
 	return net.JoinHostPort(e.Host, strconv.Itoa(e.Port))
 }
 
-// Endpoints returns the places of the upstream, at least one. The error says what
-// is wrong with the first that is, without repeating its URL.
+// Endpoints returns the places of the upstream that get connections, at least one. The
+// error says what is wrong with the first that is, without repeating its URL.
 func (u *Upstream) Endpoints() ([]Endpoint, error) {
 	if u.Loadbalance == nil || u.URL != "" {
 		e, err := parseEndpoint(u.URL)
@@ -459,8 +460,13 @@ func (u *Upstream) Endpoints() ([]Endpoint, error) {
 		if err != nil {
 			return nil, err
 		}
-		e.Weight, e.Backup, e.MaxConnections = max(x.Weight, 1), x.Backup, x.MaxConnections
-		list = append(list, e)
+		e.Weight, e.Backup, e.MaxConnections = 1, x.Backup, x.MaxConnections
+		if x.Weight != nil {
+			e.Weight = *x.Weight
+		}
+		if e.Weight > 0 {
+			list = append(list, e)
+		}
 	}
 	if len(list) == 0 {
 		return nil, errors.New("has no endpoints")
@@ -738,12 +744,14 @@ func (l *Loadbalance) Validate(p *Problems, at string) {
 	first := len(l.Endpoints) == 0
 	for i, e := range l.Endpoints {
 		at := fmt.Sprintf("%s/endpoints/%d", at, i)
-		within(p, at+"/weight", e.Weight, 1, maxWeight, "1")
+		if w := e.Weight; w != nil && (*w < 0 || *w > maxWeight) {
+			p.Add(at+"/weight", fmt.Sprintf("must be from 0 (no new connections) to %d, or left out: 1", maxWeight), strconv.Itoa(*w))
+		}
 		within(p, at+"/maxConnections", e.MaxConnections, 1, 1_000_000, "no limit")
-		first = first || !e.Backup
+		first = first || !e.Backup && (e.Weight == nil || *e.Weight != 0)
 	}
 	if !first {
-		p.Add(at+"/endpoints", "must have one that is not backup", "")
+		p.Add(at+"/endpoints", "must have one that is neither backup nor of weight 0", "")
 	}
 }
 

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"slices"
 	"testing"
 	"time"
 )
@@ -132,5 +133,20 @@ func TestRate(t *testing.T) {
 		if (&ServiceLimits{ConnectionsPerSecond: n}).validate(&p, "/l"); p.Err() == nil {
 			t.Errorf("%d is let through", n)
 		}
+	}
+}
+
+// An endpoint of weight 0 gets no new connections; one at least must get some.
+func TestWeightZero(t *testing.T) {
+	zero, two := of(0), of(2)
+	list := []UpstreamEndpoint{{URL: "tcp://a:1", Weight: zero}, {URL: "tcp://b:1", Weight: two}, {URL: "tcp://c:1"}}
+	ends, err := (&Upstream{Loadbalance: &Loadbalance{Endpoints: list}}).Endpoints()
+	if want := []Endpoint{{"b", 1, false, 2, false, 0}, {"c", 1, false, 1, false, 0}}; err != nil || !slices.Equal(ends, want) {
+		t.Errorf("%v, %v, want %v", ends, err, want)
+	}
+	var p Problems
+	(&Loadbalance{Endpoints: []UpstreamEndpoint{{URL: "tcp://a:1", Weight: zero}, {URL: "tcp://b:1", Backup: true}}}).Validate(&p, "")
+	if len(p.List) != 1 {
+		t.Errorf("no endpoint gets connections, and the problems are %v", p.List)
 	}
 }

@@ -214,7 +214,7 @@ func (t *Table) ask(q api.RouteQuestion, timeout time.Duration) api.RouteAnswer 
 		w("a client that says nothing gets here after %s: so long a server that speaks first is not reached", after)
 	}
 	for _, m := range a.Members {
-		w("%v has %d of %d connections", m.Object, m.Weight, m.Of)
+		w("the share of %v is %d of %d new connections", m.Object, m.Weight, m.Of)
 	}
 	w("%s", r.decided())
 	return a

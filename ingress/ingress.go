@@ -213,7 +213,7 @@ func (l *Listener) settle(c net.Conn) bool {
 		return true
 	}
 	r := api.Refusal{Facts: facts(c), Reason: api.ReasonOverload, Words: "no descriptors left"}
-	c.Close()
+	abort(c)
 	l.spare.keep()
 	if l.Refused != nil {
 		l.Refused(r)

@@ -264,7 +264,7 @@ func (d *door) is(open bool, reason, message string) {
 func cannot(bind api.Bind, err error) string {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Sprintf("%v is taken by another program (find it with: ss -ltnp 'sport = :%d'); end it, or choose another port", bind, bind.Port)
+		return fmt.Sprintf("%v is taken by another program (find it with: ss -tanp 'sport = :%d'); end it, or choose another port", bind, bind.Port)
 	case errors.Is(err, syscall.EACCES):
 		return fmt.Sprintf("the user that Cardea runs as may not listen on %v; choose a port above 1023, or give it CAP_NET_BIND_SERVICE", bind)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):

@@ -526,7 +526,7 @@ func testRunOpensAndCloses(t *testing.T, newSite func(*testing.T) *site) {
 		t.Errorf("a connection that lives: %v", err)
 	}
 	s.set(svc, public("b.ns", freePort(t), local))
-	if got := s.Addresses(); got != nil {
+	if got := s.Addresses(); len(got) != 0 {
 		t.Errorf("opened after Run: %v", got)
 	}
 	if got := s.Stats(); got.Open != 0 || got.Closed != 0 {

@@ -455,8 +455,8 @@ func TestAsk(t *testing.T) {
 		"server name db.x: the best match is server name db.x",
 		"Service/far.ns (sni db.x, from 10.0.0.0/8) does not match: 192.0.2.7 is not in 10.0.0.0/8",
 		"TCPMapping/ns/a (sni db.x) matches",
-		"TCPMapping/ns/a has 70 of 100 connections",
-		"TCPMapping/ns/b has 30 of 100 connections",
+		"the share of TCPMapping/ns/a is 70 of 100 new connections",
+		"the share of TCPMapping/ns/b is 30 of 100 new connections",
 		"then a DENY in the ClusterConfig or in Namespace ns, if there is one, refuses",
 	}
 	if !slices.Equal(a.Steps, want) {
@@ -483,10 +483,10 @@ func TestAskSteps(t *testing.T) {
 		q     api.RouteQuestion
 		steps []string
 	}{
-		{api.RouteQuestion{Port: 5432, SNI: "db.x"}, []string{"TLS from the first byte needs ALPN postgresql", "Service/pg.ns has 1 of 1 connections", fmt.Sprintf(decided, "pg.ns")}},
-		{api.RouteQuestion{Port: 5432, SNI: "p.x"}, []string{"(sni p.x) matches", "Service/private.ns has 1 of 1 connections", "then policies decide: cardea why USER private.ns"}},
-		{api.RouteQuestion{Port: 5432, NoTLS: true}, []string{"a client that says nothing gets here after a fifth of helloTimeout (1s): so long a server that speaks first is not reached", "Service/any.ns has 1 of 1 connections", fmt.Sprintf(decided, "any.ns")}},
-		{api.RouteQuestion{Port: 1, NoTLS: true}, []string{"(any bytes) matches", "Service/bare.ns has 1 of 1 connections", fmt.Sprintf(decided, "bare.ns")}},
+		{api.RouteQuestion{Port: 5432, SNI: "db.x"}, []string{"TLS from the first byte needs ALPN postgresql", "the share of Service/pg.ns is 1 of 1 new connections", fmt.Sprintf(decided, "pg.ns")}},
+		{api.RouteQuestion{Port: 5432, SNI: "p.x"}, []string{"(sni p.x) matches", "the share of Service/private.ns is 1 of 1 new connections", "then policies decide: cardea why USER private.ns"}},
+		{api.RouteQuestion{Port: 5432, NoTLS: true}, []string{"a client that says nothing gets here after a fifth of helloTimeout (1s): so long a server that speaks first is not reached", "the share of Service/any.ns is 1 of 1 new connections", fmt.Sprintf(decided, "any.ns")}},
+		{api.RouteQuestion{Port: 1, NoTLS: true}, []string{"(any bytes) matches", "the share of Service/bare.ns is 1 of 1 new connections", fmt.Sprintf(decided, "bare.ns")}},
 	} {
 		steps := tab.ask(x.q, 5*time.Second).Steps
 		last := steps[len(steps)-len(x.steps):]

@@ -9,8 +9,30 @@ import (
 	"cardea/audit"
 )
 
-// endpointChanged tells of an endpoint that has become healthy, or is not any more.
+// watched takes the destinations whose endpoints are to be asked whether they serve. A
+// process that another one has replaced goes on with those that it has.
+func (h *house) watched(all []api.Destination) {
+	if !h.isLeft() {
+		h.upstreams.Watch(all)
+	}
+}
+
+// isLeft reports whether another process has taken the place of this one.
+func (h *house) isLeft() bool {
+	select {
+	case <-h.left:
+		return true
+	default:
+		return false
+	}
+}
+
+// endpointChanged tells of an endpoint that has become healthy, or is not any more:
+// unless another process does so, which has taken the place of this one.
 func (h *house) endpointChanged(d api.Destination, x api.HealthInfo) {
+	if h.isLeft() {
+		return
+	}
 	name := x.Endpoint
 	if x.Address != name { // one of its addresses
 		name += " (" + x.Address + ")"

@@ -51,7 +51,7 @@ func listen(ctx context.Context, flag, address string) (net.Listener, error) {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		_, port, _ := net.SplitHostPort(address)
-		return nil, fmt.Errorf("the address %s is taken by another program (find it with: ss -ltnp 'sport = :%s'); choose another with %s", address, port, flag)
+		return nil, fmt.Errorf("the address %s is taken by another program (find it with: ss -tanp 'sport = :%s'); choose another with %s", address, port, flag)
 	case errors.Is(err, syscall.EACCES):
 		return nil, fmt.Errorf("the address %s may not be listened to by this user; choose a port above 1023 with %s", address, flag)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -204,7 +205,7 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 		return nil, err
 	}
 	h.router = h.publicPorts(uses)
-	h.routing = newRouting(h.store, h.router, func(all []api.Destination) { h.upstreams.Watch(all) }, h.routingOptions())
+	h.routing = newRouting(h.store, h.router, h.watched, h.routingOptions())
 	h.upstreams = &upstream.Dialer{
 		Hosts: h.settings.hosts, Allow: h.settings.allow, Own: h.listeners, ForbidInsecure: h.settings.forbidInsecure,
 		RequireVerification: h.settings.requireVerification, Certificate: uses.Certificate, Material: uses.Material,
@@ -461,8 +462,19 @@ func (h *house) status(key api.Key) *api.RouteStatus {
 // ask says where a connection would go, and how the endpoints there do.
 func (h *house) ask(q api.RouteQuestion) api.RouteAnswer {
 	a := h.router.Ask(q)
+	serve, why := false, ""
 	for i := range a.Members {
-		a.Members[i].Health = h.upstreams.Endpoints(a.Members[i].Object)
+		m := &a.Members[i]
+		m.Health = h.upstreams.Endpoints(m.Object)
+		c := h.upstreams.Healthy(m.Object)
+		if c == nil || c.Status != "False" {
+			serve = serve || m.Weight > 0
+		} else if why == "" {
+			why = fmt.Sprintf("%v: %s", m.Object, c.Message)
+		}
+	}
+	if a.Refused == "" && !serve && why != "" {
+		a.Refused = why
 	}
 	return a
 }

@@ -496,7 +496,7 @@ func TestNoPlaceButDead(t *testing.T) {
 			t.Errorf("a place came free: %+v, %v", third, err)
 		}
 		// Without the dead one.
-		list[0].Weight, list[0].URL = 1, "tcp://192.0.2.4:80"
+		list[0].URL = "tcp://192.0.2.4:80"
 		list[0].MaxConnections = 1
 		dead = failing()
 		next := *cfg
@@ -645,12 +645,12 @@ func TestProbes(t *testing.T) {
 		"TCP":                 {silent, api.HealthProbe{}, nil, ""},
 		"TCP, nobody":         {nil, api.HealthProbe{}, nil, refusal},
 		"redis":               {redis, ping, nil, ""},
-		"another answer":      {says("-LOADING\r\n"), ping, nil, `it answered "-LOADING\r\n", in which "+PONG" is not`},
+		"another answer":      {says("-LOADING\r\n"), ping, nil, `it answered "-LOADING\r\n", which does not have "+PONG" in it`},
 		"silence":             {silent, ping, nil, "no answer as it is expected within 200ms"},
 		"resets":              {resets, ping, nil, "reset by peer"},
-		"it says little":      {func(c net.Conn) { io.WriteString(c, "220-"); silent(c) }, api.HealthProbe{Expect: "220 "}, nil, `it answered "220-", in which "220 " is not, within 200ms`},
+		"it says little":      {func(c net.Conn) { io.WriteString(c, "220-"); silent(c) }, api.HealthProbe{Expect: "220 "}, nil, `it answered "220-", which does not have "220 " in it, within 200ms`},
 		"a greeting":          {says("SSH-2.0-x\r\n"), api.HealthProbe{Expect: "SSH-2.0"}, nil, ""},
-		"without end":         {endless, api.HealthProbe{Expect: "y", Timeout: ms(10000)}, nil, `in which "y" is not`},
+		"without end":         {endless, api.HealthProbe{Expect: "y", Timeout: ms(10000)}, nil, `which does not have "y" in it`},
 		"TLS":                 {over(silent), api.HealthProbe{Type: api.ProbeTLS}, trusted, ""},
 		"TLS and an answer":   {over(redis), api.HealthProbe{Type: api.ProbeTLS, Send: ping.Send, Expect: ping.Expect}, trusted, ""},
 		"TLS of somebody":     {over(silent), api.HealthProbe{Type: api.ProbeTLS}, nil, "signed by an unknown authority"},

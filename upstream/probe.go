@@ -161,7 +161,7 @@ func expect(r io.Reader, want []byte) error {
 			break
 		}
 	}
-	return &unexpected{fmt.Sprintf("it answered %.80q, in which %.80q is not", got, want)}
+	return &unexpected{fmt.Sprintf("it answered %.80q, which does not have %.80q in it", got, want)}
 }
 
 // hostHeader returns the Host of a request.

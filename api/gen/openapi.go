@@ -5208,7 +5208,7 @@ const OpenAPI = `{
       "x-not-yet": true
      },
      "weight": {
-      "description": "weight is its share, 1 to 1000; 1 if it is left out.",
+      "description": "weight is its share, 1 to 1000; 1 if it is left out. With 0 it gets no new connections, and keeps those that it has.",
       "type": "integer"
      }
     },
