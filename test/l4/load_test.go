@@ -549,7 +549,12 @@ func (w *world) judge(ends map[int][]*api.AccessLogCommon) {
 				return false // another one, from the same port
 			}
 			words = append(words, fmt.Sprintf("its END: upstream %s, from %s to %s", end.Upstream, life.from.Format(time.RFC3339Nano), life.to.Format(time.RFC3339Nano)))
-			return slices.ContainsFunc(w.endpoints, func(e *endpoint) bool { return e.address == end.Upstream && e.diedIn(life) })
+			return slices.ContainsFunc(w.endpoints, func(e *endpoint) bool {
+				// Of a full queue the kernel drops what ends a handshake: to the client it
+				// is connected, and the server never hears of it.
+				lost := e.kind == slow && life.to.Sub(life.from) > time.Minute-time.Second
+				return e.address == end.Upstream && (e.diedIn(life) || lost)
+			})
 		})
 		if excused {
 			killed++
