@@ -55,12 +55,12 @@ func (c *Conn) authorize(ctx context.Context, ask Ask, wait *pending) (grant *Gr
 			break
 		}
 		turn := wait
-		reason, words := turn.wait(ctx, c.run.closing)
+		reason, words := turn.wait(ctx, c)
 		if reason != "" {
-			wait, err = nil, c.deny(refusal(turn.decision, reason, words+turn.words, turn.message))
-		} else {
-			grant, wait, err = c.admit(ctx, ask, turn)
+			c.gate.registry.giveUp(turn.waiter)
+			return nil, c.deny(refusal(turn.decision, reason, words+turn.words, turn.message))
 		}
+		grant, wait, err = c.admit(ctx, ask, turn)
 		c.gate.registry.giveUp(turn.waiter)
 	}
 	switch {
@@ -162,21 +162,38 @@ func (p *pending) place() *waiter {
 	return p.waiter
 }
 
-// wait returns when its turn has come or, with why and the beginning of words, when
-// it has waited too long.
-func (p *pending) wait(ctx context.Context, closing <-chan struct{}) (api.ReasonType, string) {
+// lookAfter is how often it is looked whether the client of a connection that waits is
+// still there: whoever has gone does not keep a place from others for longer.
+const lookAfter = 250 * time.Millisecond
+
+// wait returns when the turn of c has come or, with why and the beginning of words, when
+// it has waited too long or its client has gone.
+func (p *pending) wait(ctx context.Context, c *Conn) (api.ReasonType, string) {
 	patience := cmp.Or(p.decision.Limits.PendingTimeout, defaultPending)
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
-	select {
-	case <-p.turn:
-		return "", ""
-	case <-timer.C:
-		return api.ReasonLimit, fmt.Sprintf("waited %v in vain: ", patience)
-	case <-ctx.Done():
-	case <-closing:
+	look := time.NewTicker(lookAfter)
+	defer look.Stop()
+	for {
+		hasTurn := false
+		select {
+		case <-p.turn:
+			hasTurn = true
+		case <-look.C:
+		case <-timer.C:
+			return api.ReasonLimit, fmt.Sprintf("waited %v in vain: ", patience)
+		case <-ctx.Done():
+			return api.ReasonDrained, "the server is stopping: "
+		case <-c.run.closing:
+			return api.ReasonDrained, "the server is stopping: "
+		}
+		if isGone(c.Conn) {
+			return api.ReasonLimit, "the client went away while it waited: "
+		}
+		if hasTurn {
+			return "", ""
+		}
 	}
-	return api.ReasonDrained, "the server is stopping: "
 }
 
 // decide asks, and turns everything that is not an answer into a denial.

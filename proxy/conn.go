@@ -37,7 +37,7 @@ type Conn struct {
 	live     relay.Live      // once the engine has it
 	hold     api.Hold        // at its upstream
 	upstream *endpoint       // where the last upstream is, or may be
-	shunned  *ending         // why it is to be cut if it connects to upstream
+	approach *approach       // those that are under way
 	report   *api.DialReport // of the last dial, if there is something to report
 	ending   *ending         // why it was cut
 }
@@ -48,6 +48,7 @@ type passage struct {
 	evidence api.Evidence
 	facts    api.Facts
 	plan     Plan       // while the engine connects it
+	approach approach   // likewise
 	mark     audit.Mark // of START
 }
 
@@ -252,6 +253,9 @@ func (c *Conn) relayed(r relay.Result) { c.over(endingOf(r), r) }
 // endingOf says how a relay ended.
 func endingOf(r relay.Result) ending {
 	e := ending{reason: r.Reason}
+	if r.Reason == relay.Limit {
+		e.words = "it has carried as many bytes as it may"
+	}
 	if r.Err == nil {
 		return e
 	}

@@ -113,9 +113,13 @@ func (m crowds) admit(c crowd, limits api.Limits, w *waiter, callers func(servic
 		if c.kind != api.KindService {
 			limit = "the annotation " + api.AnnotationPrefix + api.AnnotationConnectionsPerClient
 		}
+		who := "client"
+		if c.caller.session != "" {
+			who = "Session"
+		}
 		return &fullError{
 			words:   fmt.Sprintf("%v has %s to the %s, and %s is %d", c.caller, live(own), c.kind, limit, limits.ConnectionsPerSession),
-			message: "this Session has as many connections to the Service as allowed; close one or try later",
+			message: fmt.Sprintf("this %s has as many connections to the Service as allowed; close one or try later", who),
 		}
 	}
 	if !hasTurn && (n.isFull() || n.waiting.Len() > 0) {

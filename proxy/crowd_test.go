@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -122,6 +123,16 @@ func TestFullWords(t *testing.T) {
 	want := "the source address has 1 live connection to the Service, and spec.limits.connectionsPerSession is 1"
 	if err := m.admit(c, limits, nil, nobody); err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
+	}
+	for who, want := range map[caller]string{{}: "this client has as many", {session: "s"}: "this Session has as many"} {
+		c := c
+		c.caller = who
+		m := crowds{}
+		m.admit(c, limits, nil, nobody)
+		err := m.admit(c, limits, nil, nobody)
+		if full, ok := err.(*fullError); !ok || !strings.HasPrefix(full.message, want) {
+			t.Errorf("%v is told %+v", who, err)
+		}
 	}
 	c.caller.network = networkOf("192.0.2.2")
 	m.admit(c, limits, nil, nobody)

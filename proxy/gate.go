@@ -41,7 +41,7 @@
 // that is made again brings others, the relay gets them. Lower limits on
 // connections cut nobody. Where the limits let connections wait, those that are too
 // many do, in order: a place that becomes free is kept for the next of them, who is
-// decided about anew.
+// decided about anew. Whoever is seen to have gone meanwhile is DENIED, and not connected.
 //
 // # Routes
 //

@@ -133,14 +133,29 @@ func (g *Grant) dial(ctx context.Context) (net.Conn, api.Hold, error) {
 	if !c.gate.registry.isLive(g) {
 		return nil, nil, errRevoked
 	}
+	var a approach
+	c.approaches(&a, to.Config)
 	up, report, err := c.gate.Dial(ctx, to)
 	c.note(report)
+	var at *endpoint
+	if err == nil {
+		at = c.gate.endpoints.to(up.RemoteAddr())
+	}
+	c.mu.Lock()
+	shunned := c.arrives(&a, at)
+	if err == nil {
+		c.upstream = at
+	}
+	c.mu.Unlock()
 	if err != nil {
 		return nil, nil, &dialError{err: err}
 	}
-	c.mu.Lock()
-	c.upstream = c.gate.endpoints.to(up.RemoteAddr())
-	c.mu.Unlock()
+	if shunned != nil {
+		c.cut(shunned.reason, shunned.words, nil)
+		relay.Reset(up, shunned.reason)
+		release(report.Hold, relay.Result{})
+		return nil, nil, errRevoked
+	}
 	if !c.gate.registry.isLive(g) {
 		relay.Reset(up, relay.Revoked)
 		release(report.Hold, relay.Result{})

@@ -49,10 +49,14 @@ func (g *Gate) connect(c *Conn) bool {
 		return false
 	}
 	c.passage.plan = plan
+	c.approaches(&c.passage.approach, to.Config)
 	live := g.connector.Connect(c.Conn, (*opening)(c))
 	if live == nil {
 		c.passage.plan = nil
 		plan.Failure()
+		c.mu.Lock()
+		c.arrives(&c.passage.approach, nil)
+		c.mu.Unlock()
 		return false
 	}
 	c.mu.Lock()
@@ -72,13 +76,17 @@ type opening Conn
 // Next implements relay.Opening.
 func (o *opening) Next(failed error) (to netip.AddrPort, within time.Duration, ok bool) {
 	c := (*Conn)(o)
-	if c.isCut() {
+	c.mu.Lock()
+	cut := c.ending != nil
+	c.passage.approach.shunned = nil // of the address before
+	c.mu.Unlock()
+	if cut {
 		return to, 0, false
 	}
 	if to, within, ok = c.passage.plan.Next(failed); ok {
 		at := c.gate.endpoints.at(to)
 		c.mu.Lock()
-		c.upstream, c.shunned = at, nil
+		c.upstream = at
 		c.mu.Unlock()
 	}
 	return to, within, ok
@@ -93,18 +101,19 @@ func (o *opening) Connected(local netip.AddrPort) (relay.Limits, []byte, error) 
 	preface, report := c.passage.plan.Connected(local)
 	c.passage.plan = nil
 	c.note(report)
+	c.holds(report.Hold)
+	if err := c.keep(); err != nil {
+		return relay.Limits{}, nil, err
+	}
 	c.mu.Lock()
-	c.hold = report.Hold
+	shunned := c.arrives(&c.passage.approach, c.upstream)
 	if c.ending == nil {
-		c.ending = c.shunned
+		c.ending = shunned
 	}
 	cut := c.ending != nil
 	c.mu.Unlock()
 	if cut {
 		return relay.Limits{}, nil, errRevoked
-	}
-	if err := c.keep(); err != nil {
-		return relay.Limits{}, nil, err
 	}
 	c.passage = nil
 	return c.first.limits(), preface, nil

@@ -9,6 +9,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -16,10 +18,12 @@ import (
 	"time"
 
 	"cardea/api"
+	"cardea/audit"
 	"cardea/audit/memory"
 	"cardea/mode/tcp"
 	"cardea/proxy"
 	"cardea/relay"
+	relaycopy "cardea/relay/copy"
 	"cardea/relay/loop"
 )
 
@@ -127,6 +131,241 @@ func TestLoop(t *testing.T) {
 		t.Errorf("ends by reason, and STARTs: %v", ends)
 	}
 }
+
+// A keeping log tells when it is asked to keep a START, and waits until it may.
+type keeping struct {
+	*memory.Log
+	asked, may chan struct{}
+}
+
+func (k keeping) Keep(m audit.Mark) error {
+	k.asked <- struct{}{}
+	<-k.may
+	return k.Log.Keep(m)
+}
+
+// echo is an upstream, which counts who came.
+func echo(t *testing.T) (at netip.AddrPort, came *atomic.Int64) {
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	came = new(atomic.Int64)
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			came.Add(1)
+			serving.Go(func() { io.Copy(c, c); c.Close() })
+		}
+	})
+	t.Cleanup(func() { l.Close(); serving.Wait() })
+	return l.Addr().(*net.TCPAddr).AddrPort(), came
+}
+
+// An address that is found not to serve while the START of a connection to it is kept
+// loses the connection.
+func TestUnhealthyWhileKept(t *testing.T) {
+	at, _ := echo(t)
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := keeping{new(memory.Log), make(chan struct{}), make(chan struct{})}
+	engine := loop.New(loop.Options{Loops: 2})
+	d := &slow{changes: make(chan api.Change)}
+	d.decide = func(context.Context, api.Request) (api.Decision, error) {
+		a := answer(api.Allow, 1, "x")
+		a.Subject.Session, a.Subject.IsAnonymous = nil, true
+		return a, nil
+	}
+	g := proxy.New(proxy.Rooms{
+		Decider: d, InLine: true, Audit: log, Refuse: func(r api.Refusal) { t.Errorf("refused: %s", r.Words) }, Engine: engine,
+		Modes: []proxy.Mode{tcp.Mode()}, Log: slog.New(slog.DiscardHandler),
+		Plan: func(api.Destination) proxy.Plan { return straightTo(at) },
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { g.Run(ctx) })
+	d.changes <- change(1) // it runs
+	in, err := engine.Listen(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := api.Key{Group: api.GroupAmbassador, Kind: api.KindTCPMapping, Namespace: "team", Name: "db"}
+	r := &api.Routed{Object: o, Config: &api.ServiceConfig{Name: "a", Upstream: api.Upstream{URL: "tcp://" + at.String()}}}
+	running.Go(func() {
+		in.Serve(ctx, func(c net.Conn) { g.Arrive(api.Arrival{Conn: c, Route: r}) }, func(error) time.Duration { return time.Millisecond })
+	})
+	c, err := net.Dial("tcp4", in.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	<-log.asked
+	g.Unhealthy(o, "a", at, "it does not answer")
+	close(log.may)
+	c.Write([]byte("x"))
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the client saw %v", err)
+	}
+	cancel()
+	in.Close()
+	running.Wait()
+	if recs := log.All(); len(recs) != 2 || recs[1].Entry.Info.TCP.CloseReason != string(relay.Unhealthy) || recs[1].Entry.Info.TCP.Error != "it does not answer" {
+		t.Errorf("the log has %d records", len(recs))
+	}
+}
+
+// A client that has gone while it waited for its turn gives its place to others at once,
+// and nobody is dialled for it. One that has only finished sending waits on.
+func TestWhoWaitsAndGoes(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		engine relay.Acceptor // nil if package net accepts
+		layer  func(net.Conn) net.Conn
+	}{
+		{"of package net", nil, func(c net.Conn) net.Conn { return c }},
+		{"of the loop", loop.New(loop.Options{Loops: 2}), func(c net.Conn) net.Conn { return c }},
+		{"beneath another", nil, func(c net.Conn) net.Conn { return above{c.(*net.TCPConn)} }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			at, came := echo(t)
+			refused := make(chan string, 10)
+			d := &slow{changes: make(chan api.Change)}
+			d.decide = func(context.Context, api.Request) (api.Decision, error) {
+				a := answer(api.Allow, 1, "x")
+				a.Limits = api.Limits{Connections: 1, Pending: 1, PendingTimeout: time.Hour}
+				return a, nil
+			}
+			rooms := proxy.Rooms{
+				Decider: d, Audit: new(memory.Log), Refuse: func(r api.Refusal) { refused <- r.Words }, Engine: relaycopy.New(),
+				Modes: []proxy.Mode{tcp.Mode()}, Log: slog.New(slog.DiscardHandler),
+				Dial: func(ctx context.Context, _ api.Destination) (net.Conn, api.DialReport, error) {
+					c, err := new(net.Dialer).DialContext(ctx, "tcp4", at.String())
+					return c, api.DialReport{}, err
+				},
+			}
+			l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var in relay.Listener
+			if test.engine != nil {
+				rooms.Engine, rooms.InLine = test.engine, true
+				rooms.Plan = func(api.Destination) proxy.Plan { return straightTo(at) }
+				if in, err = test.engine.Listen(l); err != nil {
+					t.Fatal(err)
+				}
+			}
+			g := proxy.New(rooms)
+			ctx, cancel := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			running.Go(func() { g.Run(ctx) })
+			d.changes <- change(1) // it runs
+			arrived := make(chan struct{})
+			arrive := func(c net.Conn) {
+				g.Arrive(api.Arrival{Conn: test.layer(c), Service: "svc.default", Evidence: api.Evidence{Kind: api.EvidenceMemory, Data: []byte("s")}})
+				arrived <- struct{}{}
+			}
+			addr := l.Addr().String()
+			running.Go(func() {
+				if in != nil {
+					in.Serve(ctx, arrive, func(error) time.Duration { return time.Millisecond })
+					return
+				}
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					arrive(c)
+				}
+			})
+			connect := func() tcpClient {
+				c, err := net.Dial("tcp4", addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { c.Close() })
+				<-arrived
+				return tcpClient{c.(*net.TCPConn)}
+			}
+			serves := func(c tcpClient) {
+				t.Helper()
+				c.Write([]byte("x"))
+				if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			waits := func() {
+				for g.Stats().Waiting != 1 {
+					runtime.Gosched()
+				}
+			}
+			left := func() {
+				t.Helper()
+				if words := <-refused; !strings.HasPrefix(words, "the client went away while it waited: the Service has 1 live connection") {
+					t.Errorf("refused: %s", words)
+				}
+			}
+
+			first := connect()
+			serves(first)
+			gone := connect()
+			waits()
+			gone.reset()
+			left()
+			if n := g.Stats().Waiting; n != 0 {
+				t.Errorf("%d wait", n)
+			}
+
+			gone = connect() // and has gone when its turn comes
+			waits()
+			gone.reset()
+			first.reset()
+			left()
+			if n := came.Load(); n != 1 {
+				t.Errorf("%d were dialled", n)
+			}
+
+			first = connect()
+			serves(first)
+			half := connect()
+			waits()
+			half.Write([]byte("hello"))
+			half.CloseWrite()
+			first.reset()
+			if got, err := io.ReadAll(half); err != nil || string(got) != "hello" {
+				t.Errorf("who has half-closed read %q, %v", got, err)
+			}
+			cancel()
+			l.Close()
+			if in != nil {
+				in.Close()
+			}
+			running.Wait()
+		})
+	}
+}
+
+// above is a layer over TCP that hides what it is over.
+type above struct{ tcp *net.TCPConn }
+
+func (a above) Read(p []byte) (int, error)         { return a.tcp.Read(p) }
+func (a above) Write(p []byte) (int, error)        { return a.tcp.Write(p) }
+func (a above) Close() error                       { return a.tcp.Close() }
+func (a above) CloseWrite() error                  { return a.tcp.CloseWrite() }
+func (a above) Reset(string) error                 { return relay.Reset(a.tcp, relay.Revoked) }
+func (a above) LocalAddr() net.Addr                { return a.tcp.LocalAddr() }
+func (a above) RemoteAddr() net.Addr               { return a.tcp.RemoteAddr() }
+func (a above) SetDeadline(t time.Time) error      { return a.tcp.SetDeadline(t) }
+func (a above) SetReadDeadline(t time.Time) error  { return a.tcp.SetReadDeadline(t) }
+func (a above) SetWriteDeadline(t time.Time) error { return a.tcp.SetWriteDeadline(t) }
+func (a above) NetConn() net.Conn                  { return a.tcp }
 
 // BenchmarkLoop is "tcp" of BenchmarkPlain, in line.
 func BenchmarkLoop(b *testing.B) {

@@ -5,7 +5,6 @@ import (
 	"container/heap"
 	"hash/maphash"
 	"net"
-	"net/netip"
 	"slices"
 	"strconv"
 	"sync"
@@ -529,28 +528,6 @@ func (g *Gate) Kill(id, by string) bool {
 		return true
 	}
 	return false
-}
-
-// Unhealthy cuts the live connections to one address of an upstream, and returns how
-// many: at is that address, o and config are the Object and the name of the config in
-// the Destination. words say why, for the log. What is being connected to it goes on,
-// to another address if it fails, and is cut if it does not.
-func (g *Gate) Unhealthy(o api.Key, config string, at netip.AddrPort, words string) (cut int) {
-	for _, c := range g.registry.find(func(c *Conn) bool {
-		return c.from.object() == o && configName(c.first.terms.Load().said.Config) == config
-	}) {
-		c.mu.Lock()
-		there := c.isThere() && c.upstream.is(at)
-		if there && c.start == begun { // START is kept when it is connected
-			c.shunned, there = &ending{reason: relay.Unhealthy, words: words}, false
-		}
-		c.mu.Unlock()
-		if there {
-			c.cut(relay.Unhealthy, words, nil)
-			cut++
-		}
-	}
-	return cut
 }
 
 // expiries is a heap of Grants by held.Until.

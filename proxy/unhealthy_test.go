@@ -107,3 +107,85 @@ func TestUnhealthy(t *testing.T) {
 		}
 	})
 }
+
+// An address that is found not to serve while somebody is on his way there, be it by a
+// long handshake, loses that connection as soon as it is there. What was said before
+// does not count: it may serve again.
+func TestUnhealthyWhileDialled(t *testing.T) {
+	o := api.Key{Group: api.GroupAmbassador, Kind: api.KindTCPMapping, Namespace: "team", Name: "db"}
+	other := o
+	other.Name = "other"
+	at, elsewhere := netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("192.0.2.1:2")
+	for _, test := range []struct {
+		name   string
+		before bool // the dial
+		object api.Key
+		config string
+		at     netip.AddrPort
+		cut    bool
+	}{
+		{"the address", false, o, "a", at, true},
+		{"another address", false, o, "a", elsewhere, false},
+		{"by another config", false, o, "b", at, false},
+		{"of another Object", false, other, "a", at, false},
+		{"before the dial", true, o, "a", at, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &slow{changes: make(chan api.Change)}
+				d.decide = func(context.Context, api.Request) (api.Decision, error) {
+					a := answer(api.Allow, 1, "x")
+					a.Subject.Session, a.Subject.IsAnonymous = nil, true
+					return a, nil
+				}
+				log, secured := new(auditmemory.Log), make(chan struct{})
+				near, upstream := relaytest.Pipe()
+				g := proxy.New(proxy.Rooms{
+					Decider: d, Audit: log, Refuse: func(api.Refusal) {}, Engine: relaycopy.New(), Modes: []proxy.Mode{tcp.Mode()}, Log: slog.New(slog.DiscardHandler),
+					Dial: func(context.Context, api.Destination) (net.Conn, api.DialReport, error) {
+						<-secured
+						return placed{near, net.TCPAddrFromAddrPort(at)}, api.DialReport{}, nil
+					},
+				})
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan struct{})
+				go func() { g.Run(ctx); close(done) }()
+				synctest.Wait()
+				say := func() {
+					if n := g.Unhealthy(test.object, test.config, test.at, "it does not answer"); n != 0 {
+						t.Errorf("%d were cut", n)
+					}
+				}
+				if test.before {
+					say()
+				}
+				leg, client := relaytest.Pipe()
+				r := &api.Routed{Object: o, Config: &api.ServiceConfig{Name: "a", Upstream: api.Upstream{URL: "tcp://upstream:1"}}}
+				g.Arrive(api.Arrival{Conn: leg, Route: r})
+				synctest.Wait()
+				if !test.before {
+					say()
+				}
+				close(secured)
+				synctest.Wait()
+				if cut := len(g.List()) == 0; cut != test.cut {
+					t.Errorf("it was cut: %v", cut)
+				}
+				if test.cut {
+					for _, c := range []*relaytest.PipeEnd{client, upstream} {
+						if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+							t.Errorf("a peer saw %v", err)
+						}
+					}
+					if recs := log.All(); recs[1].Entry.Info.TCP.CloseReason != string(relay.Unhealthy) || recs[1].Entry.Info.TCP.Error != "it does not answer" {
+						t.Errorf("END = %+v", recs[1].Entry.Info.TCP)
+					}
+				}
+				cancel()
+				<-done
+				client.Close()
+				upstream.Close()
+			})
+		})
+	}
+}
