@@ -18,6 +18,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -46,6 +47,9 @@ const (
 // An Authority is the CA of a cluster. It may be used from any number of
 // goroutines.
 type Authority struct {
+	// Log is told what Run cannot read; nil is nobody. It is set before Run.
+	Log *slog.Logger
+
 	domain    string
 	now       func() time.Time
 	keys      keys

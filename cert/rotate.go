@@ -158,21 +158,29 @@ func (a *Authority) longest(ctx context.Context) (life time.Duration, err error)
 	return life, err
 }
 
+// reloadPause is after how long a CA that cannot be read is tried again, if it does not
+// change.
+const reloadPause = 5 * time.Second
+
 // Run follows the store until ctx is done: a CA that another process has rotated
-// counts here too. It deletes the key of an old CA when its time is over.
+// counts here too. It deletes the key of an old CA when its time is over. A CA that
+// cannot be read is told of in the log, and the one that was there stays; only a store
+// that does not say any more what changes is an error.
 func (a *Authority) Run(ctx context.Context) error {
-	for ctx.Err() == nil {
+	for told := false; ctx.Err() == nil; {
 		var from api.Revision
 		if err := a.keys.store.View(ctx, func(r store.Reader) error { from = r.Revision(); return nil }); err != nil {
 			return ended(ctx, err)
 		}
-		err := errors.Join(a.load(ctx), a.tidy(ctx))
-		if err == nil {
-			err = a.follow(ctx, from)
+		broken := ended(ctx, errors.Join(a.load(ctx), a.tidy(ctx)))
+		if broken != nil && !told && a.Log != nil {
+			a.Log.Error("the cluster's CA cannot be read; the one that was there stays, and it is tried again", "error", broken)
 		}
+		changed, err := a.follow(ctx, from, broken != nil)
 		if err != nil && !errors.Is(err, store.ErrCompacted) {
 			return ended(ctx, err)
 		}
+		told = broken != nil && !changed
 	}
 	return nil
 }
@@ -185,24 +193,30 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-// follow returns when the CA was changed in the store, or an overlap has ended.
-func (a *Authority) follow(ctx context.Context, from api.Revision) error {
+// follow returns when the CA was changed in the store, which it reports, or an overlap
+// has ended, or it is time to try again what is broken.
+func (a *Authority) follow(ctx context.Context, from api.Revision, broken bool) (changed bool, err error) {
 	if s := a.current(); s.old != nil {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, s.old.until().Sub(a.now()))
 		defer cancel()
 	}
+	if broken {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, reloadPause)
+		defer cancel()
+	}
 	for c, err := range a.keys.store.Watch(ctx, from) {
 		if err != nil {
-			return err
+			return false, err
 		}
 		for _, x := range c.Changes {
 			if x.Key == secretKey(caSecret) || x.Key == secretKey(oldCASecret) {
-				return nil
+				return true, nil
 			}
 		}
 	}
-	return nil
+	return false, nil
 }
 
 // tidy deletes the key of an old CA whose time is over.

@@ -489,16 +489,16 @@ func TestReady(t *testing.T) {
 	var out strings.Builder
 	r := &run{Program: newPerson(t).program(nil, &out, os.Stderr)}
 	s := server.Ready{Domain: "cardea.internal", Address: "127.0.0.1:8443", CASHA256: "ffff", Connections: 1000, Listeners: []string{"*:2222 (3 routes)", "*:26257 (1 route)"}}
-	r.printReady(s, "/data", "")
+	r.printReady(r.Out, s, "/data", "")
 	s.NotInForce = 1
-	r.printReady(s, "/data", "")
+	r.printReady(r.Out, s, "/data", "")
 	s.NotInForce, s.Listeners = 2, nil
-	r.printReady(s, "/data", "")
+	r.printReady(r.Out, s, "/data", "")
 	for _, s.Listeners = range [][]string{
 		{"*:1 (1 route)", "*:2 (1 route)", "*:3 (1 route)", "*:4 (2 routes)"},
 		{"*:2222 (3 routes)", "*:26257 (1 route), not open: the address is in use"},
 	} {
-		r.printReady(s, "/data", "")
+		r.printReady(r.Out, s, "/data", "")
 	}
 	golden(t, "ready.txt", out.String())
 }

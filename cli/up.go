@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,10 +9,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -70,6 +71,10 @@ func (r *run) up() *cobra.Command {
 				return err
 			}
 			defer cfg.Estate.Close()
+			// Whoever read what the process before printed may have gone: no reason to end.
+			gone := make(chan os.Signal, 1)
+			signal.Notify(gone, syscall.SIGPIPE)
+			defer signal.Stop(gone)
 			// Documents on standard input were read by the process before, and applied.
 			files = slices.DeleteFunc(files, func(f string) bool { return f == "-" })
 		}
@@ -101,23 +106,23 @@ func (r *run) up() *cobra.Command {
 				return fmt.Errorf("replace the ready file: %w", err)
 			}
 		}
-		ctx, stop := context.WithCancel(c.Context())
-		defer stop()
-		var failure error
-		err = server.Up(ctx, cfg, func(s server.Ready) {
-			if ready != "" {
-				failure = writeReady(ready, readyFile{s.Address, s.CASHA256, s.Token})
+		cfg.Prepare = func(s server.Ready) error {
+			if ready == "" {
+				return nil
 			}
-			if failure != nil {
-				stop()
-				return
+			return writeReady(ready, readyFile{s.Address, s.CASHA256, s.Token})
+		}
+		err = server.Up(c.Context(), cfg, func(s server.Ready) {
+			to := r.Out
+			if f, ok := to.(*os.File); ok && cfg.Estate != nil {
+				to = hasty{f}
 			}
-			r.printReady(s, cfg.DataDir, ready)
+			r.printReady(to, s, cfg.DataDir, ready)
 		})
 		if e := located(docs, err); e != err {
 			err = r.problems(e, "the cluster was not started")
 		}
-		return errors.Join(failure, unprefixed(err))
+		return unprefixed(err)
 	}
 	return c
 }
@@ -134,9 +139,29 @@ func (r *run) dataDir(flag string) (string, error) {
 	return filepath.Join(state, "cardea"), nil
 }
 
+// A hasty is a file to which only that is written for which it has room: nobody may be
+// reading what a process prints that has replaced another one.
+type hasty struct{ *os.File }
+
+// Write implements io.Writer. What there is no room for is lost.
+func (h hasty) Write(b []byte) (n int, err error) {
+	const piece = 512 // POSIX: a pipe that is ready takes as much (PIPE_BUF of pipe(7))
+	for n < len(b) {
+		ready := []unix.PollFd{{Fd: int32(h.Fd()), Events: unix.POLLOUT}}
+		if room, err := unix.Poll(ready, 0); err != nil || room == 0 || ready[0].Revents != unix.POLLOUT {
+			return n, io.ErrShortWrite
+		}
+		m, err := h.File.Write(b[n:min(n+piece, len(b))])
+		if n += m; err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
 // printReady says how to reach a cluster.
-func (r *run) printReady(s server.Ready, dataDir, ready string) {
-	fmt.Fprintf(r.Out, "Cardea serves %s.\n\n", s.Domain)
+func (r *run) printReady(out io.Writer, s server.Ready, dataDir, ready string) {
+	fmt.Fprintf(out, "Cardea serves %s.\n\n", s.Domain)
 	t := new(table)
 	t.add("  address", s.Address)
 	t.add("  CA SHA-256", s.CASHA256)
@@ -154,18 +179,18 @@ func (r *run) printReady(s server.Ready, dataDir, ready string) {
 			heading = ""
 		}
 	}
-	t.print(r.Out)
+	t.print(out)
 	if s.NotInForce > 0 {
 		words := "are"
 		if s.NotInForce == 1 {
 			words = "is"
 		}
-		fmt.Fprintf(r.Out, "\n%s %s not in force: cardea check says why\n", count(s.NotInForce, "object"), words)
+		fmt.Fprintf(out, "\n%s %s not in force: cardea check says why\n", count(s.NotInForce, "object"), words)
 	}
 	if s.Token != "" {
-		r.printFirstLogin(s, ready)
+		r.printFirstLogin(out, s, ready)
 	} else {
-		fmt.Fprintf(r.Out, "\nroot has logged in before. If that Session is lost, stop this and run:\n\n  cardea recover --data-dir %s\n", dataDir)
+		fmt.Fprintf(out, "\nroot has logged in before. If that Session is lost, stop this and run:\n\n  cardea recover --data-dir %s\n", dataDir)
 	}
 }
 
@@ -181,16 +206,16 @@ func ports(listeners []string) []string {
 
 // printFirstLogin says how root logs in, once. The token in it is for the terminal
 // of whoever starts the cluster; what is not a terminal may be a log.
-func (r *run) printFirstLogin(s server.Ready, ready string) {
+func (r *run) printFirstLogin(out io.Writer, s server.Ready, ready string) {
 	if !isTerminal(r.Out) {
-		fmt.Fprintf(r.Out, "\nroot has never logged in. The token for it, for 15 minutes, is in %s, which only you can read.\n", ready)
+		fmt.Fprintf(out, "\nroot has never logged in. The token for it, for 15 minutes, is in %s, which only you can read.\n", ready)
 		return
 	}
 	host, err := os.Hostname()
 	if err != nil {
 		host = "HOST"
 	}
-	fmt.Fprintf(r.Out, "\nLog in as root, once:\n\n  %s\n", loginLine(reachable(s.Address, host), s.Token, s.CASHA256))
+	fmt.Fprintf(out, "\nLog in as root, once:\n\n  %s\n", loginLine(reachable(s.Address, host), s.Token, s.CASHA256))
 }
 
 // isTerminal reports whether what is written to w is read on a screen, and not

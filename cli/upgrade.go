@@ -57,6 +57,9 @@ func (r *run) upgrade() *cobra.Command {
 			for line := range strings.Lines(done.Said) {
 				fmt.Fprintf(r.Err, "the new process said: %s\n", plain(strings.TrimSuffix(line, "\n")))
 			}
+			if done.Unserved {
+				return hinted(errors.New(done.Failed), "nobody serves: start cardea up again")
+			}
 			return hinted(errors.New(done.Failed), fmt.Sprintf("process %d goes on, as if nothing had been", done.OldPID))
 		}
 		if out.value == formatJSON {

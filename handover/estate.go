@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -18,8 +19,10 @@ const StderrName = "stderr"
 type Estate struct {
 	pair  *pair
 	group int
-	files map[string]*os.File
 	text  string
+
+	mu    sync.Mutex
+	files map[string]*os.File
 }
 
 // Text returns what came with the last files.
@@ -62,6 +65,8 @@ func (e *Estate) receive() error {
 		return err
 	}
 	e.group, e.text = m.Group, m.Text
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	for name, f := range got {
 		e.files[name] = f
 	}
@@ -69,8 +74,10 @@ func (e *Estate) receive() error {
 }
 
 // Take returns the file of a name, which is the caller's then, and nil if there is
-// none.
+// none. It may be called at any time, by anyone.
 func (e *Estate) Take(name string) *os.File {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	f := e.files[name]
 	delete(e.files, name)
 	return f
@@ -99,8 +106,10 @@ func (e *Estate) Ready(ctx context.Context) error {
 }
 
 // Serving says that the doors of this process are open. Standard error is from here
-// on what it is to the other one.
+// on what it is to the other one. An error is nothing to end by: that the other one has
+// gone is none.
 func (e *Estate) Serving(ctx context.Context) error {
+	var failed error
 	unix.Setpgid(0, e.group) // it may be gone, and then this one stays in its own
 	if f := e.Take(StderrName); f != nil {
 		var inner error
@@ -109,12 +118,13 @@ func (e *Estate) Serving(ctx context.Context) error {
 			err = raw.Control(func(fd uintptr) { inner = replace(int(fd), 2) })
 		}
 		f.Close()
-		if err = errors.Join(err, inner); err != nil {
-			return err
-		}
+		failed = errors.Join(err, inner)
 	}
 	defer e.pair.bind(ctx)()
-	return e.pair.say(message{Word: wordServing})
+	if err := e.pair.say(message{Word: wordServing}); err != errGone {
+		failed = errors.Join(failed, err)
+	}
+	return failed
 }
 
 // Left returns when the other process has closed its doors, or is gone.
@@ -130,6 +140,8 @@ func (e *Estate) Left(ctx context.Context) error {
 // Close ends the talk, and closes what nobody took.
 func (e *Estate) Close() {
 	e.pair.close()
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	for _, f := range e.files {
 		f.Close()
 	}

@@ -16,7 +16,8 @@
 //	new → old   serving           its doors are open
 //	old → new   left              the old one's doors are closed
 //
-// Until it has been told to go, the new process ends when the old one does. Until
+// Until it has been told to go, the new process ends when the old one does. From then on
+// it does not, whatever becomes of the old one. Until
 // the new one has said that it serves, the old one has given up nothing: if the new
 // one ends, or does not come that far in time, it is killed, and what it said on
 // standard error is kept. A program that knows nothing of this never says hello, and

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -91,6 +92,11 @@ func play(ctx context.Context, r string) error {
 		return err
 	}
 	fmt.Fprintln(os.Stderr, "about to serve")
+	if r == "bereaved" { // the other one is gone by now
+		if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+			return err
+		}
+	}
 	if err := e.Serving(ctx); err != nil {
 		return err
 	}
@@ -263,6 +269,91 @@ func TestOrphan(t *testing.T) {
 	if err := cmd.Wait(); err == nil {
 		t.Error("it was not killed")
 	}
+}
+
+// A process that was told to go on serves, also if the one that has told it is gone
+// before it hears of that.
+func TestBereaved(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	door, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	in, gone, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(role, "bereaved")
+	t.Setenv("GORACE", "atexit_sleep_ms=0")
+	h, err := Start(ctx, Program{Path: os.Args[0], Args: os.Args[:1], Stdin: in})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Close()
+	err = errors.Join(h.Give(ctx, nil, ""), h.Asks(ctx), h.Give(ctx, map[string]*os.File{"door": door}, text), h.Ready(ctx), h.pair.say(message{Word: wordGo}))
+	door.Close()
+	h.pair.close() // as if this process had been killed
+	gone.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := dial(t, l.Addr())
+	fmt.Fprintln(c, "stop")
+	if got, err := io.ReadAll(c); err != nil || string(got) != fmt.Sprintf("%d stop\n", h.PID()) {
+		t.Errorf("answered: %q, %v", got, err)
+	}
+	<-h.Ended()
+	h.Release()
+}
+
+// What is to follow an answer does so once it was sent, and a link that the other end has
+// closed says so in its own words.
+func TestAnswered(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sock")
+	l, err := Listen(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	a, err := Dial(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := l.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left, right *Link
+	right = NewLink(b, func(context.Context, string, json.RawMessage) (any, error) {
+		return Then{Answer: "sent", Do: right.Close}, nil
+	})
+	left = NewLink(a, nil)
+	var running sync.WaitGroup
+	running.Go(func() { left.Run(t.Context()) })
+	running.Go(func() { right.Run(t.Context()) })
+	var got string
+	if err := left.Ask(t.Context(), "what", nil, &got); err != nil || got != "sent" {
+		t.Errorf("%q, %v", got, err)
+	}
+	running.Wait()
+	c, err := Dial(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err = l.AcceptUnix(); err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+	if err := NewLink(c, nil).Ask(t.Context(), "what", nil, nil); err != ErrLinkOver {
+		t.Error(err)
+	}
+	c.Close()
 }
 
 // What no process has handed over is refused.

@@ -160,6 +160,9 @@ func (h *Heir) drainStderr() {
 // PID returns the process's id.
 func (h *Heir) PID() int { return h.cmd.Process.Pid }
 
+// Ended is closed when the process has ended.
+func (h *Heir) Ended() <-chan struct{} { return h.ended }
+
 // Version is what it said of itself.
 func (h *Heir) Version() string { return h.version }
 

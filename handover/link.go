@@ -7,14 +7,16 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
+	"syscall"
 )
 
 // A Link is a conversation of two processes of one user on one machine, in which
 // either may ask and the other answers: one JSON value a message.
 type Link struct {
-	// Answer answers what the other end asks. It is called in a goroutine for each
-	// question; ctx ends with the Link.
+	// Answer answers what the other end asks, with a [Then] if something is to follow. It
+	// is called in a goroutine for each question; ctx ends with the Link.
 	Answer func(ctx context.Context, what string, in json.RawMessage) (out any, err error)
 
 	conn    net.Conn
@@ -41,6 +43,12 @@ type AnswerError struct{ Words string }
 
 // Error implements error.
 func (e *AnswerError) Error() string { return e.Words }
+
+// Then is an answer after which something is done: when it was sent, or could not be.
+type Then struct {
+	Answer any
+	Do     func()
+}
 
 // NewLink returns a Link over a connection, which is its own from then on. [Link.Run]
 // must be called.
@@ -94,6 +102,10 @@ func (l *Link) end() {
 
 func (l *Link) answer(ctx context.Context, m spoken) {
 	out, err := l.Answer(ctx, m.What, m.Body)
+	if then, ok := out.(Then); ok {
+		out = then.Answer
+		defer then.Do()
+	}
 	a := spoken{ID: m.ID}
 	if err == nil {
 		a.Body, err = json.Marshal(out)
@@ -141,7 +153,7 @@ func (l *Link) Ask(ctx context.Context, what string, in, out any) error {
 		delete(l.waiting, id)
 	}()
 	if err := l.send(spoken{ID: id, What: what, Body: body}); err != nil {
-		if errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) {
+		if slices.ContainsFunc([]error{net.ErrClosed, io.ErrClosedPipe, syscall.EPIPE, syscall.ECONNRESET}, func(gone error) bool { return errors.Is(err, gone) }) {
 			err = ErrLinkOver
 		}
 		return err

@@ -19,6 +19,9 @@ func Notify(ctx context.Context, socket string, states ...string) error {
 	}
 	c, err := new(net.Dialer).DialContext(ctx, "unixgram", socket)
 	if err == nil {
+		if end, ok := ctx.Deadline(); ok { // a manager that does not read is not waited for longer
+			c.SetWriteDeadline(end)
+		}
 		_, err = c.Write([]byte(strings.Join(states, "\n")))
 		c.Close()
 	}

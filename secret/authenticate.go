@@ -15,7 +15,10 @@ var ErrUnknownKey = errors.New("the key that vouches for it is not here")
 // derived from the one that seals now, for this purpose alone. keyID names that
 // one. Only who has it can make mac, or check it.
 func (k *Keeper) Authenticate(purpose string, digest []byte) (keyID string, mac []byte) {
-	current := k.ring.Load().current
+	current, err := k.sealing()
+	if err != nil {
+		current = k.ring.Load().current // it can vouch as long as it is kept
+	}
 	return current.id, current.authenticate(purpose, digest)
 }
 
@@ -23,10 +26,12 @@ func (k *Keeper) Authenticate(purpose string, digest []byte) (keyID string, mac 
 // same purpose and digest, of this Keeper or of one whose key stands beside its
 // own (see [Open]).
 func (k *Keeper) Authentic(purpose, keyID string, digest, mac []byte) error {
-	r := k.ring.Load()
-	key := r.byID[keyID]
+	key, err := k.key(keyID)
+	if err != nil {
+		return fmt.Errorf("%w: it is %.16q: the key file: %w", ErrUnknownKey, keyID, err)
+	}
 	if key == nil {
-		return fmt.Errorf("%w: it is %.16q, and this is %s", ErrUnknownKey, keyID, r.current.id)
+		return fmt.Errorf("%w: it is %.16q, and this is %s", ErrUnknownKey, keyID, k.KeyID())
 	}
 	if !hmac.Equal(mac, key.authenticate(purpose, digest)) {
 		return fmt.Errorf("the key %s does not vouch for it: it was altered, or written by somebody else", keyID)

@@ -1,6 +1,7 @@
 package secret
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -10,6 +11,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Open returns the Keeper of the key file at path, and makes the file if there
@@ -27,33 +31,54 @@ func Open(path string) (*Keeper, error) {
 }
 
 func open(path string) (*Keeper, error) {
-	current, err := read(path)
+	r, err := readRing(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = create(path); err == nil {
-			current, err = read(path)
+			r, err = readRing(path)
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
 	k := &Keeper{path: path}
-	r := &ring{current: current, byID: map[string]*sealKey{current.id: current}}
-	ids, err := replaced(path)
-	if err != nil {
-		return nil, err
-	}
-	for _, id := range ids {
-		old, err := read(path + "." + id)
+	k.ring.Store(r)
+	return k, nil
+}
+
+// readRing returns the keys in the key file and in those beside it.
+func readRing(path string) (*ring, error) {
+	for {
+		current, err := read(path)
 		if err != nil {
 			return nil, err
 		}
-		if old.id != id {
-			return nil, fmt.Errorf("%s.%s holds the key %s and not %s: restore it from a copy", path, id, old.id, id)
+		r := &ring{current: current, byID: map[string]*sealKey{current.id: current}}
+		ids, err := replaced(path)
+		if err != nil {
+			return nil, err
 		}
-		r.byID[id] = old
+		for _, id := range ids {
+			old, err := read(path + "." + id)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // nothing needs it any more
+			}
+			if err != nil {
+				return nil, err
+			}
+			if old.id != id {
+				return nil, fmt.Errorf("%s.%s holds the key %s and not %s: restore it from a copy", path, id, old.id, id)
+			}
+			r.byID[id] = old
+		}
+		// If it was replaced meanwhile, it may stand where it was not looked for.
+		again, err := read(path)
+		if err != nil {
+			return nil, err
+		}
+		if again.id == current.id {
+			return r, nil
+		}
 	}
-	k.ring.Store(r)
-	return k, nil
 }
 
 // replaced returns the ids of the keys that stand beside the key file.
@@ -129,6 +154,34 @@ func write(path string, place func(whole string) error) (*sealKey, error) {
 	}
 	key, err := newSealKey(b)
 	return key, errors.Join(err, syncDir(path))
+}
+
+// lockPause is for how long whoever wants a lock that another has waits.
+const lockPause = 20 * time.Millisecond
+
+// lockDir locks the directory that path is in against all others who do so, of this
+// process or another, until release or the end of the process. It waits for them.
+func lockDir(ctx context.Context, path string) (release func(), err error) {
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { d.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			d.Close()
+			return nil, fmt.Errorf("lock %s: %w", d.Name(), err)
+		}
+		select {
+		case <-time.After(lockPause):
+		case <-ctx.Done():
+			d.Close()
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // syncDir makes durable what names there are beside path.

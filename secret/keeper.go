@@ -9,7 +9,8 @@
 // in the store.
 //
 // The key can be replaced (see [Keeper.Rotate]); what the old one sealed stays
-// readable at each moment, whatever crashes.
+// readable at each moment, whatever crashes. Several processes may have one key file:
+// those that have not replaced the key read the file again when they need the new one.
 //
 // No error of this package holds any part of a value, nor what a parser says of
 // one.
@@ -21,6 +22,7 @@ import (
 	"maps"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"cardea/api"
 )
@@ -28,9 +30,10 @@ import (
 // A Keeper seals and opens the values of Secrets. It may be used from any number
 // of goroutines.
 type Keeper struct {
-	path     string // of the key file; "" if there is none
-	ring     atomic.Pointer[ring]
-	changing sync.Mutex // held by who replaces keys, from the first step to the last
+	path    string // of the key file; "" if there is none
+	ring    atomic.Pointer[ring]
+	turning sync.Mutex           // held by who replaces ring
+	missed  map[string]time.Time // when ids of keys were looked for in vain; under turning
 }
 
 // A ring is the keys of a Keeper. It does not change.
@@ -68,7 +71,8 @@ func (k *Keeper) GoString() string { return k.String() }
 // equal for equal values of one Secret, and without meaning across Secrets.
 //
 // Whoever stores s seals it in the transaction that stores it. So a key that is
-// being replaced is not used any more once everything was sealed anew.
+// being replaced, here or by another process, is not used any more once everything was
+// sealed anew.
 func (k *Keeper) Seal(s *api.Secret) error {
 	if s.Data == nil && len(s.Status.Sealed) > 0 {
 		return nil
@@ -162,10 +166,18 @@ func (k *Keeper) put(v vault, value []byte) error {
 	if v.uid == "" {
 		return fmt.Errorf("secret: %s has no uid to be sealed to", v.title)
 	}
-	current := k.ring.Load().current
-	*v.sealed, *v.hash = current.seal(v.kind, v.uid, value)
-	*v.keyID = current.id
+	current, err := k.sealing()
+	if err != nil {
+		return err
+	}
+	v.put(current, value)
 	return nil
+}
+
+// put seals a value under a key.
+func (v vault) put(key *sealKey, value []byte) {
+	*v.sealed, *v.hash = key.seal(v.kind, v.uid, value)
+	*v.keyID = key.id
 }
 
 // open returns the value of s. The caller clears it.
@@ -191,11 +203,12 @@ func (k *Keeper) take(v vault) ([]byte, error) {
 	if len(sealed) == 0 {
 		return nil, fmt.Errorf("secret: %s has no sealed value", v.title)
 	}
-	r := k.ring.Load()
-	key := r.byID[*v.keyID]
+	key, err := k.key(*v.keyID)
 	switch {
+	case err != nil:
+		return nil, fmt.Errorf("secret: %s is sealed under the key %.16q, which is not known: the key file: %w", v.title, *v.keyID, err)
 	case key == nil:
-		return nil, fmt.Errorf("secret: %s is sealed under the key %.16q and this is %s: start with the key file that belongs to this store", v.title, *v.keyID, r.current.id)
+		return nil, fmt.Errorf("secret: %s is sealed under the key %.16q and this is %s: start with the key file that belongs to this store", v.title, *v.keyID, k.KeyID())
 	case sealed[0] != version:
 		return nil, fmt.Errorf("secret: %s is sealed in a format (%d) that this version does not know", v.title, sealed[0])
 	}
@@ -206,9 +219,76 @@ func (k *Keeper) take(v vault) ([]byte, error) {
 	return value, nil
 }
 
-// turn makes key the one that seals; those before it still open.
-func (k *Keeper) turn(key *sealKey) {
+const (
+	// missedFor is for how long a key that is not in the files is not looked for again.
+	missedFor = time.Second
+	// maxMissed is of how many keys that is known: others are not looked for.
+	maxMissed = 64
+)
+
+// key returns the key of that id, nil if it is neither known nor in the files. They
+// are read again for it, as another process may have made it.
+func (k *Keeper) key(id string) (*sealKey, error) {
+	if key := k.ring.Load().byID[id]; key != nil || k.path == "" {
+		return key, nil
+	}
+	k.turning.Lock()
+	defer k.turning.Unlock()
+	if key := k.ring.Load().byID[id]; key != nil {
+		return key, nil
+	}
+	now := time.Now()
+	maps.DeleteFunc(k.missed, func(_ string, at time.Time) bool { return now.Sub(at) >= missedFor })
+	if _, ok := k.missed[id]; ok || len(k.missed) >= maxMissed {
+		return nil, nil
+	}
+	files, err := readRing(k.path)
+	if err == nil && files.byID[id] != nil { // a value shows that they belong to this store
+		k.turn(files)
+		return files.byID[id], nil
+	}
+	if k.missed == nil {
+		k.missed = map[string]time.Time{}
+	}
+	k.missed[id] = now
+	return nil, err
+}
+
+// sealing returns the key in the key file: what another process has replaced must
+// not seal any more, as nothing but this Keeper may have it. It is a CONFLICT if the
+// file has a key of which nothing shows yet that it replaces one of this Keeper.
+func (k *Keeper) sealing() (*sealKey, error) {
+	mine := k.ring.Load()
+	if k.path == "" {
+		return mine.current, nil
+	}
+	current, err := read(k.path)
+	if err != nil {
+		return nil, fmt.Errorf("secret: the key file: %w", err)
+	}
+	if current.id == mine.current.id {
+		return mine.current, nil
+	}
+	k.turning.Lock()
+	defer k.turning.Unlock()
+	files, err := readRing(k.path)
+	if err != nil {
+		return nil, fmt.Errorf("secret: the key file: %w", err)
+	}
+	mine = k.ring.Load()
+	if mine.byID[files.current.id] == nil && files.byID[mine.current.id] == nil {
+		e := api.Errorf(api.CodeConflict, "secret: the key file %s was changed by somebody else", k.path)
+		e.Hint = "if another process has just rotated the key, try again; otherwise restore the file"
+		return nil, e
+	}
+	k.turn(files)
+	return files.current, nil
+}
+
+// turn makes the current key of a ring the one that seals; those that were known
+// before still open. Its caller holds turning.
+func (k *Keeper) turn(to *ring) {
 	byID := maps.Clone(k.ring.Load().byID)
-	byID[key.id] = key
-	k.ring.Store(&ring{current: key, byID: byID})
+	maps.Copy(byID, to.byID)
+	k.ring.Store(&ring{current: to.current, byID: byID})
 }

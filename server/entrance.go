@@ -1,9 +1,11 @@
 package server
 
 import (
+	"errors"
 	"net"
 	"os"
 	"sync"
+	"time"
 )
 
 // An entrance is a listener at which connections wait until it is opened, and that
@@ -14,6 +16,9 @@ type entrance struct {
 	opened, left, closed chan struct{}
 	opening, leaving     sync.Once
 	closing              sync.Once
+
+	mu     sync.Mutex
+	paused chan struct{} // closed by resume; nil if nothing is paused
 }
 
 func newEntrance(l net.Listener) *entrance {
@@ -31,6 +36,43 @@ func (e *entrance) leave() {
 	})
 }
 
+// pause takes no more connections until resume: those who wait are for who else has the
+// socket.
+func (e *entrance) pause() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.paused == nil {
+		e.paused = make(chan struct{})
+		e.deadline(time.Unix(1, 0))
+	}
+}
+
+// resume ends pause.
+func (e *entrance) resume() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.paused != nil {
+		e.deadline(time.Time{})
+		close(e.paused)
+		e.paused = nil
+	}
+}
+
+// deadline is of this process alone, and not of the socket.
+func (e *entrance) deadline(t time.Time) {
+	e.Listener.(interface{ SetDeadline(time.Time) error }).SetDeadline(t)
+}
+
+// resumed returns what is closed when the entrance is not paused any more.
+func (e *entrance) resumed() <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.paused != nil {
+		return e.paused
+	}
+	return e.opened
+}
+
 // Accept implements net.Listener.
 func (e *entrance) Accept() (net.Conn, error) {
 	select {
@@ -38,16 +80,28 @@ func (e *entrance) Accept() (net.Conn, error) {
 	case <-e.closed:
 		return nil, net.ErrClosed
 	}
-	c, err := e.Listener.Accept()
-	if err == nil {
-		return c, nil
-	}
-	select {
-	case <-e.left:
-		<-e.closed
-		return nil, net.ErrClosed
-	default:
-		return nil, err
+	for {
+		c, err := e.Listener.Accept()
+		if err == nil {
+			return c, nil
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) { // only pause makes that
+			select {
+			case <-e.resumed():
+				continue
+			case <-e.left:
+			case <-e.closed:
+			}
+		}
+		select {
+		case <-e.left:
+			<-e.closed
+			return nil, net.ErrClosed
+		case <-e.closed:
+			return nil, net.ErrClosed
+		default:
+			return nil, err
+		}
 	}
 }
 

@@ -55,6 +55,13 @@ func (g *guests) leave(c net.Conn) {
 	}
 }
 
+// count returns how many there are.
+func (g *guests) count() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.open)
+}
+
 // follow counts out the connections that an http.Server has done with: its
 // ConnState.
 func (g *guests) follow(c net.Conn, s http.ConnState) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"net"
 	"os"
 	"slices"
@@ -52,7 +53,7 @@ type tasks struct {
 	list    func() []api.Connection
 	kill    func(id, by string) bool
 	stop    func() // ends this process
-	upgrade func(context.Context, UpgradeRequest) Upgraded
+	upgrade func(context.Context, UpgradeRequest) (done Upgraded, answered func())
 }
 
 // rank says what a process is among its kin.
@@ -77,8 +78,22 @@ type other struct {
 	relative
 	link    *handover.Link // nil while it is not connected
 	reached progress
-	mute    bool // it did not answer in time, the last time it was waited for
-	live    int  // connections
+	mute    bool          // it did not answer in time, the last time it was waited for
+	live    int           // connections
+	met     chan struct{} // closed when it is first connected
+}
+
+func newOther(r relative) *other { return &other{relative: r, met: make(chan struct{})} }
+
+// String says who it is, as far as that is known.
+func (r relative) String() string {
+	switch {
+	case r.PID == 0:
+		return "the one that writes " + r.Journal
+	case r.Journal == "":
+		return fmt.Sprintf("%d", r.PID)
+	}
+	return fmt.Sprintf("%d, which writes %s", r.PID, r.Journal)
 }
 
 // newestKey stands for the newest process, among the others of an older one.
@@ -87,6 +102,9 @@ const newestKey = ""
 const (
 	// kinTimeout is how long one process waits for another one.
 	kinTimeout = 2 * time.Second
+	// kinShort is how long one waits for third ones before it answers, less than it is
+	// itself waited for.
+	kinShort = kinTimeout / 2
 	// kinBeat is the longest time between two questions to another one.
 	kinBeat = time.Second
 	// kinLook is how often an older process without the newest looks for it.
@@ -180,6 +198,12 @@ func (k *kin) converse(ctx context.Context, c net.Conn, join bool) {
 		if err := json.Unmarshal(in, &r); err != nil {
 			return nil, err
 		}
+		if r.PID == k.self.PID { // this one, before it had paused
+			return nil, errors.New("this is the process itself")
+		}
+		if k.is(rankOlder) {
+			return nil, errors.New("this process is not the newest any more")
+		}
 		meet(r.Journal, r, l)
 		return k.self, nil
 	})
@@ -207,10 +231,15 @@ func (k *kin) meet(key string, r relative, l *handover.Link) *other {
 	defer k.mu.Unlock()
 	o := k.others[key]
 	if o == nil {
-		o = new(other)
+		o = newOther(r)
 		k.others[key] = o
 	}
 	o.relative, o.link, o.mute = r, l, false
+	select {
+	case <-o.met:
+	default:
+		close(o.met)
+	}
 	return o
 }
 
@@ -223,7 +252,8 @@ func (k *kin) answer(ctx context.Context, what string, in json.RawMessage, from 
 		if err := read(&r); err != nil {
 			return nil, err
 		}
-		return k.upgrade(ctx, r), nil
+		done, answered := k.upgrade(ctx, r)
+		return handover.Then{Answer: done, Do: answered}, nil
 	case askReach:
 		var rev api.Revision
 		if err := read(&rev); err != nil {
@@ -234,7 +264,12 @@ func (k *kin) answer(ctx context.Context, what string, in json.RawMessage, from 
 			return nil, err
 		}
 		if !k.is(rankOlder) { // an older process waits for the others by waiting for the newest
-			k.await(ctx, rev, from)
+			k.see(rev)
+			soon, cancel := context.WithTimeout(ctx, kinShort)
+			for _, o := range k.waitedFor(from) {
+				o.reached.await(soon, rev)
+			}
+			cancel()
 		}
 		return beat{Live: k.live()}, nil
 	case askConns:
@@ -264,10 +299,18 @@ func (k *kin) part(l *handover.Link) {
 		}
 		o.link = nil
 		if key == newestKey || !k.busy(o.Journal) {
-			delete(k.others, key)
+			k.forget(key)
 		}
 	}
 	k.find()
+}
+
+// forget lets nobody wait for a process any more. mu must be held.
+func (k *kin) forget(key string) {
+	if o := k.others[key]; o != nil {
+		o.reached.reach(api.Revision{Epoch: math.MaxUint64, Number: math.MaxUint64})
+		delete(k.others, key)
+	}
 }
 
 // find makes look look at once.
@@ -311,7 +354,7 @@ func (k *kin) silence(o *other, why error) {
 	o.mute = true
 	k.mu.Unlock()
 	if !was {
-		k.log.Warn("another process of this data directory does not follow: writes are not held up by it", "pid", of.PID, "journal", of.Journal, "error", why)
+		k.log.Warn("another process of this data directory does not follow: writes are not held up by it", "process", of.String(), "error", why)
 	}
 }
 
@@ -361,9 +404,11 @@ func (k *kin) look(ctx context.Context, group *sync.WaitGroup) {
 		k.mu.Lock()
 		missing := k.rank == rankOlder && !k.calling
 		k.calling = k.calling || missing
-		maps.DeleteFunc(k.others, func(key string, o *other) bool {
-			return key != newestKey && o.link == nil && !k.busy(o.Journal)
-		})
+		for key, o := range k.others {
+			if key != newestKey && o.link == nil && !k.busy(o.Journal) {
+				k.forget(key)
+			}
+		}
 		k.mu.Unlock()
 		if missing {
 			k.seek(ctx, group)
@@ -397,47 +442,69 @@ func (k *kin) expect(journals []string) {
 	defer k.mu.Unlock()
 	for _, j := range journals {
 		if k.others[j] == nil {
-			k.others[j] = &other{relative: relative{Journal: j}}
+			k.others[j] = newOther(relative{Journal: j})
 		}
 	}
 }
 
-// become changes what this process is.
-func (k *kin) become(r rank) {
+// become makes this process the newest, for the first time or again.
+func (k *kin) become() {
 	k.mu.Lock()
-	was := k.rank
-	k.rank = r
-	switch r {
-	case rankMoving:
-		k.others[newestKey] = new(other) // a write waits for it
-	case rankNewest:
-		if was == rankMoving {
-			delete(k.others, newestKey)
-		}
-	}
+	k.rank = rankNewest
+	k.forget(newestKey)
 	k.mu.Unlock()
+	k.entry.resume()
 }
 
-// depart makes this process an older one: whoever is older still is told, and the
-// newest is looked for.
-func (k *kin) depart(ctx context.Context) {
-	k.become(rankOlder)
-	k.entry.leave()
+// move notes which process is about to be the newest: a write waits for it.
+func (k *kin) move(heir relative) {
 	k.mu.Lock()
-	k.met = time.Now()
-	k.mu.Unlock()
-	for _, o := range k.linked() {
-		moving, cancel := context.WithTimeout(ctx, kinTimeout)
-		if l := k.linkOf(o); l != nil {
-			l.Ask(moving, askMoved, nil, nil) // one that does not hear will find out
-			l.Close()
-		}
-		cancel()
-	}
+	defer k.mu.Unlock()
+	k.rank = rankMoving
+	k.others[newestKey] = newOther(heir)
+}
+
+// depart makes this process an older one, and returns when it is connected to the newest.
+// The error says that the newest has ended, or does not answer: this one is to become
+// the newest again.
+func (k *kin) depart(ctx context.Context, ended <-chan struct{}) error {
 	k.mu.Lock()
-	maps.DeleteFunc(k.others, func(key string, _ *other) bool { return key != newestKey })
+	k.rank, k.met = rankOlder, time.Now()
+	newest := k.others[newestKey]
 	k.mu.Unlock()
+	k.entry.pause() // who comes in now, this one too, comes in there
 	k.find()
+	select {
+	case <-newest.met:
+		return nil
+	case <-ended:
+		return errors.New("the new process ended as soon as it served")
+	case <-ctx.Done():
+		return errors.New("the new process serves, but does not answer")
+	}
+}
+
+// moved tells whoever is older still that another process is the newest now. One that
+// does not hear finds out when it is next asked something, or this process ends.
+func (k *kin) moved(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, kinTimeout)
+	defer cancel()
+	var telling sync.WaitGroup
+	k.mu.Lock()
+	for key, o := range k.others {
+		if key == newestKey {
+			continue
+		}
+		if l := o.link; l != nil {
+			telling.Go(func() {
+				l.Ask(ctx, askMoved, nil, nil)
+				l.Close()
+			})
+		}
+		k.forget(key)
+	}
+	k.mu.Unlock()
+	telling.Wait()
 }
 
 // linked returns those who are connected, in the order of their journals.

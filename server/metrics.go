@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -43,6 +44,9 @@ func (h *house) serveMetrics(ctx context.Context) error {
 // by plain HTTP: those who probe and collect are few.
 const metricsMost = 64
 
+// metricsGrace is how long answers that are under way may take when a process ends.
+const metricsGrace = time.Second
+
 // servePlain serves plain HTTP until ctx is done; from left on each connection carries
 // no further call.
 func servePlain(ctx context.Context, l net.Listener, left <-chan struct{}, h http.Handler, log *slog.Logger) error {
@@ -57,7 +61,11 @@ func servePlain(ctx context.Context, l net.Listener, left <-chan struct{}, h htt
 		case <-ctx.Done():
 		}
 		<-ctx.Done()
-		srv.Close()
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), metricsGrace)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			srv.Close()
+		}
 	}()
 	err := srv.Serve(bounded{l, guests})
 	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {

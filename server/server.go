@@ -75,7 +75,10 @@ type Config struct {
 	Estate *handover.Estate
 	// Notify is the socket of the service manager: NOTIFY_SOCKET of sd_notify(3).
 	Notify string
-	Log    *slog.Logger
+	// Prepare is called when all has come up but for the doors. Its error keeps this
+	// process from serving. nil is nothing.
+	Prepare func(Ready) error
+	Log     *slog.Logger
 }
 
 // Ready says how to reach a cluster that serves.
@@ -143,13 +146,15 @@ type house struct {
 	metrics   *entrance // nil for none
 	kin       *kin
 	draining  atomic.Bool
+	web       *web
 	succession
-	claim *floor          // what only one process may have
-	alone *floor          // what only one process does
-	mine  chan struct{}   // closed when this process may have that
-	left  chan struct{}   // closed when another process has taken the place of this one
-	told  chan struct{}   // closed when the newest process tells this one to end
-	life  context.Context // of run, for what asks without one
+	children sync.Mutex      // held while one is raised, of which the end matters
+	claim    *floor          // what only one process may have
+	alone    *floor          // what only one process does
+	mine     chan struct{}   // closed when this process may have that
+	left     chan struct{}   // closed when another process has taken the place of this one
+	told     chan struct{}   // closed when the newest process tells this one to end
+	life     context.Context // of run, for what asks without one
 }
 
 // open takes everything that can fail before anything runs.
@@ -158,7 +163,7 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 		cfg.Domain = DefaultDomain
 	}
 	h := &house{
-		cfg: cfg, limit: descriptors(), life: context.WithoutCancel(ctx), succession: newSuccession(),
+		cfg: cfg, limit: descriptors(), life: context.WithoutCancel(ctx),
 		mine: make(chan struct{}), left: make(chan struct{}), told: make(chan struct{}),
 	}
 	defer func() {
@@ -184,6 +189,7 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	if h.authority, err = cert.Open(ctx, h.store, h.keeper, cfg.Domain, time.Now); err != nil {
 		return nil, err
 	}
+	h.authority.Log = cfg.Log
 	var older []string
 	if h.journal, older, err = openJournal(ctx, cfg, h.authority, h.store); err != nil {
 		return nil, err
@@ -291,30 +297,36 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 		return err
 	}
 	start(h.kin.run)
-	start(h.outlive)
-	web := newWeb(h.control.Handler(), h.limit, h.cfg.Log)
-	h.tunnels.API = web.take
-	start(web.run, h.serveMetrics, func(ctx context.Context) error { return h.leaveWeb(ctx, web) })
+	start(h.outlive, h.reap)
+	h.web = newWeb(h.control.Handler(), h.limit, h.cfg.Log)
+	h.tunnels.API = h.web.take
+	start(h.web.run, h.serveMetrics, h.leaveWeb)
 	// The door is open until the gate has ended: also while it drains somebody may
 	// have to be cut. What is not for the API the gate then refuses.
 	door := &ingress.Listener{Listener: h.socket, Handle: h.tunnels.Conn, Refused: h.doors.refuse, Log: h.cfg.Log}
 	start(door.Serve)
 	start(h.upstreams.Run)
 	start(h.gate.Run)
-	if err := h.mayServe(ctx); err != nil {
+	if err := h.reachNow(ctx); err != nil {
 		return err
 	}
-	start(h.router.Run)
-	h.open()
 	r := Ready{Address: h.socket.Addr().String(), Domain: h.cfg.Domain, CASHA256: h.authority.Fingerprint(), Token: token, Connections: h.connections()}
 	r.Listeners, r.NotInForce = h.router.Summary()
 	if h.metrics != nil {
 		r.Metrics = h.metrics.Addr().String()
 	}
-	ready(r)
-	if err := h.serving(ctx); err != nil {
+	if h.cfg.Prepare != nil {
+		if err := h.cfg.Prepare(r); err != nil {
+			return err
+		}
+	}
+	if err := h.mayServe(ctx); err != nil {
 		return err
 	}
+	start(h.router.Run)
+	h.open()
+	h.serving(ctx)
+	ready(r)
 	h.alone = newFloor(ctx, failed, h.expirer.Run, h.tend)
 	floors = append(floors, h.alone)
 	h.succession.end(false)

@@ -32,10 +32,11 @@ type Upgraded struct {
 	OldVersion  string        `json:"oldVersion"`
 	NewPID      int           `json:"newPID,omitempty"`
 	NewVersion  string        `json:"newVersion,omitempty"`
-	Connections int           `json:"connections"`      // that stay with the old process
-	Drain       time.Duration `json:"drain"`            // for how long at most
-	Failed      string        `json:"failed,omitempty"` // why nothing was done
-	Said        string        `json:"said,omitempty"`   // by the new process, on standard error, before it failed
+	Connections int           `json:"connections"`        // that stay with the old process
+	Drain       time.Duration `json:"drain"`              // for how long at most
+	Failed      string        `json:"failed,omitempty"`   // why nothing was done
+	Said        string        `json:"said,omitempty"`     // by the new process, on standard error, before it failed
+	Unserved    bool          `json:"unserved,omitempty"` // it failed when the old one had closed its doors
 }
 
 // The names of what is handed over.
@@ -52,6 +53,8 @@ const (
 	kinSocket = "up.sock"
 	// mostUpgrade is how long an upgrade may take, whoever asks for it.
 	mostUpgrade = 10 * time.Minute
+	// holdTimeout is how long the routing table stands still for the new process to come up.
+	holdTimeout = 5 * time.Second
 	// goTimeout is how long a process that is ready may take to open its doors.
 	goTimeout = 10 * time.Second
 )
@@ -60,6 +63,11 @@ const (
 // its place, and returns when that has come to something.
 func Upgrade(ctx context.Context, dataDir string, r UpgradeRequest) (done Upgraded, err error) {
 	c, err := handover.Dial(ctx, filepath.Join(dataDir, kinSocket))
+	if err != nil && inUse(dataDir) {
+		e := api.Errorf(api.CodeUnavailable, "the cardea that serves from %s does not listen at %s there, which another program has removed, or this user may not open", dataDir, kinSocket)
+		e.Hint = "run this as its user; if the file is gone, stop that cardea and start it again"
+		return done, e
+	}
 	if err != nil {
 		e := api.Errorf(api.CodeUnavailable, "no cardea serves from %s", dataDir)
 		e.Hint = "name the --data-dir of cardea up; run this as its user"
@@ -83,9 +91,10 @@ func Upgrade(ctx context.Context, dataDir string, r UpgradeRequest) (done Upgrad
 }
 
 // upgrade lets another process take the place of this one, which then only keeps its
-// connections.
-func (h *house) upgrade(ctx context.Context, r UpgradeRequest) Upgraded {
-	done := Upgraded{OldPID: os.Getpid(), OldVersion: h.cfg.Version, Drain: h.cfg.Drain}
+// connections. What is due when whoever has asked has his answer is done by answered.
+func (h *house) upgrade(ctx context.Context, r UpgradeRequest) (done Upgraded, answered func()) {
+	done = Upgraded{OldPID: os.Getpid(), OldVersion: h.cfg.Version, Drain: h.cfg.Drain}
+	answered = func() {}
 	err := h.succession.begin()
 	if err == nil && h.draining.Load() {
 		h.succession.end(false)
@@ -93,29 +102,36 @@ func (h *house) upgrade(ctx context.Context, r UpgradeRequest) Upgraded {
 	}
 	if err != nil {
 		done.Failed = err.Error()
-		return done
+		return done, answered
 	}
+	h.children.Lock()
 	heir, err := h.raise(ctx, r)
+	h.children.Unlock()
 	if err != nil {
-		h.kin.become(rankNewest)
 		h.succession.end(false)
 		done.Failed = err.Error()
 		if e, ok := errors.AsType[*handover.FailedError](err); ok {
 			done.Said = e.Said
 		}
 		h.cfg.Log.Error("no other process took the place of this one, which goes on", "error", err)
-		return done
+		return done, answered
 	}
 	done.NewPID, done.NewVersion = heir.PID(), heir.Version()
-	h.leave(context.WithoutCancel(ctx), heir)
+	err = h.leave(context.WithoutCancel(ctx), heir)
 	done.Connections = h.gate.Stats().Live
-	h.cfg.Log.Info("another process has taken the place of this one, which keeps its connections", "pid", done.NewPID, "version", done.NewVersion, "connections", done.Connections, "drain", h.cfg.Drain)
+	if err != nil {
+		done.Failed, done.Unserved = err.Error(), true
+		h.cfg.Log.Error("nobody serves: the process that has taken the place of this one has ended", "pid", done.NewPID, "error", err)
+	} else {
+		h.cfg.Log.Info("another process has taken the place of this one, which keeps its connections", "pid", done.NewPID, "version", done.NewVersion, "connections", done.Connections, "drain", h.cfg.Drain)
+	}
 	h.succession.end(true)
-	return done
+	return done, func() { close(h.left) } // it may end this process
 }
 
-// raise starts the process that is to come, and returns when its doors are open. If
-// it does not come that far, nothing is left of it.
+// raise starts the process that is to come, and returns when that serves, has answered,
+// and this one has no public port any more. If it does not come that far, nothing is
+// left of it, and this one is what it was.
 func (h *house) raise(ctx context.Context, r UpgradeRequest) (_ *handover.Heir, err error) {
 	p := h.cfg.Program
 	if r.Binary != "" {
@@ -133,6 +149,7 @@ func (h *house) raise(ctx context.Context, r UpgradeRequest) (_ *handover.Heir, 
 	defer func() {
 		if err != nil {
 			heir.Kill()
+			h.kin.become()
 		}
 	}()
 	h.cfg.Log.Info("a process was started to take the place of this one", "pid", heir.PID(), "binary", p.Path, "version", heir.Version())
@@ -150,25 +167,30 @@ func (h *house) raise(ctx context.Context, r UpgradeRequest) (_ *handover.Heir, 
 	// From here on no port is opened or closed, so that both have the same.
 	release := h.routing.hold()
 	defer release()
+	held, cancel := context.WithTimeout(soon, holdTimeout)
+	defer cancel()
 	health, err := json.Marshal(h.upstreams.Memories())
 	if err != nil {
 		return nil, err
 	}
 	if files, err = h.publicFiles(); err == nil {
-		err = heir.Give(soon, files, string(health))
+		err = heir.Give(held, files, string(health))
 	}
 	closeAll(files)
 	if err != nil {
 		return nil, err
 	}
-	if err := heir.Ready(soon); err != nil {
+	if err := heir.Ready(held); err != nil {
 		return nil, err
 	}
 	// Not to be cut short: the new process may serve already.
-	h.kin.become(rankMoving)
+	h.kin.move(relative{PID: heir.PID(), Version: heir.Version()})
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), goTimeout)
 	defer cancel()
 	if err := heir.Go(last); err != nil {
+		return nil, err
+	}
+	if err := h.kin.depart(last, heir.Ended()); err != nil {
 		return nil, err
 	}
 	h.router.Leave()
@@ -217,26 +239,35 @@ func closeAll(files map[string]*os.File) {
 	}
 }
 
-// leave closes the other doors of this process, and ends what only one process does.
-func (h *house) leave(ctx context.Context, heir *handover.Heir) {
-	for _, e := range []*entrance{h.socket, h.metrics} {
+// leave closes the other doors of this process, and ends what only one process does. The
+// error says that the other one has ended meanwhile.
+func (h *house) leave(ctx context.Context, heir *handover.Heir) error {
+	var telling sync.WaitGroup
+	defer telling.Wait()
+	telling.Go(func() { h.kin.moved(ctx) })
+	for _, e := range []*entrance{h.socket, h.metrics, h.kin.entry} {
 		if e != nil {
 			e.leave()
 		}
 	}
-	h.kin.depart(ctx)
+	h.claim.stop()
+	h.alone.stop()
 	h.lock.Close() // a descriptor: the lock is the other's now
 	h.tunnels.Leave()
-	close(h.left)
-	h.alone.stop()
-	h.claim.stop()
 	soon, cancel := context.WithTimeout(ctx, goTimeout)
 	defer cancel()
-	if err := heir.Left(soon); err != nil {
-		h.cfg.Log.Warn("the process that has taken the place of this one does not listen", "pid", heir.PID(), "error", err)
-	}
+	err := heir.Left(soon)
 	heir.Release()
 	h.notify(ctx, fmt.Sprint("MAINPID=", heir.PID()))
+	select {
+	case <-heir.Ended():
+		return errors.New("the new process ended as soon as it served")
+	default:
+	}
+	if err != nil {
+		h.cfg.Log.Warn("the process that has taken the place of this one does not listen", "pid", heir.PID(), "error", err)
+	}
+	return nil
 }
 
 // notify tells the service manager.
@@ -299,26 +330,29 @@ func (h *house) door(ctx context.Context, name, flag, address string) (*entrance
 	return newEntrance(l), nil
 }
 
+// reachNow returns when everything is of what the store says now.
+func (h *house) reachNow(ctx context.Context) error {
+	var now api.Revision
+	err := h.store.View(ctx, func(r store.Reader) error { now = r.Revision(); return nil })
+	if err != nil {
+		return err
+	}
+	return h.reach(ctx, now)
+}
+
 // mayServe returns when this process may open its doors: if it is to replace another
 // one, when that says so.
 func (h *house) mayServe(ctx context.Context) error {
 	if h.cfg.Estate == nil {
 		return nil
 	}
-	var now api.Revision
-	err := h.store.View(ctx, func(r store.Reader) error { now = r.Revision(); return nil })
-	if err == nil {
-		err = h.reach(ctx, now)
-	}
-	if err != nil {
-		return err
-	}
 	return h.cfg.Estate.Ready(ctx)
 }
 
-// open opens the doors.
+// open opens the doors. Nothing in it may fail or block: from here on this process is the
+// one.
 func (h *house) open() {
-	h.kin.become(rankNewest)
+	h.kin.become()
 	for _, e := range []*entrance{h.socket, h.metrics, h.kin.entry} {
 		if e != nil {
 			e.open()
@@ -328,14 +362,14 @@ func (h *house) open() {
 
 // serving says that the doors of this process are open, and returns when those of the
 // one that it has replaced are closed.
-func (h *house) serving(ctx context.Context) error {
+func (h *house) serving(ctx context.Context) {
 	defer close(h.mine)
 	if h.cfg.Estate == nil {
 		h.notify(ctx, "READY=1")
-		return nil
+		return
 	}
-	if err := h.cfg.Estate.Serving(ctx); err != nil {
-		return err
+	if err := h.cfg.Estate.Serving(ctx); err != nil && ctx.Err() == nil {
+		h.cfg.Log.Warn("the process that was replaced was not told that this one serves", "error", err)
 	}
 	soon, cancel := context.WithTimeout(ctx, goTimeout)
 	defer cancel()
@@ -343,7 +377,6 @@ func (h *house) serving(ctx context.Context) error {
 		h.cfg.Log.Warn("the process that was replaced does not say that it has closed its doors", "error", err)
 	}
 	h.cfg.Estate.Close()
-	return nil
 }
 
 // holdClaim has what only one process may have, from when this one may until ctx is
@@ -358,16 +391,55 @@ func (h *house) holdClaim(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	if h.store.held == nil {
+	// The process that was replaced may have it still, and hang: that does not end the
+	// one that serves.
+	for told := false; h.store.held == nil; {
 		var err error
-		if h.store.held, err = h.store.claim(ctx); err != nil && ctx.Err() == nil {
-			return err
+		if h.store.held, err = h.store.claim(ctx); err == nil {
+			break
+		}
+		if !told && ctx.Err() == nil {
+			h.cfg.Log.Warn("the right to serve from the store alone cannot be had yet, and is asked for again and again", "error", err)
+			told = true
+		}
+		select {
+		case <-time.After(claimAgain):
+		case <-ctx.Done():
+			return nil
 		}
 	}
-	if ctx.Err() != nil {
+	return h.store.held(ctx)
+}
+
+// claimAgain is the time between two attempts to have what only one process may have.
+const claimAgain = time.Second
+
+// reap buries processes that were left to this one, as they are to the first of a
+// container: older ones are started by each other. While one is being raised, its end is
+// for who raises it.
+func (h *house) reap(ctx context.Context) error {
+	if os.Getpid() != 1 {
+		<-ctx.Done()
 		return nil
 	}
-	return h.store.held(ctx)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		if !h.children.TryLock() {
+			continue
+		}
+		for {
+			if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); pid <= 0 && err != unix.EINTR {
+				break
+			}
+		}
+		h.children.Unlock()
+	}
 }
 
 // outlive waits, when this process ends, for those that it has told to end too.
@@ -381,10 +453,10 @@ func (h *house) outlive(ctx context.Context) error {
 
 // leaveWeb lets the connections of the API end, once another process has taken the
 // place of this one.
-func (h *house) leaveWeb(ctx context.Context, w *web) error {
+func (h *house) leaveWeb(ctx context.Context) error {
 	select {
 	case <-h.left:
-		w.leave()
+		h.web.leave()
 	case <-ctx.Done():
 	}
 	<-ctx.Done()
@@ -510,7 +582,7 @@ func (h *house) drain(ctx context.Context, failed <-chan error) error {
 			h.gate.Drain(n)
 		}
 		empty++
-		if s.Live+s.Waiting+h.entering() > 0 || h.isRoot() {
+		if s.Live+s.Waiting+h.entering()+h.web.calls() > 0 || h.isRoot() {
 			empty = 0
 		}
 		if time.Since(begun) > h.cfg.Drain+drainLast && !h.isRoot() {
@@ -561,42 +633,46 @@ func (p *pace) cut(since time.Duration, live int) int {
 	return max(live-left, 0)
 }
 
-// succession sees that one process at a time is raised, and none by one that has been
-// replaced.
-type succession struct{ turn chan succeeding }
+// succession sees that one process at a time is raised, and none before this one serves
+// or when it has been replaced. The zero value is of one that does not serve yet.
+type succession struct {
+	mu  sync.Mutex
+	now succeeding
+}
 
-// succeeding is how it stands with the place of a process.
+// succeeding is how it stands with the place of a process; but for succeedMay it says why
+// it is not to be had.
 type succeeding string
 
 const (
-	succeedNot  succeeding = ""
-	succeedOver succeeding = "this process was replaced already"
+	succeedNot   succeeding = ""
+	succeedMay   succeeding = "may"
+	succeedUnder succeeding = "an upgrade is under way"
+	succeedOver  succeeding = "this process was replaced already"
 )
 
-// newSuccession returns one that is under way, until end.
-func newSuccession() succession { return succession{turn: make(chan succeeding, 1)} }
-
 // begin begins a succession.
-func (s succession) begin() error {
-	select {
-	case now := <-s.turn:
-		if now != succeedNot {
-			s.turn <- now
-			return errors.New(string(now))
-		}
+func (s *succession) begin() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch s.now {
+	case succeedNot:
+		return errors.New("this process is only starting")
+	case succeedMay:
+		s.now = succeedUnder
 		return nil
-	default:
-		return errors.New("an upgrade is under way")
 	}
+	return errors.New(string(s.now))
 }
 
-// end ends a succession.
-func (s succession) end(replaced bool) {
+// end ends a succession, and lets the first one begin.
+func (s *succession) end(replaced bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.now = succeedMay
 	if replaced {
-		s.turn <- succeedOver
-		return
+		s.now = succeedOver
 	}
-	s.turn <- succeedNot
 }
 
 // duplicate returns another descriptor of the same open file.

@@ -94,6 +94,10 @@ func TestEntrance(t *testing.T) {
 	gone := serve(mine, "mine")
 	mine.open()
 	served(come(), "mine")
+	mine.pause()
+	paused := come()
+	mine.resume()
+	served(paused, "mine")
 	mine.leave()
 	waits := come()
 	served2 := serve(theirs, "theirs")
@@ -127,7 +131,7 @@ type reacher struct {
 
 // relation returns a kin whose process does that.
 func relation(name string, r rank, x *reacher) *kin {
-	k := newKin("", nil, relative{PID: 1, Journal: name}, tasks{
+	k := newKin("", nil, relative{PID: int(name[len(name)-1]), Journal: name}, tasks{
 		written: func(rev api.Revision) {
 			x.mu.Lock()
 			defer x.mu.Unlock()
@@ -250,6 +254,49 @@ func TestKinOfThree(t *testing.T) {
 	})
 }
 
+// A write does not wait for a process that was expected and has gone before it came.
+func TestKinForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		newest := relation("log.1", rankNewest, new(reacher))
+		newest.expect([]string{"log"})
+		var looking, group sync.WaitGroup
+		begun := time.Now()
+		looking.Go(func() { newest.look(ctx, &group) })
+		newest.await(ctx, api.Revision{Epoch: 1, Number: 1}, nil)
+		if d := time.Since(begun); d > kinLook {
+			t.Errorf("it is waited for %s", d)
+		}
+		stop()
+		looking.Wait()
+	})
+}
+
+// A process departs when the next one has answered it, and stays when that one has ended.
+func TestKinDepart(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	k := relation("log", rankNewest, new(reacher))
+	k.entry = newEntrance(l)
+	k.move(relative{PID: 7})
+	ended := make(chan struct{})
+	close(ended)
+	if err := k.depart(t.Context(), ended); err == nil || !k.is(rankOlder) {
+		t.Error("it departs, and the next one has ended")
+	}
+	if k.become(); !k.is(rankNewest) || len(k.others) != 0 {
+		t.Errorf("it does not stay: %v", k.others)
+	}
+	k.move(relative{PID: 7})
+	k.meet(newestKey, relative{PID: 7, Journal: "log.1"}, nil)
+	if err := k.depart(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+}
+
 // The journals of a data directory are told from what else is there.
 func TestJournalsIn(t *testing.T) {
 	dir := t.TempDir()
@@ -289,7 +336,7 @@ func TestJournalsIn(t *testing.T) {
 
 // One process is raised at a time, and none by one that was replaced.
 func TestSuccession(t *testing.T) {
-	s := newSuccession()
+	s := new(succession)
 	if err := s.begin(); err == nil {
 		t.Error("begun before the process serves")
 	}

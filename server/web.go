@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -39,11 +41,15 @@ type web struct {
 	conns  chan net.Conn
 	closed chan struct{}
 	once   sync.Once
+
+	following atomic.Int64  // calls that wait for news
+	ending    chan struct{} // closed when they are to end
 }
 
 // newWeb returns a web for a process that can have so many descriptors.
 func newWeb(h http.Handler, descriptors int, log *slog.Logger) *web {
-	w := &web{server: newHTTP(h, log), guests: newGuests(descriptors / webShare), conns: make(chan net.Conn), closed: make(chan struct{})}
+	w := &web{guests: newGuests(descriptors / webShare), conns: make(chan net.Conn), closed: make(chan struct{}), ending: make(chan struct{})}
+	w.server = newHTTP(w.endless(h), log)
 	w.server.ConnState = w.guests.follow
 	return w
 }
@@ -62,17 +68,62 @@ func (w *web) take(c *tls.Conn) {
 	}
 }
 
+// endless ends calls that wait for news, which would never end by themselves, when the
+// others are given a moment.
+func (w *web) endless(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if !waitsForNews(r) {
+			h.ServeHTTP(rw, r)
+			return
+		}
+		w.following.Add(1)
+		defer w.following.Add(-1)
+		ctx, cancel := context.WithCancel(r.Context())
+		var watching sync.WaitGroup
+		defer watching.Wait()
+		defer cancel()
+		watching.Go(func() {
+			select {
+			case <-w.ending:
+				cancel()
+			case <-ctx.Done():
+			}
+		})
+		h.ServeHTTP(rw, r.WithContext(ctx))
+	})
+}
+
+// waitsForNews reports whether a call goes on with what happens: the log that is
+// followed, Objects that are watched.
+func waitsForNews(r *http.Request) bool {
+	q := r.URL.Query()
+	for _, name := range []string{"follow", "watch"} {
+		if is, err := strconv.ParseBool(q.Get(name)); is && err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// calls returns how many connections have a call that ends by itself, or may be about to
+// make one.
+func (w *web) calls() int { return max(w.guests.count()-int(w.following.Load()), 0) }
+
 // run serves until ctx is done, gives calls that are under way a moment, and ends
 // those that wait for news.
 func (w *web) run(ctx context.Context) error {
-	w.server.BaseContext = func(net.Listener) context.Context { return ctx }
+	calls, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	w.server.BaseContext = func(net.Listener) context.Context { return calls }
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		<-ctx.Done()
+		close(w.ending)
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), webGrace)
 		defer cancel()
 		if w.server.Shutdown(grace) != nil {
+			cut()
 			w.server.Close()
 		}
 	}()

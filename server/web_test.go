@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -162,4 +163,54 @@ func selfSigned(t *testing.T) tls.Certificate {
 		t.Fatal(err)
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// When a process ends, calls that are under way do so first; those that wait for news are
+// ended, and do not count as under way.
+func TestCallsEndBeforeTheProcess(t *testing.T) {
+	began, finish := make(chan string, 2), make(chan struct{})
+	w := newWeb(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		began <- r.URL.Path
+		w.(http.Flusher).Flush()
+		if waitsForNews(r) {
+			<-r.Context().Done()
+			close(finish)
+			return
+		}
+		<-finish // after those that follow were ended
+		if r.Context().Err() == nil {
+			io.WriteString(w, "whole")
+		}
+	}), 64, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.run(ctx) }()
+	cert := selfSigned(t)
+	got := map[string]chan string{}
+	for _, path := range []string{"/logs", "/logs?follow=true"} {
+		near, far := net.Pipe()
+		served := tls.Server(near, &tls.Config{Certificates: []tls.Certificate{cert}})
+		go w.take(served)
+		c := tls.Client(far, &tls.Config{InsecureSkipVerify: true})
+		answer := make(chan string, 1)
+		got[path] = answer
+		go func() {
+			io.WriteString(c, "GET "+path+" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+			b, _ := io.ReadAll(c)
+			c.Close()
+			answer <- string(b)
+		}()
+		<-began
+	}
+	if n := w.calls(); n != 1 {
+		t.Errorf("%d calls are under way", n)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if b := <-got["/logs"]; !strings.Contains(b, "whole") {
+		t.Errorf("the answer was cut: %q", b)
+	}
+	<-got["/logs?follow=true"]
 }
