@@ -37,6 +37,14 @@ func engineOf(cfg Config) (relay.Engine, error) {
 	return nil, fmt.Errorf("--engine %q: must be %s or %s", cfg.Engine, engineLoop, engineCopy)
 }
 
+// engineName returns what a Config would call it.
+func engineName(e relay.Engine) string {
+	if _, ok := e.(relay.Acceptor); ok {
+		return engineLoop
+	}
+	return engineCopy
+}
+
 // rawOf returns how public ports accept where the engine does that itself, else nil.
 func rawOf(e relay.Engine) func(*net.TCPListener) (ingress.RawListener, error) {
 	a, ok := e.(relay.Acceptor)

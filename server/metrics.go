@@ -98,6 +98,7 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 		emit(prometheus.CounterValue, name, help, float64(v), labels...)
 	}
 
+	gauge("build_info", "What runs: its version, and what carries bytes.", 1, "version", f.cfg.Version, "engine", engineName(f.engine))
 	g := f.gate.Stats()
 	gauge("connections", "Live connections.", float64(g.Live))
 	gauge("connections_waiting", "Connections that wait for others to end.", float64(g.Waiting))
