@@ -19,10 +19,10 @@ func TestExplain(t *testing.T) {
 		}
 		return list
 	}
-	if got := names(d); !slices.Equal(got, []string{"url", "loadbalance", "connectTimeout", "proxyProtocol", "startTLS", "families", "user", "container"}) {
+	if got := names(d); !slices.Equal(got, []string{"url", "loadbalance", "connectTimeout", "proxyProtocol", "startTLS", "families", "health", "user", "container"}) {
 		t.Errorf("the fields of an upstream are %q", got)
 	}
-	if u := d.Fields[6]; !u.NotYet {
+	if u := d.Fields[7]; !u.NotYet {
 		t.Errorf("upstream.user is there: %+v", u)
 	}
 	if d, err = Explain("Service", "spec.mode"); err != nil || !slices.Equal(d.Values, []string{"TCP"}) || !slices.Contains(d.Later, "HTTP") || !d.Required {

@@ -258,7 +258,7 @@ func TestEndpoints(t *testing.T) {
 		}
 		return fmt.Sprintf("---\nkind: Service\nmetadata: {name: %s}\nspec:\n  mode: TCP\n  port: 80\n  config: {upstream: {loadbalance: {endpoints: [%s]}}}\n  authorization: {policies: [allow-all]}\n", name, list)
 	}
-	c := up(t, service("several", one, dead, two)+service("none", dead, dead))
+	c := up(t, service("several", one, dead, two)+service("none", dead, "127.0.0.1:"+freePort(t)))
 	port := publish(t, c, "several")
 	seen := map[string]int{}
 	const rounds = 12

@@ -39,7 +39,7 @@ func (t *Target) Failed(words string) {
 	defer s.mu.Unlock()
 	t.proven = false
 	t.refused++
-	s.failed(t, t.refused, words)
+	s.failed(t, t.refused+t.broken, words)
 	s.end(t)
 }
 
@@ -50,7 +50,7 @@ func (t *Target) Release(sent int64, broken bool) {
 	defer s.mu.Unlock()
 	if broken && sent == 0 {
 		t.broken++
-		s.failed(t, t.broken, "connections are broken off before it has sent a byte")
+		s.failed(t, t.refused+t.broken, "it breaks connections off before it has sent a byte")
 	} else {
 		t.refused, t.broken, t.times = 0, 0, 0
 	}
