@@ -13,7 +13,7 @@ func FuzzReadJSON(f *testing.F) {
 	for _, text := range []string{
 		`{}`, `{"algorithm":"LEAST_CONNECTIONS","slowStart":{"seconds":30},"retries":2}`, `{"Algorithm":"ROUND_ROBIN"}`,
 		`{"check":{"type":"TLS","interval":{"milliseconds":500},"send":"PING\\r\\n","expect":"PONG"}}`,
-		`{"ejection":{"failures":1,"maxPercent":100},"check":null}`, `[]`, `{"check":[{}]}`, `{"endpoints":[{"url":"","user":1}]}`, `{"retries":1e400}`,
+		`{"ejection":{"failures":1,"maxPercent":100},"check":null}`, `[]`, `{"check":[{}]}`, `{"endpoints":[{"url":"","user":1}]}`, `{"retries":1e400}`, `{"endpoints":[]}`, `{"check":{"type":"HTTP","statuses":[]}}`,
 	} {
 		f.Add(text)
 	}
@@ -21,6 +21,17 @@ func FuzzReadJSON(f *testing.F) {
 		for _, into := range []checked{new(api.Loadbalance), new(api.UpstreamHealth)} {
 			if readJSON(text, into) != nil {
 				continue
+			}
+			// A list without elements is one that is not there.
+			switch x := into.(type) {
+			case *api.Loadbalance:
+				if len(x.Endpoints) == 0 {
+					x.Endpoints = nil
+				}
+			case *api.UpstreamHealth:
+				if x.Check != nil && len(x.Check.Statuses) == 0 {
+					x.Check.Statuses = nil
+				}
 			}
 			again, err := json.Marshal(into)
 			if err != nil {
