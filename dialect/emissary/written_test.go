@@ -13,7 +13,7 @@ func FuzzReadJSON(f *testing.F) {
 	for _, text := range []string{
 		`{}`, `{"algorithm":"LEAST_CONNECTIONS","slowStart":{"seconds":30},"retries":2}`, `{"Algorithm":"ROUND_ROBIN"}`,
 		`{"check":{"type":"TLS","interval":{"milliseconds":500},"send":"PING\\r\\n","expect":"PONG"}}`,
-		`{"ejection":{"failures":1,"maxPercent":100},"check":null}`, `[]`, `{"check":[{}]}`, `{"endpoints":[{"url":"","user":1}]}`, `{"retries":1e400}`, `{"endpoints":[]}`, `{"check":{"type":"HTTP","statuses":[]}}`,
+		`{"ejection":{"failures":1,"maxPercent":100},"check":null}`, `[]`, `{"check":[{}]}`, `{"endpoints":[{"url":"","user":1}]}`, `{"retries":1e400}`, `{"endpoints":[]}`, `{"check":{"type":"HTTP","http":{"statuses":[]}}}`,
 	} {
 		f.Add(text)
 	}
@@ -29,8 +29,8 @@ func FuzzReadJSON(f *testing.F) {
 					x.Endpoints = nil
 				}
 			case *api.UpstreamHealth:
-				if x.Check != nil && len(x.Check.Statuses) == 0 {
-					x.Check.Statuses = nil
+				if x.Check != nil && x.Check.HTTP != nil && len(x.Check.HTTP.Statuses) == 0 {
+					x.Check.HTTP.Statuses = nil
 				}
 			}
 			again, err := json.Marshal(into)
