@@ -30,15 +30,18 @@ const plan = `
 	wire/*           :
 	manifest         : api
 	handover         :
+	netif            :
 	relay            :
 	relay/copy       : relay
 	relay/loop       : relay relay/copy
+	relay/datagram   : relay
 	rpc              : api
 	dialect/*        : api
 
 	store            : api
 	store/*          : api store
 	secret           : api store
+	address          : api store
 	identity         : api
 	identity/*       : api identity
 	cert             : api store secret identity/*
@@ -49,7 +52,8 @@ const plan = `
 	audit            : api
 	audit/*          : api audit
 	tunnel           : api
-	tunnel/*         : api wire/* tunnel
+	tunnel/*         : api wire/* netif tunnel
+	dns              : api
 	ingress          : api wire/* secret
 	upstream/*       : api
 	upstream         : api wire/* secret upstream/*
@@ -58,9 +62,10 @@ const plan = `
 	mode/*           : api wire/* proxy
 	mode             : proxy mode/*
 
-	control          : api manifest dialect/* store secret policy identity identity/* cert audit ingress rpc
-	client           : api relay relay/copy tunnel tunnel/* rpc
-	server           : api api/gen handover dialect/* relay relay/copy relay/loop store store/* secret identity identity/* cert policy/* audit audit/* tunnel/* ingress upstream proxy mode control
+	control          : api manifest dialect/* store secret address policy identity identity/* cert audit ingress rpc
+	client/*         : api
+	client           : api wire/* relay relay/copy relay/datagram netif tunnel tunnel/* rpc client/*
+	server           : api api/gen handover netif dialect/* relay relay/copy relay/loop relay/datagram store store/* secret address identity identity/* cert policy/* audit audit/* tunnel/* dns ingress upstream proxy mode control
 	cli              : api api/gen handover manifest rpc client control server policy/local
 	cmd/*            : cli
 	examples/*       : api client

@@ -12,6 +12,8 @@ import (
 //	GET    /api/self                                    → Self
 //	GET    /api/self/services?denied=true               → Reachable
 //	POST   /api/self/device                             DeviceRequest → DeviceResponse; makes a Device of the caller's machine
+//	POST   /api/connect                                 ConnectRequest → ConnectEvent, one JSON value a line; a place in the private network
+//	POST   /api/disconnect                              → Empty; gives up its key
 //	POST   /api/logout                                  → Empty; ends the caller's Session
 //	POST   /api/apply?allowLockout=true                 ApplyRequest → ApplyResponse
 //	GET    /api/{group}/{version}/{plural}?limit=N&after=NAME&namespace=N&user=U&label=K%3DV   → List
@@ -129,10 +131,11 @@ type DeniedService struct {
 
 // A ReachableService is what a Session may know of a Service that it may reach.
 type ReachableService struct {
-	Name        string `json:"name"`
-	Mode        Mode   `json:"mode"`
-	Port        int    `json:"port,omitempty"`
-	Description string `json:"description,omitempty"`
+	Name        string    `json:"name"`
+	Mode        Mode      `json:"mode"`
+	Port        int       `json:"port,omitempty"`
+	Addresses   Addresses `json:"addresses,omitzero"`
+	Description string    `json:"description,omitempty"`
 }
 
 // An ApplyRequest is a list of documents that are written together or not at all.

@@ -39,6 +39,7 @@ type ClusterConfigSpec struct {
 	Authenticator  NotYet          `json:"authenticator,omitzero"`
 	Authentication NotYet          `json:"authentication,omitzero"`
 	Routing        ClusterRouting  `json:"routing,omitzero"`
+	Network        ClusterNetwork  `json:"network,omitzero"`
 }
 
 // ClusterSession says how long Sessions last, by the type of their User.
@@ -79,8 +80,10 @@ type DeviceSettings struct {
 	MaxPerUser   int         `json:"maxPerUser,omitempty"`   // 32
 }
 
-// ClusterGateway has no effect yet.
+// ClusterGateway says how Gateways work.
 type ClusterGateway struct {
+	// WireguardKeyRotationDuration is for how long a Gateway keeps its WireGuard key: 12
+	// hours. Connections outlive its change.
 	WireguardKeyRotationDuration *Duration `json:"wireguardKeyRotationDuration,omitempty"`
 }
 
@@ -136,13 +139,31 @@ type ClusterDNS struct {
 	// Hosts maps upstream host names to their addresses, before any other
 	// resolver is asked.
 	Hosts map[string][]string `json:"hosts,omitempty"`
-	// FallbackZone has no effect yet: there is no DNS server of the cluster's own.
+	// FallbackZone says who is asked for names that are not the cluster's.
 	FallbackZone *FallbackZone `json:"fallbackZone,omitempty"`
+	// Names says which Services a Session is told the addresses of: ALL if it is left out.
+	Names NameVisibility `json:"names,omitempty"`
 }
+
+// NameVisibility says which Services the DNS of the cluster tells a Session of.
+type NameVisibility string
+
+// The values of NameVisibility.
+const (
+	NamesAll       NameVisibility = "ALL"       // of all
+	NamesReachable NameVisibility = "REACHABLE" // of those that it may reach under some request
+)
+
+// Values implements Enum.
+func (NameVisibility) Values() []string { return []string{string(NamesAll), string(NamesReachable)} }
 
 // FallbackZone says who is asked for names that are not the cluster's.
 type FallbackZone struct {
-	Servers       []string  `json:"servers,omitempty"`
+	// Servers are 8.8.8.8, dns://HOST:PORT (UDP, and TCP where that is too small),
+	// tcp://HOST:PORT or tls://HOST:PORT (DNS over TLS, RFC 7858); those of the gateway's
+	// own machine if it is left out.
+	Servers []string `json:"servers,omitempty"`
+	// CacheDuration bounds for how long answers are kept, beside their own time to live.
 	CacheDuration *Duration `json:"cacheDuration,omitempty"`
 }
 
@@ -206,6 +227,8 @@ func (r *ClusterRouting) validate(p *Problems, at string) {
 type ClusterConfigStatus struct {
 	Domain    string `json:"domain,omitempty"`
 	RegionUID string `json:"regionUID,omitempty"`
+	// Network is the address plan that is in force.
+	Network ClusterNetwork `json:"network,omitzero"`
 	// NoEffect lists the fields of spec that are kept and have no effect yet.
 	NoEffect []string `json:"noEffect,omitempty"`
 }
@@ -214,12 +237,6 @@ type ClusterConfigStatus struct {
 func (c *ClusterConfig) Default() {
 	c.APIVersion, c.Kind = Version, KindClusterConfig
 	c.Status.NoEffect = nil
-	if c.Spec.Gateway != nil {
-		c.Status.NoEffect = append(c.Status.NoEffect, "spec.gateway")
-	}
-	if c.Spec.DNS.FallbackZone != nil {
-		c.Status.NoEffect = append(c.Status.NoEffect, "spec.dns.fallbackZone")
-	}
 	c.Status.NoEffect = append(c.Status.NoEffect, c.Spec.Session.Human.noEffect("spec.session.human")...)
 	c.Status.NoEffect = append(c.Status.NoEffect, c.Spec.Session.Workload.noEffect("spec.session.workload")...)
 }

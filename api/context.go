@@ -22,7 +22,7 @@ type Facts struct {
 	Listener  string      `json:"listener,omitempty"`  // our own address, HOST:PORT
 	ProxiedBy string      `json:"proxiedBy,omitempty"` // address of the proxy that told us IP and Port
 	Proxy     *ProxyFacts `json:"proxy,omitempty"`     // what else it told
-	Tunnel    string      `json:"tunnel,omitempty"`    // "cardea/1", "tls", "memory", "public" (a public port)
+	Tunnel    string      `json:"tunnel,omitempty"`    // "cardea/1", "quic", "tls", "wireguard", "memory", "public" (a public port)
 	TLS       *TLSFacts   `json:"tls,omitempty"`
 	API       *APIFacts   `json:"api,omitempty" cardea:"protocol"`
 }

@@ -12,6 +12,9 @@ type EvidenceKind string
 const (
 	EvidenceCertificate EvidenceKind = "CERTIFICATE" // Data is the leaf certificate, DER; its key was proved
 	EvidenceMemory      EvidenceKind = "MEMORY"      // Data is a Session uid; inside one process only
+	// EvidenceTunnel is that of who came through the private network: Data is the uid of
+	// the Session to whose key the source address is bound. Inside one process only.
+	EvidenceTunnel EvidenceKind = "TUNNEL"
 	// EvidenceAnonymous is that of a caller who came in through the public port of
 	// a Service and whom nobody asked who he is. Inside one process only.
 	EvidenceAnonymous EvidenceKind = "ANONYMOUS"

@@ -1,9 +1,12 @@
 package api
 
-import "strings"
+import (
+	"strconv"
+	"strings"
+	"time"
+)
 
-// A Gateway is a node at which tunnels end. Gateways make themselves known; there
-// are none yet.
+// A Gateway is a node at which tunnels end. Gateways make themselves known.
 type Gateway struct {
 	Head
 	Spec   GatewaySpec   `json:"spec"`
@@ -15,9 +18,32 @@ type GatewaySpec struct{}
 
 // GatewayStatus is what a Gateway says of itself.
 type GatewayStatus struct {
-	RegionRef Ref      `json:"regionRef,omitzero"`
-	PublicIPs []string `json:"publicIPs,omitempty"`
-	Hostname  string   `json:"hostname,omitempty"`
+	RegionRef Ref `json:"regionRef,omitzero"`
+	// PublicIPs are where clients reach it, IP addresses or host names; where they reach
+	// the API if there are none.
+	PublicIPs []string          `json:"publicIPs,omitempty"`
+	Hostname  string            `json:"hostname,omitempty"`
+	WireGuard *GatewayWireGuard `json:"wireguard,omitempty"` // nil if it has none
+	QUIC      *GatewayQUIC      `json:"quic,omitempty"`      // nil if it has none
+	// Form says what the packets of tunnels go to: KERNEL, a network interface of the
+	// machine, or USERSPACE, a stack of the process's own.
+	Form string `json:"form,omitempty"`
+	// Sessions is how many are connected now; it is not stored.
+	Sessions int `json:"sessions,omitempty"`
+	// Dropped is how many packets were dropped, by the reason; it is not stored.
+	Dropped map[string]int `json:"dropped,omitempty"`
+}
+
+// A GatewayWireGuard is where a Gateway speaks WireGuard.
+type GatewayWireGuard struct {
+	Port         int       `json:"port"`      // UDP
+	PublicKey    string    `json:"publicKey"` // X25519, base64
+	KeyRotatedAt time.Time `json:"keyRotatedAt"`
+}
+
+// A GatewayQUIC is where a Gateway speaks QUIC (RFC 9000).
+type GatewayQUIC struct {
+	Port int `json:"port"` // UDP
 }
 
 // Default implements Object.
@@ -31,5 +57,18 @@ func gatewayKind() Kind {
 		Columns: []Column{
 			{Heading: "REGION", Cell: func(o Object) string { return o.(*Gateway).Status.RegionRef.Name }},
 			{Heading: "ADDRESSES", Cell: func(o Object) string { return strings.Join(o.(*Gateway).Status.PublicIPs, ",") }},
+			{Heading: "WIREGUARD", Cell: func(o Object) string {
+				if w := o.(*Gateway).Status.WireGuard; w != nil {
+					return strconv.Itoa(w.Port)
+				}
+				return ""
+			}},
+			{Heading: "QUIC", Cell: func(o Object) string {
+				if q := o.(*Gateway).Status.QUIC; q != nil {
+					return strconv.Itoa(q.Port)
+				}
+				return ""
+			}},
+			{Heading: "SESSIONS", Cell: func(o Object) string { return strconv.Itoa(o.(*Gateway).Status.Sessions) }},
 		}}
 }

@@ -265,6 +265,9 @@ type ConfigRule struct {
 // ServiceStatus is what the cluster knows of it.
 type ServiceStatus struct {
 	Port int `json:"port,omitempty"` // the one in force
+	// Addresses are those of the Service in the private network. They are given when it
+	// is made, and stay until it is deleted.
+	Addresses Addresses `json:"addresses,omitzero"`
 	// NoEffect lists the fields of spec that are kept and have no effect yet.
 	NoEffect []string `json:"noEffect,omitempty"`
 	// Conditions say how the Service does in this process; they are not stored.

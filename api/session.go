@@ -44,6 +44,9 @@ type SessionStatus struct {
 	// KeySHA256 is the SHA-256, in hex, of the public key (SubjectPublicKeyInfo,
 	// DER) that the Session is bound to. From login on, the key is the credential.
 	KeySHA256 string `json:"keySHA256,omitempty"`
+	// Connection is the place of the Session in the private network, once it has
+	// connected to that.
+	Connection *SessionConnection `json:"connection,omitempty"`
 }
 
 // Default implements Object.

@@ -72,7 +72,7 @@ func (c *call) reachable() (any, error) {
 		case err != nil:
 			return nil, err
 		case d.Allowed():
-			out.Items = append(out.Items, api.ReachableService{Name: s.Metadata.Name, Mode: s.Spec.Mode, Port: s.Status.Port, Description: s.Metadata.Description})
+			out.Items = append(out.Items, api.ReachableService{Name: s.Metadata.Name, Mode: s.Spec.Mode, Port: s.Status.Port, Addresses: s.Status.Addresses, Description: s.Metadata.Description})
 		case wantDenied:
 			shown, err := c.sees(verbGet, s.Key())
 			if err != nil {

@@ -118,3 +118,22 @@ func Refused(service string, v api.Verdict) error {
 func Lost(service, reason string) error {
 	return api.Errorf(api.CodeUnavailable, "no answer for Service %s: %s", service, reason)
 }
+
+// MaxPacket is the size in bytes of the largest packet of a [Pipe].
+const MaxPacket = 1 << 16
+
+// A Pipe carries packets between a client and a gateway, each whole or not at all. It
+// may lose some, and bring them in another order: it is for those of WireGuard, where
+// these cannot go by UDP of their own, and trusts nothing to be what it says it is.
+type Pipe interface {
+	// Receive reads the next packet into b and returns its size. What is larger than b is
+	// lost.
+	Receive(b []byte) (int, error)
+	// Send sends a packet. It does not wait for a peer that is slow: it loses the packet
+	// then, and returns nil. An error says that the pipe is over.
+	Send(b []byte) error
+	// Close ends the pipe, and wakes Receive.
+	Close() error
+	// RemoteAddr is where the packets come from.
+	RemoteAddr() net.Addr
+}

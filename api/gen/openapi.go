@@ -37,6 +37,23 @@ const OpenAPI = `{
      "namespace"
     ]
    },
+   "Addresses": {
+    "additionalProperties": false,
+    "description": "Addresses are those of a Service or a Session in the private network.",
+    "properties": {
+     "ipv4": {
+      "type": "string"
+     },
+     "ipv6": {
+      "type": "string"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "ipv4",
+     "ipv6"
+    ]
+   },
    "ApplyRequest": {
     "additionalProperties": false,
     "description": "An ApplyRequest is a list of documents that are written together or not at all.",
@@ -481,6 +498,9 @@ const OpenAPI = `{
       "not": {},
       "x-not-yet": true
      },
+     "network": {
+      "$ref": "#/components/schemas/ClusterNetwork"
+     },
      "routing": {
       "$ref": "#/components/schemas/ClusterRouting"
      },
@@ -505,7 +525,8 @@ const OpenAPI = `{
      "ingress",
      "authenticator",
      "authentication",
-     "routing"
+     "routing",
+     "network"
     ]
    },
    "ClusterConfigStatus": {
@@ -514,6 +535,14 @@ const OpenAPI = `{
     "properties": {
      "domain": {
       "type": "string"
+     },
+     "network": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/ClusterNetwork"
+       }
+      ],
+      "description": "network is the address plan that is in force."
      },
      "noEffect": {
       "description": "noEffect lists the fields of spec that are kept and have no effect yet.",
@@ -530,6 +559,7 @@ const OpenAPI = `{
     "x-order": [
      "domain",
      "regionUID",
+     "network",
      "noEffect"
     ]
    },
@@ -543,7 +573,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/FallbackZone"
        }
       ],
-      "description": "fallbackZone has no effect yet: there is no DNS server of the cluster's own."
+      "description": "fallbackZone says who is asked for names that are not the cluster's."
      },
      "hosts": {
       "additionalProperties": {
@@ -554,12 +584,21 @@ const OpenAPI = `{
       },
       "description": "hosts maps upstream host names to their addresses, before any other resolver is asked.",
       "type": "object"
+     },
+     "names": {
+      "description": "names says which Services a Session is told the addresses of: ALL if it is left out.",
+      "enum": [
+       "ALL",
+       "REACHABLE"
+      ],
+      "type": "string"
      }
     },
     "type": "object",
     "x-order": [
      "hosts",
-     "fallbackZone"
+     "fallbackZone",
+     "names"
     ]
    },
    "ClusterDevice": {
@@ -581,15 +620,39 @@ const OpenAPI = `{
    },
    "ClusterGateway": {
     "additionalProperties": false,
-    "description": "ClusterGateway has no effect yet.",
+    "description": "ClusterGateway says how Gateways work.",
     "properties": {
      "wireguardKeyRotationDuration": {
-      "$ref": "#/components/schemas/Duration"
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/Duration"
+       }
+      ],
+      "description": "wireguardKeyRotationDuration is for how long a Gateway keeps its WireGuard key: 12 hours. Connections outlive its change."
      }
     },
     "type": "object",
     "x-order": [
      "wireguardKeyRotationDuration"
+    ]
+   },
+   "ClusterNetwork": {
+    "additionalProperties": false,
+    "description": "A ClusterNetwork is the address plan of the private network: every Service, and every Session that connects, has an address of each family in it.",
+    "properties": {
+     "ipv4": {
+      "description": "ipv4 is 100.64.0.0/10 if it is left out, and IPv6 a prefix of unique local addresses (RFC 4193) that is drawn at the first start. A plan in which addresses have been given away can only become wider.",
+      "type": "string"
+     },
+     "ipv6": {
+      "description": "CIDR, /48",
+      "type": "string"
+     }
+    },
+    "type": "object",
+    "x-order": [
+     "ipv4",
+     "ipv6"
     ]
    },
    "ClusterRouting": {
@@ -1744,7 +1807,7 @@ const OpenAPI = `{
       "$ref": "#/components/schemas/TLSFacts"
      },
      "tunnel": {
-      "description": "\"cardea/1\", \"tls\", \"memory\", \"public\" (a public port)",
+      "description": "\"cardea/1\", \"quic\", \"tls\", \"wireguard\", \"memory\", \"public\" (a public port)",
       "type": "string"
      }
     },
@@ -1765,9 +1828,15 @@ const OpenAPI = `{
     "description": "FallbackZone says who is asked for names that are not the cluster's.",
     "properties": {
      "cacheDuration": {
-      "$ref": "#/components/schemas/Duration"
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/Duration"
+       }
+      ],
+      "description": "cacheDuration bounds for how long answers are kept, beside their own time to live."
      },
      "servers": {
+      "description": "servers are 8.8.8.8, dns://HOST:PORT (UDP, and TCP where that is too small), tcp://HOST:PORT or tls://HOST:PORT (DNS over TLS, RFC 7858); those of the gateway's own machine if it is left out.",
       "items": {
        "type": "string"
       },
@@ -1782,7 +1851,7 @@ const OpenAPI = `{
    },
    "Gateway": {
     "additionalProperties": false,
-    "description": "A Gateway is a node at which tunnels end. Gateways make themselves known; there are none yet.",
+    "description": "A Gateway is a node at which tunnels end. Gateways make themselves known.",
     "properties": {
      "apiVersion": {
       "type": "string"
@@ -1814,6 +1883,23 @@ const OpenAPI = `{
      "status"
     ]
    },
+   "GatewayQUIC": {
+    "additionalProperties": false,
+    "description": "A GatewayQUIC is where a Gateway speaks QUIC (RFC 9000).",
+    "properties": {
+     "port": {
+      "description": "UDP",
+      "type": "integer"
+     }
+    },
+    "required": [
+     "port"
+    ],
+    "type": "object",
+    "x-order": [
+     "port"
+    ]
+   },
    "GatewaySpec": {
     "additionalProperties": false,
     "description": "GatewaySpec is empty.",
@@ -1825,24 +1911,90 @@ const OpenAPI = `{
     "additionalProperties": false,
     "description": "GatewayStatus is what a Gateway says of itself.",
     "properties": {
+     "dropped": {
+      "additionalProperties": {
+       "type": "integer"
+      },
+      "description": "dropped is how many packets were dropped, by the reason; it is not stored.",
+      "type": "object"
+     },
+     "form": {
+      "description": "form says what the packets of tunnels go to: KERNEL, a network interface of the machine, or USERSPACE, a stack of the process's own.",
+      "type": "string"
+     },
      "hostname": {
       "type": "string"
      },
      "publicIPs": {
+      "description": "publicIPs are where clients reach it, IP addresses or host names; where they reach the API if there are none.",
       "items": {
        "type": "string"
       },
       "type": "array"
      },
+     "quic": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/GatewayQUIC"
+       }
+      ],
+      "description": "nil if it has none"
+     },
      "regionRef": {
       "$ref": "#/components/schemas/Ref"
+     },
+     "sessions": {
+      "description": "sessions is how many are connected now; it is not stored.",
+      "type": "integer"
+     },
+     "wireguard": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/GatewayWireGuard"
+       }
+      ],
+      "description": "nil if it has none"
      }
     },
     "type": "object",
     "x-order": [
      "regionRef",
      "publicIPs",
-     "hostname"
+     "hostname",
+     "wireguard",
+     "quic",
+     "form",
+     "sessions",
+     "dropped"
+    ]
+   },
+   "GatewayWireGuard": {
+    "additionalProperties": false,
+    "description": "A GatewayWireGuard is where a Gateway speaks WireGuard.",
+    "properties": {
+     "keyRotatedAt": {
+      "format": "date-time",
+      "type": "string"
+     },
+     "port": {
+      "description": "UDP",
+      "type": "integer"
+     },
+     "publicKey": {
+      "description": "X25519, base64",
+      "type": "string"
+     }
+    },
+    "required": [
+     "port",
+     "publicKey",
+     "keyRotatedAt"
+    ],
+    "type": "object",
+    "x-order": [
+     "port",
+     "publicKey",
+     "keyRotatedAt"
     ]
    },
    "Group": {
@@ -3350,6 +3502,9 @@ const OpenAPI = `{
     "additionalProperties": false,
     "description": "A ReachableService is what a Session may know of a Service that it may reach.",
     "properties": {
+     "addresses": {
+      "$ref": "#/components/schemas/Addresses"
+     },
      "description": {
       "type": "string"
      },
@@ -3390,6 +3545,7 @@ const OpenAPI = `{
      "name",
      "mode",
      "port",
+     "addresses",
      "description"
     ]
    },
@@ -4434,6 +4590,14 @@ const OpenAPI = `{
     "additionalProperties": false,
     "description": "ServiceStatus is what the cluster knows of it.",
     "properties": {
+     "addresses": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/Addresses"
+       }
+      ],
+      "description": "addresses are those of the Service in the private network. They are given when it is made, and stay until it is deleted."
+     },
      "conditions": {
       "description": "conditions say how the Service does in this process; they are not stored.",
       "items": {
@@ -4463,6 +4627,7 @@ const OpenAPI = `{
     "type": "object",
     "x-order": [
      "port",
+     "addresses",
      "noEffect",
      "conditions",
      "endpoints"
@@ -4500,6 +4665,46 @@ const OpenAPI = `{
      "metadata",
      "spec",
      "status"
+    ]
+   },
+   "SessionConnection": {
+    "additionalProperties": false,
+    "description": "A SessionConnection is the place of a Session in the private network.",
+    "properties": {
+     "addresses": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/Addresses"
+       }
+      ],
+      "description": "addresses stay those of the Session until it is deleted."
+     },
+     "publicKey": {
+      "description": "publicKey is the WireGuard key (X25519, base64) to which the addresses are bound; it is made on the device for each time that it connects. It is \"\" while the Session has no network interface.",
+      "type": "string"
+     },
+     "serves": {
+      "description": "serves are the Services whose upstream the Session is.",
+      "items": {
+       "type": "string"
+      },
+      "type": "array"
+     },
+     "startedAt": {
+      "description": "when it connected last",
+      "format": "date-time",
+      "type": "string"
+     }
+    },
+    "required": [
+     "addresses"
+    ],
+    "type": "object",
+    "x-order": [
+     "addresses",
+     "publicKey",
+     "startedAt",
+     "serves"
     ]
    },
    "SessionSettings": {
@@ -4597,6 +4802,14 @@ const OpenAPI = `{
       "description": "certificateSeconds is how long its certificates are good; 0 is 4 hours.",
       "type": "integer"
      },
+     "connection": {
+      "allOf": [
+       {
+        "$ref": "#/components/schemas/SessionConnection"
+       }
+      ],
+      "description": "connection is the place of the Session in the private network, once it has connected to that."
+     },
      "credentialRef": {
       "allOf": [
        {
@@ -4635,7 +4848,8 @@ const OpenAPI = `{
      "credentialRef",
      "deviceRef",
      "certificateSeconds",
-     "keySHA256"
+     "keySHA256",
+     "connection"
     ]
    },
    "StatusCondition": {
@@ -5702,6 +5916,33 @@ const OpenAPI = `{
      }
     ],
     "summary": "a backup of the store, one JSON value a line"
+   }
+  },
+  "/api/connect": {
+   "post": {
+    "operationId": "postConnect",
+    "responses": {
+     "200": {
+      "content": {},
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "ConnectRequest → ConnectEvent, one JSON value a line; a place in the private network"
    }
   },
   "/api/conns": {
@@ -10143,6 +10384,39 @@ const OpenAPI = `{
      }
     ],
     "summary": "the Object → WriteResponse; CONFLICT if resourceVersion is stale"
+   }
+  },
+  "/api/disconnect": {
+   "post": {
+    "operationId": "postDisconnect",
+    "responses": {
+     "200": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Empty"
+        }
+       }
+      },
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "Empty; gives up its key"
    }
   },
   "/api/getambassador.io/v3alpha1/consulresolvers": {
