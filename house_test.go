@@ -71,6 +71,7 @@ const plan = `
 	examples/*       : api client
 	bench/*          : *
 	test/*           : *
+	test/network/*   : *
 `
 
 func match(pat, s string) bool { ok, _ := path.Match(pat, s); return ok || pat == "*" }

@@ -1,0 +1,33 @@
+//go:build !linux
+
+package netif
+
+import (
+	"errors"
+
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+// Interface is a TUN interface. There is none on this system.
+type Interface struct{}
+
+// Open returns [errors.ErrUnsupported].
+func Open(Config) (*Interface, error) { return nil, errors.ErrUnsupported }
+
+// Check returns [errors.ErrUnsupported].
+func Check(Config) error { return errors.ErrUnsupported }
+
+// Name returns "".
+func (*Interface) Name() string { return "" }
+
+// IPv6 returns false.
+func (*Interface) IPv6() bool { return false }
+
+// TUN returns nil.
+func (*Interface) TUN() tun.Device { return nil }
+
+// Abort returns [errors.ErrUnsupported].
+func (*Interface) Abort() (int, error) { return 0, errors.ErrUnsupported }
+
+// Close does nothing.
+func (*Interface) Close() error { return nil }
