@@ -54,7 +54,7 @@ const plan = `
 	tunnel           : api
 	tunnel/*         : api wire/* netif tunnel
 	dns              : api
-	ingress          : api wire/* secret
+	ingress          : api wire/* relay relay/datagram secret
 	upstream/*       : api
 	upstream         : api wire/* secret upstream/*
 
@@ -65,7 +65,7 @@ const plan = `
 	control          : api manifest dialect/* store secret address policy identity identity/* cert audit ingress rpc
 	client/*         : api
 	client           : api wire/* relay relay/copy relay/datagram netif tunnel tunnel/* rpc client/*
-	server           : api api/gen handover netif dialect/* relay relay/copy relay/loop relay/datagram store store/* secret address identity identity/* cert policy/* audit audit/* tunnel/* dns ingress upstream proxy mode control
+	server           : api api/gen handover netif dialect/* relay relay/copy relay/loop relay/datagram store store/* secret address identity identity/* cert policy/* audit audit/* tunnel tunnel/* dns ingress upstream proxy mode control
 	cli              : api api/gen handover manifest rpc client control server policy/local
 	cmd/*            : cli
 	examples/*       : api client

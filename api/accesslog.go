@@ -92,8 +92,17 @@ type LogReason struct {
 // AccessLogInfo is what one protocol adds: at most one field is there.
 type AccessLogInfo struct {
 	TCP    *TCPInfo    `json:"tcp,omitempty"`
+	UDP    *UDPInfo    `json:"udp,omitempty"`
 	API    *APIInfo    `json:"api,omitempty"`
 	Health *HealthInfo `json:"health,omitempty"`
+}
+
+// Flow returns what is said of a connection, TCP or UDP; nil if it is about none.
+func (i *AccessLogInfo) Flow() *TCPInfo {
+	if i.UDP != nil {
+		return &i.UDP.TCPInfo
+	}
+	return i.TCP
 }
 
 // LogType says what a record of a connection marks.
@@ -114,6 +123,15 @@ type TCPInfo struct {
 	SentBytes     *int64 `json:"sentBytes,omitempty,string"`
 	CloseReason   string `json:"closeReason,omitempty"` // of END: relay.Reason
 	Error         string `json:"error,omitempty"`       // detail of a failure, of END
+}
+
+// UDPInfo is the log of a flow of datagrams: what that of a TCP connection is, and how
+// many datagrams were carried.
+type UDPInfo struct {
+	TCPInfo
+	// Datagrams from the client, and to it; as the bytes.
+	ReceivedPackets *int64 `json:"receivedPackets,omitempty,string"`
+	SentPackets     *int64 `json:"sentPackets,omitempty,string"`
 }
 
 // APIInfo is the log of a call to Cardea's own API. Values of Secrets, tokens and

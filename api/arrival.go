@@ -2,7 +2,7 @@ package api
 
 import "net"
 
-// An Arrival is a connection that came in, with all that is known of it: the
+// An Arrival is a connection, or a flow of datagrams, that came in, with all that is known of it: the
 // one type in which every road ends, made once by the room that accepted.
 //
 // Beside net.Conn, Conn may have these methods, found by type assertion:
@@ -10,6 +10,7 @@ import "net"
 //	CloseWrite() error            half-close: the peer reads to the end of what was sent
 //	Reset(reason string) error    abort: the peer sees a reset and never an end of file
 //	Verdict(Verdict) error        tell the peer what became of its request, once, before any byte
+//	Datagram()                    it is a flow: each Read and Write is one datagram, as those of a *net.UDPConn
 type Arrival struct {
 	Conn    net.Conn
 	Service string // SERVICE.NAMESPACE that is asked for; may not exist; "" for a foreign Object
@@ -32,6 +33,7 @@ type Refusal struct {
 	Route  *LogRoute
 	// Anonymous says that nobody who comes to Object is asked who he is.
 	Anonymous bool
+	Datagrams bool   // it came in datagrams
 	Words     string // detail for the log
 	// Record is the record of the refusal, if more is known than the rest says. It
 	// may stand for several refusals of the same kind.

@@ -334,6 +334,11 @@ func (c *ClusterConfig) Validate(p *Problems) {
 	c.Spec.Audit.validate(p, "/spec/audit")
 	c.Spec.Collector.validate(p, "/spec/collector")
 	c.Spec.Routing.validate(p, "/spec/routing")
+	c.Spec.Network.validate(p, "/spec/network")
+	if g := c.Spec.Gateway; g != nil {
+		g.WireguardKeyRotationDuration.validate(p, "/spec/gateway/wireguardKeyRotationDuration", time.Minute, 360*day)
+	}
+	c.Spec.DNS.FallbackZone.validate(p, "/spec/dns/fallbackZone")
 	for h, addrs := range c.Spec.DNS.Hosts {
 		at := "/spec/dns/hosts/" + Escape(h)
 		if len(addrs) == 0 {

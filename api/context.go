@@ -69,8 +69,9 @@ const FactKubernetesSecret = "KubernetesSecret"
 // APIFacts is what ctx.request.api says of a call to Cardea's own API.
 type APIFacts struct {
 	// Verb is get, list, watch, create, update, delete, renew, why, route, conns,
-	// kill, logs, metrics, backup or rotate; apply asks for create or update of each
-	// document. A write may ask for more: use for a Secret that it names, publish
+	// kill, logs, metrics, backup or rotate, or serve, to be the upstream of a Service
+	// that names the caller's User; apply asks for create or update of each document. A
+	// write may ask for more: use for a Secret that it names, publish
 	// for a Service or TCPMapping that opens a port, or needs no Session, approve for the state of a Session or
 	// Device and the terms of Sessions, impersonate for a User as whom it lets
 	// somebody log in, attach for a Policy that it gives and the writer does not

@@ -33,7 +33,9 @@ func (Balance) Values() []string {
 type UpstreamHealth struct {
 	// Check asks each endpoint, again and again.
 	Check *HealthProbe `json:"check,omitempty"`
-	// Ejection takes out an endpoint to which connections fail.
+	// Ejection takes out an endpoint to which connections fail. If it is left out, only a
+	// Session that serves (user) is taken out: after one failure, for 5 seconds, or longer
+	// if it goes on.
 	Ejection *Ejection `json:"ejection,omitempty"`
 	// CloseOnUnhealthy ends the connections to an endpoint when Check says that it does
 	// not serve any more: UNHEALTHY.
@@ -108,11 +110,12 @@ const (
 	HealthEjected   HealthState = "EJECTED"   // connections to it failed
 )
 
-// An EndpointStatus is how it stands with one address of an endpoint, in this process.
+// An EndpointStatus is how it stands with one address of an endpoint, or one Session that
+// serves it, in this process.
 type EndpointStatus struct {
 	Config   string      `json:"config,omitempty"` // name of the config; "" is spec.config, or of a TCPMapping
-	Endpoint string      `json:"endpoint"`         // HOST:PORT as it is configured
-	Address  string      `json:"address"`          // IP:PORT that it stands for
+	Endpoint string      `json:"endpoint"`         // HOST:PORT as it is configured; "HOST:PORT (user NAME)" if Sessions serve it
+	Address  string      `json:"address"`          // IP:PORT that it stands for, or "session NAME"
 	State    HealthState `json:"state"`
 	Since    time.Time   `json:"since,omitzero"`
 	Words    string      `json:"words,omitempty"` // why, for a person

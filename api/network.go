@@ -1,6 +1,9 @@
 package api
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // A ClusterNetwork is the address plan of the private network: every Service, and every
 // Session that connects, has an address of each family in it.
@@ -10,6 +13,41 @@ type ClusterNetwork struct {
 	// have been given away can only become wider.
 	IPv4 string `json:"ipv4,omitempty"` // CIDR, /8 to /24
 	IPv6 string `json:"ipv6,omitempty"` // CIDR, /48
+}
+
+// DefaultIPv4Network is what ClusterNetwork.IPv4 is if it is left out: shared addresses
+// (RFC 6598), which networks of homes and offices do not use.
+const DefaultIPv4Network = "100.64.0.0/10"
+
+func (n *ClusterNetwork) validate(p *Problems, at string) {
+	if n.IPv4 != "" {
+		x, err := netip.ParsePrefix(n.IPv4)
+		switch a := x.Addr(); {
+		case err != nil || !a.Is4():
+			p.Add(at+"/ipv4", "must be a network of IPv4 such as "+DefaultIPv4Network, n.IPv4)
+		case x.Bits() < 8 || x.Bits() > 24:
+			p.Add(at+"/ipv4", "must be /8 to /24", n.IPv4)
+		case x != x.Masked():
+			p.Add(at+"/ipv4", "must begin where the network does: "+x.Masked().String(), n.IPv4)
+		case a.As4()[0] == 0 || a.IsLoopback() || a.IsLinkLocalUnicast() || a.As4()[0] >= 224:
+			p.Add(at+"/ipv4", "must be of addresses that hosts can have", n.IPv4)
+		case !a.IsPrivate() && !netip.MustParsePrefix(DefaultIPv4Network).Contains(a):
+			p.Warn(at+"/ipv4", "is of public addresses: who is connected cannot reach the hosts that have them", n.IPv4)
+		}
+	}
+	if n.IPv6 != "" {
+		x, err := netip.ParsePrefix(n.IPv6)
+		switch a := x.Addr(); {
+		case err != nil || !a.Is6() || a.Is4In6():
+			p.Add(at+"/ipv6", "must be a network of IPv6 such as fd12:3456:789a::/48", n.IPv6)
+		case x.Bits() != 48:
+			p.Add(at+"/ipv6", "must be /48", n.IPv6)
+		case x != x.Masked():
+			p.Add(at+"/ipv6", "must begin where the network does: "+x.Masked().String(), n.IPv6)
+		case a.As16()[0] != 0xfd:
+			p.Add(at+"/ipv6", "must be of unique local addresses, fd00::/8 (RFC 4193)", n.IPv6)
+		}
+	}
 }
 
 // Addresses are those of a Service or a Session in the private network.
@@ -31,7 +69,9 @@ type SessionConnection struct {
 	Serves []string `json:"serves,omitempty"`
 }
 
-// A ConnectRequest asks for a place in the private network.
+// A ConnectRequest asks for a place in the private network. CONFLICT says that another
+// Session has the key, or that the upstream of a Service in Serve is not the caller's User;
+// PERMISSION_DENIED that he may not serve one of them.
 type ConnectRequest struct {
 	// PublicKey is the WireGuard key of the device (X25519, base64); "" if it needs none.
 	PublicKey string `json:"publicKey,omitempty"`
@@ -67,7 +107,7 @@ const (
 
 // A NetworkState is what a connected Session has to know.
 type NetworkState struct {
-	Session   Ref       `json:"session"`
+	Session   Ref       `json:"session"` // without its version: what is told changes when something else here does
 	Domain    string    `json:"domain"`
 	Addresses Addresses `json:"addresses"`
 	// Services are the prefixes (CIDR) in which Services have their addresses: what goes

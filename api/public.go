@@ -56,6 +56,8 @@ func (s *Service) validatePublic(p *Problems) {
 	spec := &s.Spec
 	passthrough := spec.Public != nil && spec.Public.Passthrough
 	switch {
+	case spec.IsPublic && spec.Mode == ModeUDP:
+		s.validatePublicDatagrams(p)
 	case spec.IsPublic && !spec.IsAnonymous && passthrough:
 		p.Add("/spec/public/passthrough", "needs isAnonymous: true; who comes is not asked who he is, as his TLS goes to the upstream", "true").
 			Hint = "let Cardea end TLS with isTLS, or let everybody in with isAnonymous"

@@ -37,14 +37,20 @@ type Bind struct {
 	// one of IPv4, :: every one of IPv6.
 	Address string
 	Port    int
+	UDP     bool `json:",omitempty"` // it takes datagrams, and not connections of TCP
 }
 
-// String returns ADDRESS:PORT, with * for every address.
+// String returns ADDRESS:PORT, with * for every address, and /udp behind it if that is
+// what it takes.
 func (b Bind) String() string {
+	at := net.JoinHostPort(b.Address, strconv.Itoa(b.Port))
 	if b.Address == "" {
-		return "*:" + strconv.Itoa(b.Port)
+		at = "*" + at
 	}
-	return net.JoinHostPort(b.Address, strconv.Itoa(b.Port))
+	if b.UDP {
+		at += "/udp"
+	}
+	return at
 }
 
 // AnyName is the SNI of a Match that matches TLS with any server name, or none.
@@ -257,6 +263,7 @@ type Routable interface {
 // A RouteQuestion asks where a connection would go: GET /api/route.
 type RouteQuestion struct {
 	Port    int      `json:"port"`
+	UDP     bool     `json:"udp,omitempty"`     // it is about a datagram
 	Address string   `json:"address,omitempty"` // that is connected to; any
 	SNI     string   `json:"sni,omitempty"`
 	NoTLS   bool     `json:"noTLS,omitempty"` // the client does not speak TLS

@@ -28,15 +28,16 @@ type Mode string
 // The modes. ModeAPI is the mode of Cardea's own API and of no other Service.
 const (
 	ModeTCP Mode = "TCP"
+	ModeUDP Mode = "UDP" // each flow, the datagrams of one source, is a connection
 	ModeAPI Mode = "API"
 )
 
 // Values implements Enum.
-func (Mode) Values() []string { return []string{string(ModeTCP)} }
+func (Mode) Values() []string { return []string{string(ModeTCP), string(ModeUDP)} }
 
 // Later implements LaterEnum.
 func (Mode) Later() []string {
-	return []string{"UDP", "HTTP", "WEB", "GRPC", "SSH", "KUBERNETES", "POSTGRES", "MYSQL", "DNS", "SOCKS5", "RDP_WEB", "MCP", "LLM"}
+	return []string{"HTTP", "WEB", "GRPC", "SSH", "KUBERNETES", "POSTGRES", "MYSQL", "DNS", "SOCKS5", "RDP_WEB", "MCP", "LLM"}
 }
 
 // ServiceSpec is what an administrator sets.
@@ -81,9 +82,12 @@ type ServiceLimits struct {
 	// left out. Twice as many may come at once. More are reset before anything is
 	// decided, and recorded as refusals with a count: each connection that is let in
 	// is two records of the access log, so without a bound a stranger fills the log
-	// until retention drops what is older. It has no effect without isPublic.
+	// until retention drops what is older. It has no effect without isPublic. With mode
+	// UDP, where anybody can say that he is anybody else, all sources together may open
+	// five times as many.
 	ConnectionsPerSecond int `json:"connectionsPerSecond,omitempty"`
-	// IdleTimeout ends a connection on which nothing passed for so long.
+	// IdleTimeout ends a connection on which nothing passed for so long; 60 seconds with
+	// mode UDP if it is left out, as nothing else tells that a client has gone.
 	IdleTimeout *Duration `json:"idleTimeout,omitempty"`
 	// HalfCloseTimeout ends a connection of which one side has finished and the
 	// other says nothing for so long.
@@ -148,7 +152,8 @@ type ServiceConfig struct {
 // endpoints.
 type Upstream struct {
 	// URL is tcp://HOST:PORT, tls://HOST:PORT, or one whose scheme is that of a
-	// protocol over TCP, as postgres://HOST, and then says the port. A HOST that begins
+	// protocol over TCP, as postgres://HOST, and then says the port; with mode UDP it is
+	// udp://HOST:PORT, or dns://HOST, whose port is 53. A HOST that begins
 	// with "_", as _pg._tcp.db.example.com, is a name of SRV records (RFC 2782), which
 	// say hosts and ports; a port in the URL does not count then.
 	URL         string       `json:"url,omitempty"`
@@ -167,9 +172,14 @@ type Upstream struct {
 	Families []IPFamily `json:"families,omitempty"`
 	// Health says how it is found out which endpoints, and which addresses of their
 	// names, serve.
-	Health    *UpstreamHealth `json:"health,omitempty"`
-	User      NotYet          `json:"user,omitzero"`
-	Container NotYet          `json:"container,omitzero"`
+	Health *UpstreamHealth `json:"health,omitempty"`
+	// User names the User whose connected Sessions serve the upstream (connect --serve):
+	// the connections travel through one of them, and URL, or each endpoint that names
+	// no User of its own, says where the upstream is as that device sees it. Among the
+	// Sessions one with the fewest connections is taken, unless loadbalance.algorithm
+	// says otherwise.
+	User      string `json:"user,omitempty"`
+	Container NotYet `json:"container,omitzero"`
 }
 
 // IPFamily is a family of addresses.
@@ -190,7 +200,8 @@ type Loadbalance struct {
 	// Endpoints are the places of the upstream. They may be left out where there is a
 	// URL: then the addresses of its name are shared among.
 	Endpoints []UpstreamEndpoint `json:"endpoints,omitempty"`
-	// Algorithm is ROUND_ROBIN if it is left out.
+	// Algorithm is ROUND_ROBIN if it is left out; but among Sessions (user) those with the
+	// fewest connections take turns then.
 	Algorithm Balance `json:"algorithm,omitempty"`
 	// SlowStart is how long an endpoint that has become healthy gets fewer connections
 	// than its share: a tenth at first, then more and more.
@@ -210,8 +221,10 @@ type UpstreamEndpoint struct {
 	Backup bool `json:"backup,omitempty"`
 	// MaxConnections is how many connections it may have at once. When all have as many
 	// as they may, a connection waits for a place until connectTimeout is over.
-	MaxConnections int    `json:"maxConnections,omitempty"`
-	User           NotYet `json:"user,omitzero"`
+	MaxConnections int `json:"maxConnections,omitempty"`
+	// User names the User whose Sessions serve this endpoint; that of the upstream if it
+	// is left out. A User can serve one endpoint.
+	User string `json:"user,omitempty"`
 }
 
 // UpstreamTLS says how TLS to an upstream is spoken. Its certificate is verified
@@ -370,7 +383,7 @@ func (s *Service) EffectiveConfig(name string) *ServiceConfig {
 func (c *ServiceConfig) inherit(p *ServiceConfig) {
 	u, pu := &c.Upstream, &p.Upstream
 	if u.URL == "" && u.Loadbalance == nil {
-		u.URL, u.Loadbalance = pu.URL, pu.Loadbalance
+		u.URL, u.Loadbalance, u.User = pu.URL, pu.Loadbalance, cmp.Or(u.User, pu.User)
 	}
 	if u.ConnectTimeout == nil {
 		u.ConnectTimeout = pu.ConnectTimeout
@@ -435,18 +448,25 @@ type Endpoint struct {
 	Host string // a DNS name or an IP address; one that begins with "_" is a name of SRV records
 	Port int    // 0 if SRV records say it
 	TLS  bool   // the URL says that TLS is spoken
+	UDP  bool   // the URL says that it is reached by datagrams
+	User string // whose Sessions serve it, and see Host; "" if the cluster connects to it itself
 
 	Weight         int  // its share; at least 1
 	Backup         bool // it is for when no other serves
 	MaxConnections int  // at once; 0 is any number
 }
 
-// Address returns HOST:PORT, or HOST alone if SRV records say the port.
+// Address returns HOST:PORT, or HOST alone if SRV records say the port; and the User, if
+// one serves it.
 func (e Endpoint) Address() string {
 	if e.Port == 0 {
 		return e.Host
 	}
-	return net.JoinHostPort(e.Host, strconv.Itoa(e.Port))
+	at := net.JoinHostPort(e.Host, strconv.Itoa(e.Port))
+	if e.User != "" {
+		at += " (user " + e.User + ")"
+	}
+	return at
 }
 
 // Endpoints returns the places of the upstream that get connections, at least one. The
@@ -454,7 +474,7 @@ func (e Endpoint) Address() string {
 func (u *Upstream) Endpoints() ([]Endpoint, error) {
 	if u.Loadbalance == nil || u.URL != "" {
 		e, err := parseEndpoint(u.URL)
-		e.Weight = 1
+		e.Weight, e.User = 1, u.User
 		return []Endpoint{e}, err
 	}
 	var list []Endpoint
@@ -463,7 +483,7 @@ func (u *Upstream) Endpoints() ([]Endpoint, error) {
 		if err != nil {
 			return nil, err
 		}
-		e.Weight, e.Backup, e.MaxConnections = 1, x.Backup, x.MaxConnections
+		e.Weight, e.Backup, e.MaxConnections, e.User = 1, x.Backup, x.MaxConnections, cmp.Or(x.User, u.User)
 		if x.Weight != nil {
 			e.Weight = *x.Weight
 		}
@@ -516,21 +536,30 @@ func scheme(s string) (port int, tls, ok bool) {
 	return 0, false, false
 }
 
-func parseEndpoint(text string) (Endpoint, error) {
-	const want = "must be tcp://HOST:PORT or tls://HOST:PORT"
+// wantStream is what the URL of an upstream must be, but with mode UDP.
+const wantStream = "must be tcp://HOST:PORT or tls://HOST:PORT"
+
+func parseEndpoint(text string) (Endpoint, error) { return parseURL(text, wantStream) }
+
+// parseURL is parseEndpoint for words that say what the URL must be.
+func parseURL(text, want string) (Endpoint, error) {
 	var none Endpoint
 	p, err := url.Parse(text)
 	switch {
 	case text == "":
-		return none, errors.New("is required: tcp://HOST:PORT")
+		_, form, _ := strings.Cut(want, "must be ")
+		form, _, _ = strings.Cut(form, " or ")
+		return none, errors.New("is required: " + form)
 	case err != nil || p.Opaque != "" || p.Hostname() == "":
 		return none, errors.New(want)
-	case slices.Contains([]string{"udp", "quic", "dns", "h2c", "unix", "socks5", "dot"}, p.Scheme):
+	case slices.Contains([]string{"quic", "h2c", "unix", "socks5", "dot"}, p.Scheme):
 		return none, fmt.Errorf("%s: the scheme %s is not yet available", want, p.Scheme)
 	}
 	e := Endpoint{Host: p.Hostname()}
 	var ok bool
-	if e.Port, e.TLS, ok = scheme(p.Scheme); !ok {
+	if e.Port, ok = datagramScheme(p.Scheme); ok {
+		e.UDP = true
+	} else if e.Port, e.TLS, ok = scheme(p.Scheme); !ok {
 		return none, errors.New(want + ": the scheme must be tcp, tls or that of a protocol over TCP")
 	}
 	switch {
@@ -665,11 +694,15 @@ func (s *Service) validateConfig(p *Problems, at string, c *ServiceConfig) {
 	case u.URL == "" && u.Loadbalance != nil:
 		s.validateEndpoints(p, at+"/upstream/loadbalance/endpoints", u.Loadbalance.Endpoints)
 	case u.URL != "" || c.Parent == "":
-		if e, err := parseEndpoint(u.URL); err != nil {
+		if e, err := s.parseEndpoint(u.URL); err != nil {
 			p.Add(at+"/upstream/url", err.Error(), u.URL)
 		} else if e.Port == 0 && s.Spec.Port == 0 {
 			p.Add("/spec/port", "is required: the upstream's port comes from SRV records", "")
 		}
+	}
+	s.validateServing(p, at, c)
+	if s.Spec.Mode == ModeUDP {
+		s.validateDatagrams(p, at, c)
 	}
 	u.ConnectTimeout.validate(p, at+"/upstream/connectTimeout", 10*time.Millisecond, time.Hour)
 	if f := u.Families; len(f) > 2 || len(f) == 2 && f[0] == f[1] {
@@ -717,7 +750,7 @@ func (s *Service) validateEndpoints(p *Problems, at string, list []UpstreamEndpo
 	}
 	first := Endpoint{}
 	for i, x := range list {
-		e, err := parseEndpoint(x.URL)
+		e, err := s.parseEndpoint(x.URL)
 		at := fmt.Sprintf("%s/%d/url", at, i)
 		switch {
 		case err != nil:
@@ -852,6 +885,8 @@ func (s *Service) upstream() string {
 		return ""
 	case c.Upstream.URL == "" && c.Upstream.Loadbalance != nil && len(c.Upstream.Loadbalance.Endpoints) > 0:
 		return fmt.Sprintf("%s (and %d more)", c.Upstream.Loadbalance.Endpoints[0].URL, len(c.Upstream.Loadbalance.Endpoints)-1)
+	case c.Upstream.User != "":
+		return fmt.Sprintf("%s (user %s)", c.Upstream.URL, c.Upstream.User)
 	}
 	return c.Upstream.URL
 }
@@ -867,9 +902,9 @@ func (s *Service) publicPlace() string {
 	if p == nil {
 		p = new(ServicePublic)
 	}
-	place := Bind{strings.TrimPrefix(p.Address, "*"), s.Status.Port}.String()
+	place := Bind{Address: strings.TrimPrefix(p.Address, "*"), Port: s.Status.Port, UDP: s.Spec.Mode == ModeUDP}.String()
 	if p.Address == "" {
-		place = strconv.Itoa(s.Status.Port)
+		place = strings.TrimPrefix(place, "*:")
 	}
 	return strings.Join(append([]string{place}, p.Hosts...), " ")
 }

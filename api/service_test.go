@@ -44,19 +44,21 @@ func TestEffectiveConfig(t *testing.T) {
 
 func TestEndpoints(t *testing.T) {
 	for text, want := range map[string]Endpoint{
-		"tcp://h:1":            {"h", 1, false, 1, false, 0},
-		"tcp://[::1]:1":        {"::1", 1, false, 1, false, 0},
-		"tls://h:1":            {"h", 1, true, 1, false, 0},
-		"postgres://h":         {"h", 5432, false, 1, false, 0},
-		"https://h":            {"h", 443, true, 1, false, 0},
-		"https://h:8443/":      {"h", 8443, true, 1, false, 0},
+		"tcp://h:1":            {Host: "h", Port: 1, Weight: 1},
+		"tcp://[::1]:1":        {Host: "::1", Port: 1, Weight: 1},
+		"tls://h:1":            {Host: "h", Port: 1, TLS: true, Weight: 1},
+		"postgres://h":         {Host: "h", Port: 5432, Weight: 1},
+		"https://h":            {Host: "h", Port: 443, TLS: true, Weight: 1},
+		"https://h:8443/":      {Host: "h", Port: 8443, TLS: true, Weight: 1},
 		"tcp://h":              {},
 		"tcp://:1":             {},
 		"tcp://h:0":            {},
 		"tcp://h:70000":        {},
 		"tcp://u:p@h:1":        {},
 		"tcp://h:1/path":       {},
-		"udp://h:1":            {},
+		"udp://h:1":            {Host: "h", Port: 1, UDP: true, Weight: 1},
+		"dns://h":              {Host: "h", Port: 53, UDP: true, Weight: 1},
+		"udp://h":              {},
 		"gopher://h:1":         {},
 		"h:1":                  {},
 		"tcp://sp ace:1":       {},
@@ -141,7 +143,7 @@ func TestWeightZero(t *testing.T) {
 	zero, two := of(0), of(2)
 	list := []UpstreamEndpoint{{URL: "tcp://a:1", Weight: zero}, {URL: "tcp://b:1", Weight: two}, {URL: "tcp://c:1"}}
 	ends, err := (&Upstream{Loadbalance: &Loadbalance{Endpoints: list}}).Endpoints()
-	if want := []Endpoint{{"b", 1, false, 2, false, 0}, {"c", 1, false, 1, false, 0}}; err != nil || !slices.Equal(ends, want) {
+	if want := []Endpoint{{Host: "b", Port: 1, Weight: 2}, {Host: "c", Port: 1, Weight: 1}}; err != nil || !slices.Equal(ends, want) {
 		t.Errorf("%v, %v, want %v", ends, err, want)
 	}
 	var p Problems

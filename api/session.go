@@ -77,6 +77,12 @@ func sessionKind() Kind {
 				}
 				return ""
 			}},
+			{Heading: "ADDRESS", Wide: true, Cell: func(o Object) string {
+				if c := o.(*Session).Status.Connection; c != nil {
+					return c.Addresses.IPv4
+				}
+				return ""
+			}},
 			{Heading: "STATE", Cell: func(o Object) string { return string(o.(*Session).Spec.State) }},
 			{Heading: "EXPIRES", Cell: func(o Object) string { return o.(*Session).Spec.ExpiresAt.UTC().Format(time.RFC3339) }},
 		}}

@@ -177,7 +177,7 @@ func tcpMappingKind() Kind {
 				if s.Port == nil {
 					return ""
 				}
-				return Bind{s.Address, *s.Port}.String()
+				return Bind{Address: s.Address, Port: *s.Port}.String()
 			}},
 			{Heading: "HOST", Cell: func(o Object) string { return o.(*TCPMapping).Spec.Host }},
 			{Heading: "SERVICE", Cell: func(o Object) string { return o.(*TCPMapping).Spec.Service }},

@@ -92,8 +92,8 @@ func namesRoute(ref *api.Ref, s string) bool {
 // TypeOf returns the type of a record; "" if it has none.
 func TypeOf(rec *api.AccessLog) api.LogType {
 	switch i := &rec.Entry.Info; {
-	case i.TCP != nil:
-		return i.TCP.Type
+	case i.Flow() != nil:
+		return i.Flow().Type
 	case i.API != nil:
 		return LogAPI
 	case i.Health != nil:

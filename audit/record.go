@@ -33,6 +33,7 @@ func AppendRecord(dst []byte, rec *api.AccessLog) ([]byte, error) {
 	w.common(&rec.Entry.Common)
 	w.open("info")
 	w.tcp(rec.Entry.Info.TCP)
+	w.udp(rec.Entry.Info.UDP)
 	w.api(rec.Entry.Info.API)
 	w.health(rec.Entry.Info.Health)
 	w.close()
@@ -410,12 +411,28 @@ func (w *writer) tcp(i *api.TCPInfo) {
 		return
 	}
 	w.open("tcp")
+	w.flow(i)
+	w.close()
+}
+
+func (w *writer) udp(i *api.UDPInfo) {
+	if i == nil {
+		return
+	}
+	w.open("udp")
+	w.flow(&i.TCPInfo)
+	w.counter("receivedPackets", i.ReceivedPackets)
+	w.counter("sentPackets", i.SentPackets)
+	w.close()
+}
+
+// flow writes what there is to say of a connection and of a flow of datagrams.
+func (w *writer) flow(i *api.TCPInfo) {
 	w.text("type", string(i.Type))
 	w.counter("receivedBytes", i.ReceivedBytes)
 	w.counter("sentBytes", i.SentBytes)
 	w.some("closeReason", i.CloseReason)
 	w.some("error", i.Error)
-	w.close()
 }
 
 func (w *writer) api(i *api.APIInfo) {

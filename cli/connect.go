@@ -15,24 +15,50 @@ import (
 	"cardea/client"
 )
 
+// connectFlags are the flags of connect.
+type connectFlags struct {
+	publish                              []string
+	proxies                              []string
+	serve                                []string
+	tunnel, interfaceName                string
+	serveAll, serveAnyURL                bool
+	share, detach, daemon, noDNS, asksIt bool
+}
+
+// defaultInterface is the name of the network interface if none is given.
+const defaultInterface = "cardea0"
+
 func (r *run) connect() *cobra.Command {
-	var publish []string
-	var share, detach, daemon bool
+	var f connectFlags
 	c := &cobra.Command{
-		Use:   "connect -p SERVICE:[HOST:]PORT… [--detach]",
-		Short: "Make Services appear at local ports",
-		Long: "Listens at each local port (or Unix socket) and carries its connections to the Service.\n" +
-			"Only your own programs may use them, unless --share is given.",
-		Example: "  cardea connect -p nats:14222                      # until Ctrl-C\n" +
-			"  cardea connect -p nats:14222 -p pg.prod:5432 -d   # in the background\n" +
+		Use:   "connect [-p SERVICE:[HOST:]PORT[/udp]…] [--socks5 [HOST:]PORT] [--serve SERVICE…] [--detach]",
+		Short: "Join the private network, or make Services appear at local ports",
+		Long: "As root, and without other flags, it makes a network interface: every program reaches each\n" +
+			"Service that this Session may use by its name (SERVICE or SERVICE.NAMESPACE), at its port.\n" +
+			"Without root, -p makes one Service appear at a local port or Unix socket, and --socks5 is a proxy\n" +
+			"to all of them (SOCKS5, HTTP CONNECT); only your own programs may use these, but with --share.\n" +
+			"--serve makes this device the upstream of a Service whose config names your User (upstream.user).",
+		Example: "  sudo -E cardea connect                            # until Ctrl-C\n" +
+			"  sudo -E cardea connect --detach                   # in the background; cardea status, cardea disconnect\n" +
+			"  cardea connect -p nats:14222                      # until Ctrl-C\n" +
+			"  cardea connect -p nats:14222 -p dns.prod:5353/udp -d\n" +
 			"  cardea connect -p nats:[::1]:14222\n" +
-			"  cardea connect -p nats:/run/user/1000/nats.sock",
+			"  cardea connect -p nats:/run/user/1000/nats.sock\n" +
+			"  cardea connect --socks5 1080 -d && curl -x socks5h://127.0.0.1:1080 http://web\n" +
+			"  cardea connect --serve web -d",
 		Args: noArgs,
 	}
-	c.Flags().StringArrayVarP(&publish, "publish", "p", nil, "SERVICE:[HOST:]PORT or SERVICE:/PATH; port 0 is any that is free")
-	c.Flags().BoolVarP(&detach, "detach", "d", false, "run in the background; another connect -d adds its ports")
-	c.Flags().BoolVar(&share, "share", false, "let others on this machine, or who reach HOST, use the ports with your Session")
-	c.Flags().BoolVar(&daemon, "daemon", false, "be the process in the background")
+	c.Flags().StringArrayVarP(&f.publish, "publish", "p", nil, "SERVICE:[HOST:]PORT, with /udp behind it for a port of UDP, or SERVICE:/PATH; port 0 is any that is free")
+	c.Flags().StringArrayVar(&f.proxies, "socks5", nil, "[HOST:]PORT of a proxy to all Services, by SOCKS5 and HTTP CONNECT; port 0 is any that is free")
+	c.Flags().StringArrayVar(&f.serve, "serve", nil, "be the upstream of this SERVICE, at the URL that its config says")
+	c.Flags().BoolVar(&f.serveAll, "serve-all", false, "be the upstream of all Services that name your User")
+	c.Flags().BoolVar(&f.serveAnyURL, "serve-any-url", false, "also at URLs to which the cluster changes them while this runs")
+	c.Flags().StringVar(&f.tunnel, "tunnel", string(client.TunnelAuto), "auto, wireguard, quic or tls; auto is WireGuard, else QUIC, else TLS with an interface, and TLS without one")
+	c.Flags().StringVar(&f.interfaceName, "interface", defaultInterface, "name of the network interface; one that ends in a number and is taken becomes the next that is free")
+	c.Flags().BoolVar(&f.noDNS, "no-dns", false, "do not change where this machine asks for names")
+	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "run in the background; another connect -d adds its ports")
+	c.Flags().BoolVar(&f.share, "share", false, "let others on this machine, or who reach HOST, use the ports with your Session")
+	c.Flags().BoolVar(&f.daemon, "daemon", false, "be the process in the background")
 	if err := c.Flags().MarkHidden("daemon"); err != nil {
 		panic("cli: " + err.Error())
 	}
@@ -41,41 +67,94 @@ func (r *run) connect() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if daemon {
+		if f.daemon {
 			return r.background(c.Context(), home)
 		}
-		if len(publish) == 0 {
-			return r.reachable(c)
+		f.asksIt = c.Flags().Changed("interface")
+		wish, err := f.wish()
+		if err != nil {
+			return err
 		}
-		ports := make([]client.Port, len(publish))
-		for i, p := range publish {
-			if ports[i], err = client.ParsePort(p); err != nil {
-				return usagef("%v", err)
-			}
-			ports[i].Share = share
+		if len(wish.Ports) == 0 && !wish.Network.IsNeeded() {
+			return r.reachable(c, "without root there is no network interface")
 		}
 		me, err := r.open(c.Context())
 		if err != nil {
 			return err
 		}
-		if !client.KnowsPeers && !share {
+		(&client.Names{Client: me}).Datagrams(c.Context(), wish.Ports)
+		if !client.KnowsPeers && !f.share && len(wish.Ports) > 0 {
 			fmt.Fprintln(r.Err, "warning: this system does not tell whose a local connection is: every user of this machine can use a TCP port")
 		}
-		if detach {
-			return r.detach(c.Context(), home, ports)
+		switch {
+		case f.detach:
+			err = r.detach(c.Context(), home, wish)
+		case wish.Network.IsNeeded():
+			err = r.foreground(c.Context(), home, me, wish)
+		default:
+			err = r.portsOnly(c.Context(), me, wish.Ports)
 		}
-		return r.foreground(c.Context(), me, ports)
+		if api.HasCode(err, api.CodeNotFound) && wish.Network.Interface != "" && !f.asksIt {
+			return r.reachable(c, "this cluster has no private network")
+		}
+		return err
 	}
 	return c
 }
 
-// reachable says that -p is needed, and shows what could be published.
-func (r *run) reachable(c *cobra.Command) error {
-	needs := usagef("connect needs -p: the private network is not yet available")
-	needs.hint = "cardea connect -p SERVICE:PORT"
+// wish returns what the flags ask for.
+func (f *connectFlags) wish() (w client.Wish, err error) {
+	for _, text := range f.publish {
+		p, err := client.ParsePort(text)
+		if err != nil {
+			return w, usagef("%v", err)
+		}
+		w.Ports = append(w.Ports, p)
+	}
+	for _, text := range f.proxies {
+		p, err := client.ParseProxy(text)
+		if err != nil {
+			return w, usagef("%v", err)
+		}
+		w.Ports = append(w.Ports, p)
+	}
+	for i := range w.Ports {
+		w.Ports[i].Share = f.share
+	}
+	if f.share && len(w.Ports) == 0 {
+		return w, usagef("--share is of ports: give -p or --socks5")
+	}
+	n := &w.Network
+	if n.Tunnel, err = client.ParseTunnel(f.tunnel); err != nil {
+		return w, usagef("--tunnel: %v", err)
+	}
+	for _, s := range f.serve {
+		n.Serve = append(n.Serve, api.ServiceName(s))
+	}
+	n.ServeAll, n.ServeAnyURL, n.NoDNS = f.serveAll, f.serveAnyURL, f.noDNS
+	if n.ServeAnyURL && !n.ServeAll && len(n.Serve) == 0 {
+		return w, usagef("--serve-any-url is of what is served: give --serve or --serve-all")
+	}
+	nothingElse := len(w.Ports) == 0 && !n.ServeAll && len(n.Serve) == 0
+	if f.asksIt || nothingElse && client.MayInterface() {
+		n.Interface = f.interfaceName
+	}
+	if n.Interface == "" && n.NoDNS && !nothingElse {
+		return w, usagef("--no-dns is of a network interface: give --interface too")
+	}
+	if n.Interface == "" && nothingElse {
+		*n = client.NetworkOptions{} // there is nothing to carry
+	}
+	return w, nil
+}
+
+// reachable says what is needed, and why, and shows what could be reached.
+func (r *run) reachable(c *cobra.Command, why string) error {
+	needs := usagef("connect needs -p, --socks5 or --serve: %s", why)
+	needs.hint = "cardea connect -p SERVICE:PORT, cardea connect --socks5 1080, or as root (sudo -E) cardea connect"
 	call, err := r.api(c.Context())
 	if err != nil {
-		return needs // there is no Session that could reach anything
+		return err
 	}
 	var list api.Reachable
 	if err := call.Do(c.Context(), http.MethodGet, "/api/self/services", nil, &list); err != nil {
@@ -91,10 +170,10 @@ func (r *run) reachable(c *cobra.Command) error {
 	return needs
 }
 
-// foreground publishes ports until ctx is done.
-func (r *run) foreground(ctx context.Context, me *client.Client, ports []client.Port) error {
+// portsOnly publishes ports over TLS until ctx is done.
+func (r *run) portsOnly(ctx context.Context, me *client.Client, ports []client.Port) error {
 	me.Log = r.logger()
-	all := &client.Ports{Dialer: me, Log: me.Log}
+	all := &client.Ports{Dialer: me, Names: &client.Names{Client: me}, Log: me.Log}
 	open, err := all.Publish(ctx, ports...)
 	if err != nil {
 		return err
@@ -104,9 +183,50 @@ func (r *run) foreground(ctx context.Context, me *client.Client, ports []client.
 	return nil
 }
 
-// detach publishes ports by the process in the background, which it starts if
-// there is none.
-func (r *run) detach(ctx context.Context, home string, ports []client.Port) error {
+// foreground does what is wished until ctx is done, cardea disconnect is called, or the
+// private network ends.
+func (r *run) foreground(ctx context.Context, home string, me *client.Client, wish client.Wish) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	me.Log = r.logger()
+	d := newDaemon(home, me)
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- d.Run(ctx, func() { close(ready) }) }()
+	select {
+	case <-ready:
+	case err := <-ended:
+		return running(err)
+	}
+	open, err := d.Connect(ctx, wish)
+	if err == nil {
+		r.printPorts(open)
+		r.printNetwork(d.Status().Network)
+		return <-ended
+	}
+	stop()
+	if end := <-ended; end != nil {
+		return end // which is why
+	}
+	return err
+}
+
+// running adds the way out to an error that says that connect runs already.
+func running(err error) error {
+	if errors.Is(err, client.ErrRunning) {
+		return hinted(err, "cardea status shows it; connect --detach adds ports to it, cardea disconnect ends it")
+	}
+	return err
+}
+
+// newDaemon returns what connect runs.
+func newDaemon(home string, me *client.Client) *client.Daemon {
+	return &client.Daemon{Home: home, Client: me, Log: me.Log, Now: time.Now,
+		Ports: &client.Ports{Dialer: me, Names: &client.Names{Client: me}, Log: me.Log}}
+}
+
+// detach has the process in the background do what is wished; it starts it if there is
+// none.
+func (r *run) detach(ctx context.Context, home string, wish client.Wish) error {
 	daemon, err := client.Running(ctx, home)
 	if errors.Is(err, client.ErrNotRunning) {
 		self, err := os.Executable()
@@ -121,11 +241,14 @@ func (r *run) detach(ctx context.Context, home string, ports []client.Port) erro
 	} else if err != nil {
 		return err
 	}
-	open, err := daemon.Publish(ctx, ports...)
+	open, status, err := daemon.Connect(ctx, wish)
 	if err != nil {
 		return err
 	}
 	r.printPorts(open)
+	if wish.Network.IsNeeded() {
+		r.printNetwork(status.Network)
+	}
 	fmt.Fprintf(r.Err, "refusals and cuts are told in %s\n", client.LogFile(home))
 	return nil
 }
@@ -137,11 +260,9 @@ func (r *run) background(ctx context.Context, home string) error {
 		return err
 	}
 	defer file.Close()
-	log := slog.New(slog.NewTextHandler(file, nil))
-	me := &client.Client{Home: home, Log: log}
+	me := &client.Client{Home: home, Log: slog.New(slog.NewTextHandler(file, nil))}
 	defer me.Close()
-	d := &client.Daemon{Home: home, Ports: &client.Ports{Dialer: me, Log: log}, Log: log, Now: time.Now}
-	return d.Run(ctx, func() { fmt.Fprint(r.Out, client.ReadyLine) })
+	return newDaemon(home, me).Run(ctx, func() { fmt.Fprint(r.Out, client.ReadyLine) })
 }
 
 func (r *run) printPorts(ports []client.Port) {
@@ -150,8 +271,26 @@ func (r *run) printPorts(ports []client.Port) {
 	}
 }
 
+// printNetwork says what there is, once it is there.
+func (r *run) printNetwork(n *client.NetworkStatus) {
+	if n == nil {
+		return
+	}
+	t := new(table)
+	networkTable(t, n)
+	if err := t.print(r.Out); err != nil {
+		fmt.Fprintln(r.Err, "warning:", err)
+	}
+}
+
 func portLine(p client.Port) string {
 	line := fmt.Sprintf("%s is at %s", p.Service, p.Address)
+	switch p.Network {
+	case "udp":
+		line += " (UDP)"
+	case client.NetworkProxy:
+		line = "the proxy (SOCKS5 and HTTP CONNECT) is at " + p.Address
+	}
 	if p.Share {
 		line += ", shared with everyone who can connect"
 	}
@@ -160,9 +299,11 @@ func portLine(p client.Port) string {
 
 func (r *run) disconnect() *cobra.Command {
 	return &cobra.Command{
-		Use:     "disconnect",
-		Short:   "Stop what connect runs in the background",
-		Long:    "Closes the published ports of this home and cuts their connections. The Session stays.",
+		Use:   "disconnect",
+		Short: "End what connect runs",
+		Long: "Ends the network interface, the published ports and what is served of this home,\n" +
+			"cuts their connections, and puts back what was changed on this machine, also\n" +
+			"after a connect that was killed. The Session stays.",
 		Example: "  cardea disconnect",
 		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -172,6 +313,9 @@ func (r *run) disconnect() *cobra.Command {
 			}
 			daemon, err := client.Running(c.Context(), home)
 			if errors.Is(err, client.ErrNotRunning) {
+				if err := client.Restore(home); err != nil {
+					return err
+				}
 				return hinted(err, "cardea connect -p SERVICE:PORT --detach starts it; Ctrl-C ends one in the foreground")
 			}
 			if err != nil {

@@ -236,15 +236,15 @@ func logCells(rec *api.AccessLog, wide bool) []string {
 			reason += fmt.Sprintf(" ×%d", c.Reason.Count)
 		}
 	}
-	info := &rec.Entry.Info
+	info, flow := &rec.Entry.Info, rec.Entry.Info.Flow()
 	switch {
-	case info.TCP != nil:
-		cells[1] = string(info.TCP.Type)
-		if info.TCP.ReceivedBytes != nil && info.TCP.SentBytes != nil {
-			cells[5] = size(*info.TCP.ReceivedBytes) + "/" + size(*info.TCP.SentBytes)
+	case flow != nil:
+		cells[1] = string(flow.Type)
+		if flow.ReceivedBytes != nil && flow.SentBytes != nil {
+			cells[5] = size(*flow.ReceivedBytes) + "/" + size(*flow.SentBytes)
 		}
-		if info.TCP.Type == api.LogEnd {
-			reason = endWords(info.TCP, c.Reason, detail)
+		if flow.Type == api.LogEnd {
+			reason = endWords(info, c.Reason, detail)
 		}
 	case info.API != nil:
 		cells[1] = "API"
@@ -271,7 +271,7 @@ func logCells(rec *api.AccessLog, wide bool) []string {
 		reason += ": " + plain(detail(c.Reason.Words))
 	}
 	if r := c.Route; r != nil {
-		reason += plain(routeWords(r, info.TCP != nil && info.TCP.Type == api.LogEnd, detail))
+		reason += plain(routeWords(r, flow != nil && flow.Type == api.LogEnd, detail))
 	}
 	cells[6] = cmp.Or(reason, "-")
 	if wide {
@@ -346,16 +346,29 @@ func refName(ref *api.Ref) string {
 // by what.
 const revoked = "REVOKED"
 
-// endWords says why a connection ended, with the detail if there is one.
-func endWords(info *api.TCPInfo, reason *api.LogReason, detail func(string) string) string {
-	words := info.Error
-	if info.CloseReason == revoked && reason != nil {
+// endWords says why a connection ended, with the detail if there is one, and how many
+// datagrams a flow of those has carried.
+func endWords(info *api.AccessLogInfo, reason *api.LogReason, detail func(string) string) string {
+	flow := info.Flow()
+	said, words := plain(flow.CloseReason), flow.Error
+	if u := info.UDP; u != nil && u.ReceivedPackets != nil && u.SentPackets != nil {
+		said += fmt.Sprintf(" (%s/%s datagrams)", number(*u.ReceivedPackets), number(*u.SentPackets))
+	}
+	if flow.CloseReason == revoked && reason != nil {
 		words = cmp.Or(reason.Words, words)
 	}
 	if words == "" {
-		return plain(info.CloseReason)
+		return said
 	}
-	return plain(info.CloseReason) + ": " + plain(detail(words))
+	return said + ": " + plain(detail(words))
+}
+
+// number writes how many there were; it is not known of a process that has died.
+func number(n int64) string {
+	if n < 0 {
+		return "?"
+	}
+	return strconv.FormatInt(n, 10)
 }
 
 func (r *run) logsVerify() *cobra.Command {

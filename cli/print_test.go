@@ -98,6 +98,13 @@ func TestLogTable(t *testing.T) {
 		record(mapping, api.AccessLogInfo{TCP: &api.TCPInfo{Type: api.LogStart}}),
 		record(mended, end("CLIENT", "")),
 		record(nowhere, api.AccessLogInfo{TCP: &api.TCPInfo{Type: api.LogDenied}}),
+		record(alice, api.AccessLogInfo{UDP: &api.UDPInfo{TCPInfo: api.TCPInfo{Type: api.LogStart}}}),
+		record(alice, api.AccessLogInfo{UDP: &api.UDPInfo{
+			TCPInfo: api.TCPInfo{Type: api.LogEnd, ReceivedBytes: n(64), SentBytes: n(128), CloseReason: "IDLE_TIMEOUT"}, ReceivedPackets: n(1), SentPackets: n(2),
+		}}),
+		record(alice, api.AccessLogInfo{UDP: &api.UDPInfo{
+			TCPInfo: api.TCPInfo{Type: api.LogEnd, ReceivedBytes: n(-1), SentBytes: n(-1), CloseReason: "CRASHED"}, ReceivedPackets: n(-1), SentPackets: n(-1),
+		}}),
 	}
 	var b strings.Builder
 	for _, table := range []*logTable{{batch: 2}, {batch: 500, width: 130}, {batch: 500, wide: true}} {

@@ -25,7 +25,7 @@ func (r *run) route() *cobra.Command {
 	var files []string
 	var opt offline
 	c := &cobra.Command{
-		Use:   "route [ADDRESS:]PORT [--sni NAME | --no-tls] [--from IP]",
+		Use:   "route [ADDRESS:]PORT[/udp] [--sni NAME | --no-tls] [--from IP]",
 		Short: "Show where a connection to a public port would go, and why",
 		Long: "Asks the routing table of the cluster, or with -f that of documents, where a connection to a\n" +
 			"public port would go. It fails if the connection would be refused. A client is taken to speak\n" +
@@ -73,6 +73,7 @@ func (r *run) route() *cobra.Command {
 
 // readQuestion reads the port, and says what of a question cannot be.
 func readQuestion(q *api.RouteQuestion, port string) (err error) {
+	port, q.UDP = strings.CutSuffix(port, "/udp")
 	if host, p, err := net.SplitHostPort(port); err == nil {
 		if q.Address != "" && q.Address != host {
 			return usagef("--address %s is not that of %s", q.Address, port)
@@ -88,6 +89,9 @@ func readQuestion(q *api.RouteQuestion, port string) (err error) {
 		if _, err := netip.ParseAddr(address); address != "" && err != nil {
 			return usagef("--%s: %.60q is not an IP address", flag, address)
 		}
+	}
+	if q.UDP && (q.SNI != "" || len(q.ALPN) > 0) {
+		return usagef("--sni and --alpn are said in TLS, which datagrams (/udp) are not asked for")
 	}
 	if q.NoTLS && (q.SNI != "" || len(q.ALPN) > 0) {
 		return usagef("--no-tls and --sni or --alpn cannot both be: they are said in TLS")
@@ -198,6 +202,8 @@ func asked(q *api.RouteQuestion) string {
 		words = netip.AddrPortFrom(netip.MustParseAddr(q.Address), uint16(q.Port)).String()
 	}
 	switch {
+	case q.UDP:
+		words += "/udp"
 	case q.NoTLS:
 		words += " without TLS"
 	case q.SNI != "":

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -231,13 +233,17 @@ type homeStatus struct {
 	// OlderProcesses is that of api.Self.
 	OlderProcesses int            `json:"olderProcesses,omitempty"`
 	Connect        *client.Status `json:"connect,omitempty"`
+	// Ended is how the last connect has ended by itself; absent if one runs.
+	Ended *client.End `json:"ended,omitempty"`
 }
 
 func (r *run) status() *cobra.Command {
 	c := &cobra.Command{
-		Use:     "status",
-		Short:   "Show the Session of this machine and what is published",
-		Long:    "Shows who is logged in where, until when, and which Services connect publishes in the\nbackground. It fails if the cluster cannot be reached or does not know the Session.",
+		Use:   "status",
+		Short: "Show the Session of this machine and what is connected",
+		Long: "Shows who is logged in where, until when, and what connect does: the network\n" +
+			"interface, how each gateway is reached, published ports, and what is served. It\n" +
+			"fails if the cluster cannot be reached or does not know the Session.",
 		Example: "  cardea status\n  cardea status -o json",
 		Args:    noArgs,
 	}
@@ -263,6 +269,8 @@ func (r *run) status() *cobra.Command {
 		running, err := daemonStatus(ctx, home)
 		if err == nil {
 			s.Connect = &running
+		} else {
+			s.Ended = client.LastEnd(home)
 		}
 		if err != nil && !errors.Is(err, client.ErrNotRunning) {
 			failure = errors.Join(failure, err)
@@ -307,15 +315,116 @@ func (s homeStatus) table() *table {
 	t.add("Home", s.Home)
 	if s.Connect == nil {
 		t.add("Connect", "nothing in the background")
+		if s.Ended != nil {
+			t.add("", fmt.Sprintf("the last one ended at %s: %s", stamp(s.Ended.At), s.Ended.Words))
+		}
 		return t
 	}
-	t.add("Connect", fmt.Sprintf("in the background as process %d since %s", s.Connect.PID, stamp(s.Connect.StartedAt)))
+	t.add("Connect", fmt.Sprintf("as process %d since %s", s.Connect.PID, stamp(s.Connect.StartedAt)))
 	for _, p := range s.Connect.Ports {
 		t.add("", portLine(p))
+	}
+	if s.Connect.Network != nil {
+		networkTable(t, s.Connect.Network)
 	}
 	t.add("Told in", s.Connect.Log)
 	if s.Connect.Trouble != "" {
 		t.add("Last trouble", s.Connect.Trouble)
 	}
 	return t
+}
+
+// networkTable adds what there is of the private network to a table.
+func networkTable(t *table, n *client.NetworkStatus) {
+	switch n.Form {
+	case client.FormInterface:
+		t.add("Interface", n.Interface+": "+addressWords(n.Addresses))
+		t.add("Services", strings.Join(n.Services, ", ")+" go through it")
+	case client.FormStack:
+		t.add("Address", addressWords(n.Addresses)+", for published ports and the proxy alone")
+	}
+	if n.Form == client.FormInterface {
+		names := n.DNS
+		if len(n.Servers) > 0 {
+			names += ", asking " + strings.Join(n.Servers, ", ")
+		}
+		t.add("Names", names)
+	}
+	for _, g := range n.Gateways {
+		gatewayRows(t, &g, n.Form)
+	}
+	for i, s := range n.Serves {
+		heading := ""
+		if i == 0 {
+			heading = "Serves"
+		}
+		t.add(heading, serveWords(&s))
+	}
+	if n.Problem != "" {
+		t.add("Cluster", "does not say what is new: "+n.Problem)
+	}
+	for i, r := range n.Refusals {
+		heading := ""
+		if i == 0 {
+			heading = "Refused"
+		}
+		words := stamp(r.At) + " " + cmp.Or(r.Service, "a connection") + ": " + r.Words
+		if r.DecisionID != "" {
+			words += " (decision " + r.DecisionID + ")"
+		}
+		t.add(heading, words)
+	}
+}
+
+// gatewayRows adds how a gateway is reached.
+func gatewayRows(t *table, g *client.GatewayStatus, form string) {
+	name := g.Name
+	if g.Region != "" {
+		name += " in " + g.Region
+	}
+	if form == client.FormStreams {
+		t.add("Gateway", name)
+		return
+	}
+	if g.Transport == "" {
+		t.add("Gateway", name+": not reached")
+		t.add("", cmp.Or(g.Why, "it is being tried"))
+		return
+	}
+	words := name + " by " + g.Transport.Words()
+	if g.Address != "" && g.Transport == client.TunnelWireGuard {
+		words += " at " + g.Address
+	}
+	if g.LatencyMilliseconds > 0 {
+		words += fmt.Sprintf(", %.1f ms", g.LatencyMilliseconds)
+	}
+	t.add("Gateway", words)
+	t.add("", "because "+g.Why+", since "+stamp(g.Since))
+	shake := "no handshake yet"
+	if !g.HandshakeAt.IsZero() {
+		shake = "last handshake " + stamp(g.HandshakeAt)
+	}
+	t.add("", fmt.Sprintf("%s, %d bytes received, %d sent", shake, g.ReceivedBytes, g.SentBytes))
+}
+
+func addressWords(a api.Addresses) string {
+	return strings.Join(slices.DeleteFunc([]string{a.IPv4, a.IPv6}, func(s string) bool { return s == "" }), ", ")
+}
+
+// serveWords says how it stands with what is served.
+func serveWords(s *client.ServeStatus) string {
+	words := s.Service
+	if s.Config != "" {
+		words += "/" + s.Config
+	}
+	words += " at " + s.URL
+	switch {
+	case s.Problem != "":
+		return words + ": not served: " + s.Problem
+	case s.Trouble != "":
+		return words + ": trouble: " + s.Trouble
+	case s.Connections > 0:
+		return fmt.Sprintf("%s, %d connections", words, s.Connections)
+	}
+	return words
 }

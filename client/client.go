@@ -165,24 +165,24 @@ func (c *Client) findHome() error {
 
 // open prepares what it takes to act for a Session.
 func (c *Client) open(s *state) *login {
-	l := &login{state: *s, home: c.home, log: c.Log, now: c.Now}
+	l := &login{state: *s, home: c.home, log: c.Log, now: c.Now, book: new(book)}
 	if l.log == nil {
 		l.log = slog.New(slog.DiscardHandler)
 	}
 	if l.now == nil {
 		l.now = time.Now
 	}
-	l.api = newAPI(s.Address, s.Domain, s.roots, l.fresh)
-	l.dialer = &tunneltls.Dialer{Address: s.Address, Domain: s.Domain, Roots: s.roots, Certificate: l.fresh}
+	l.api = newAPI(l.book, s.Address, s.Domain, s.roots, l.fresh)
+	l.dialer = &tunneltls.Dialer{Address: s.Address, Domain: s.Domain, Roots: s.roots, Certificate: l.fresh, Net: l.book.DialContext}
 	return l
 }
 
 // connectTimeout bounds a TCP connection to the cluster, and its TLS handshake.
 const connectTimeout = 10 * time.Second
 
-// newAPI returns a client of the API at an address, which has to prove by roots
+// newAPI returns a client of the API at an address that b knows, which has to prove by roots
 // that it is the API of domain. A nil certificate shows none.
-func newAPI(address, domain string, roots *x509.CertPool, certificate func(context.Context) (*tls.Certificate, error)) *rpc.Client {
+func newAPI(b *book, address, domain string, roots *x509.CertPool, certificate func(context.Context) (*tls.Certificate, error)) *rpc.Client {
 	config := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: tunneltls.APIName(domain)}
 	if certificate != nil {
 		// Not Certificates: those are held back when they have expired, and an
@@ -192,7 +192,7 @@ func newAPI(address, domain string, roots *x509.CertPool, certificate func(conte
 		}
 	}
 	transport := &http.Transport{
-		DialContext:         (&net.Dialer{Timeout: connectTimeout}).DialContext,
+		DialContext:         b.DialContext,
 		TLSClientConfig:     config,
 		TLSHandshakeTimeout: connectTimeout,
 		IdleConnTimeout:     time.Minute,

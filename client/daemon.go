@@ -1,7 +1,9 @@
 package client
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,46 +15,68 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"cardea/api"
+	"cardea/client/resolver"
 	"cardea/rpc"
+	"cardea/tunnel"
 )
 
-// A Daemon publishes ports in the background, for the Session of a home. There
-// is at most one for each home; it is told what to do over a Unix socket in the
-// home, see [Control].
+// A Daemon is what connect runs, for the Session of a home: published ports, and a Network.
+// There is at most one for each home; it is told what to do over a Unix socket in the
+// home, see [Control], or by its own process.
 type Daemon struct {
-	Home  string
-	Ports *Ports
-	Log   *slog.Logger
-	Now   func() time.Time
+	Home   string
+	Client *Client // of the home; a Network needs it
+	Ports  *Ports  // whose road is TLS
+	Log    *slog.Logger
+	Now    func() time.Time
+
+	started time.Time
+	ctx     context.Context // of Run
+	stop    context.CancelFunc
+	work    sync.WaitGroup // the Network
+
+	connecting sync.Mutex // held by who connects
+
+	mu      sync.Mutex
+	network *Network
+	other   *Ports // those whose road is the Network's; nil if that is TLS
+	ended   error  // how the Network has ended, if it was not told to
+}
+
+// A Wish is what connect is to do, beside what it does already.
+type Wish struct {
+	Ports   []Port         `json:"ports,omitempty"`
+	Network NetworkOptions `json:"network,omitzero"`
 }
 
 // A Status is what a Daemon does.
 type Status struct {
-	PID       int       `json:"pid"`
-	StartedAt time.Time `json:"startedAt"`
-	Ports     []Port    `json:"ports"`
-	Log       string    `json:"log"` // see LogFile
+	PID       int            `json:"pid"`
+	StartedAt time.Time      `json:"startedAt"`
+	Ports     []Port         `json:"ports"`
+	Network   *NetworkStatus `json:"network,omitempty"`
+	Log       string         `json:"log"` // see LogFile
 	// Trouble is the last refusal, or the last connection that was cut, in words.
 	Trouble string `json:"trouble,omitempty"`
 }
 
-// published is a request to publish ports, and the answer.
-type published struct {
-	Ports []Port `json:"ports"`
-}
-
 // ErrRunning says that a home has a Daemon already.
-var ErrRunning = errors.New("connect runs already in the background")
+var ErrRunning = errors.New("connect runs already for this home")
 
 // ErrNotRunning says that a home has no Daemon.
 var ErrNotRunning = errors.New("nothing is connected in the background")
 
-// Run does as it is told until ctx is done or it is told to stop, and returns
-// when all has ended. It calls ready once it can be told something.
+// ErrOther says that a Daemon has another Network than is wanted.
+var ErrOther = errors.New("connect runs already, with other options")
+
+// Run does as it is told until ctx is done, it is told to stop, or its Network has ended,
+// which is its error then. It returns when all has ended. It calls ready once it can be
+// told something.
 func (d *Daemon) Run(ctx context.Context, ready func()) error {
 	brief, cancel := context.WithTimeout(ctx, lookTime)
 	held, err := waitLock(brief, filepath.Join(d.Home, daemonLock))
@@ -64,6 +88,9 @@ func (d *Daemon) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("lock %s: %w", d.Home, err)
 	}
 	defer held.Close()
+	if err := Restore(d.Home); err != nil {
+		d.Log.Error("what a connect that was killed had changed was not put back", "error", err)
+	}
 	// Whoever holds the lock is the only one: a socket that is there was left by
 	// one who was killed.
 	socket, release, err := socketPath(d.Home)
@@ -83,9 +110,11 @@ func (d *Daemon) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 
-	ctx, stop := context.WithCancel(ctx)
+	d.started = d.Now()
+	d.ctx, d.stop = context.WithCancel(ctx)
+	ctx, stop := d.ctx, d.stop
 	defer stop()
-	server := &http.Server{Handler: d.handler(ctx, stop), ReadHeaderTimeout: controlTimeout, ErrorLog: slog.NewLogLogger(d.Log.Handler(), slog.LevelWarn)}
+	server := &http.Server{Handler: d.handler(), ReadHeaderTimeout: controlTimeout, ErrorLog: slog.NewLogLogger(d.Log.Handler(), slog.LevelWarn)}
 	ended := make(chan error, 1)
 	go func() {
 		ended <- server.Serve(l)
@@ -100,7 +129,18 @@ func (d *Daemon) Run(ctx context.Context, ready func()) error {
 		err = errors.Join(err, served)
 	}
 	d.Ports.Wait()
-	return err
+	d.work.Wait()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.other != nil {
+		d.other.Wait()
+	}
+	return errors.Join(d.ended, err)
+}
+
+// Restore puts back what a Daemon of a home that was killed has changed on this machine.
+func Restore(home string) error {
+	return errors.Join(forgetEnd(home), resolver.Recover(home))
 }
 
 const (
@@ -112,36 +152,206 @@ const (
 	lookTime = 250 * time.Millisecond
 )
 
-// handler answers calls. Ports are published until ctx is done.
-func (d *Daemon) handler(ctx context.Context, stop func()) http.Handler {
-	started := d.Now()
+// connectTime bounds a call to connect: the cluster has to answer, and the gateways.
+const connectTime = 30 * time.Second
+
+// handler answers calls.
+func (d *Daemon) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
-		rpc.Answer(w, Status{PID: os.Getpid(), StartedAt: started.UTC(), Ports: d.Ports.List(), Log: LogFile(d.Home), Trouble: d.Ports.Trouble()})
-	})
-	mux.HandleFunc("POST /ports", func(w http.ResponseWriter, r *http.Request) {
-		var in published
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { rpc.Answer(w, d.Status()) })
+	mux.HandleFunc("POST /connect", func(w http.ResponseWriter, r *http.Request) {
+		var in Wish
 		err := rpc.Read(r, &in)
+		var open []Port
 		if err == nil {
-			in.Ports, err = d.Ports.Publish(ctx, in.Ports...)
+			if open, err = d.Connect(r.Context(), in); err != nil {
+				err = told(err)
+			}
 		}
 		if err != nil {
 			rpc.Fail(w, err, d.Log)
-			if len(d.Ports.List()) == 0 { // what it was started for has failed
-				stop()
+			if d.isIdle() { // what it was started for has failed
+				d.stop()
 			}
 			return
 		}
-		for _, p := range in.Ports {
-			d.Log.Info("published", "service", p.Service, "address", p.Address)
-		}
-		rpc.Answer(w, in)
+		s := d.Status()
+		rpc.Answer(w, connected{open, s})
 	})
 	mux.HandleFunc("POST /stop", func(w http.ResponseWriter, _ *http.Request) {
 		rpc.Answer(w, api.Empty{})
-		stop()
+		d.stop()
 	})
 	return mux
+}
+
+// told returns an error as one that is told to the caller in its own words.
+func told(err error) error {
+	if _, ok := errors.AsType[*api.Error](err); ok {
+		return err
+	}
+	return api.Errorf(api.CodeUnavailable, "%v", err)
+}
+
+// connected is the answer to a Wish.
+type connected struct {
+	Ports  []Port `json:"ports"`
+	Status Status `json:"status"`
+}
+
+// Status returns what the Daemon, which must run, does.
+func (d *Daemon) Status() Status {
+	d.mu.Lock()
+	n, other := d.network, d.other
+	d.mu.Unlock()
+	s := Status{PID: os.Getpid(), StartedAt: d.started.UTC(), Ports: d.Ports.List(), Log: LogFile(d.Home), Trouble: d.Ports.Trouble()}
+	if other != nil {
+		s.Ports = append(s.Ports, other.List()...)
+		s.Trouble = cmp.Or(other.Trouble(), s.Trouble)
+	}
+	if n != nil {
+		status := n.Status()
+		s.Network = &status
+	}
+	return s
+}
+
+// isIdle reports whether the Daemon does nothing.
+func (d *Daemon) isIdle() bool {
+	s := d.Status()
+	return len(s.Ports) == 0 && s.Network == nil
+}
+
+// Connect does what is wished, all or none, and returns the ports as they came to be. The
+// Daemon must run.
+func (d *Daemon) Connect(ctx context.Context, w Wish) ([]Port, error) {
+	d.connecting.Lock()
+	defer d.connecting.Unlock()
+	ports, began, err := d.enter(ctx, w.Network)
+	if err != nil {
+		return nil, err
+	}
+	open, err := ports.Publish(d.ctx, w.Ports...)
+	if err != nil {
+		if began {
+			d.stop() // the Network was for them
+		}
+		return nil, err
+	}
+	for _, p := range open {
+		d.Log.Info("published", "service", cmp.Or(p.Service, "all, by the proxy"), "network", p.Network, "address", p.Address)
+	}
+	return open, nil
+}
+
+// enter begins a Network, if one is needed and none is there, and returns the ports whose
+// road that is.
+func (d *Daemon) enter(ctx context.Context, o NetworkOptions) (ports *Ports, began bool, err error) {
+	if !o.IsNeeded() {
+		return d.Ports, false, nil
+	}
+	d.mu.Lock()
+	n := d.network
+	d.mu.Unlock()
+	if n != nil && !n.Options.same(o) {
+		e := api.Errorf(api.CodeConflict, "%v: %s", ErrOther, n.Options.Words())
+		e.Hint = "cardea disconnect first"
+		return nil, false, e
+	}
+	if n == nil {
+		if n, err = d.begin(ctx, o); err != nil {
+			return nil, false, err
+		}
+		began = true
+	} else if n.serve != nil {
+		n.serve.Agree() // whoever asks for the same again agrees to how it is now
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if road := n.Dialer(); road != tunnel.Dialer(n.Client) && d.other == nil {
+		d.other = &Ports{Dialer: road, Names: d.Ports.Names, Log: d.Log}
+	}
+	if d.other != nil {
+		return d.other, began, nil
+	}
+	return d.Ports, began, nil
+}
+
+// begin begins a Network and returns when it is there.
+func (d *Daemon) begin(ctx context.Context, o NetworkOptions) (*Network, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
+	n := &Network{Client: d.Client, Options: o, Log: d.Log}
+	own, giveUp := context.WithCancel(d.ctx)
+	failed := make(chan error, 1)
+	d.work.Go(func() {
+		defer giveUp()
+		err := n.Run(own)
+		failed <- err
+		select {
+		case <-n.Up():
+			d.lost(err)
+		default: // begin says it
+		}
+	})
+	select {
+	case <-n.Up():
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.network = n
+		return n, nil
+	case err := <-failed:
+		return nil, cmp.Or(err, context.Cause(d.ctx))
+	case <-ctx.Done():
+		giveUp()
+		<-failed
+		return nil, api.Errorf(api.CodeUnavailable, "the cluster did not say in time how to reach its private network")
+	}
+}
+
+// lost ends the Daemon after its Network.
+func (d *Daemon) lost(err error) {
+	if err != nil {
+		d.Log.Error(err.Error())
+		if err := noteEnd(d.Home, d.Now(), err); err != nil {
+			d.Log.Warn("the end could not be noted", "error", err)
+		}
+	}
+	d.mu.Lock()
+	d.ended = err
+	d.mu.Unlock()
+	d.stop()
+}
+
+// An End is how the last Daemon of a home has ended, if it was not told to.
+type End struct {
+	At    time.Time `json:"at"`
+	Words string    `json:"words"`
+}
+
+func noteEnd(home string, at time.Time, why error) error {
+	text, err := json.Marshal(End{at.UTC(), why.Error()})
+	if err != nil {
+		return err
+	}
+	return writeFile(home, endFile, append(text, '\n'))
+}
+
+func forgetEnd(home string) error {
+	if err := os.Remove(filepath.Join(home, endFile)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// LastEnd returns how the last Daemon of a home has ended by itself; nil if it has not.
+func LastEnd(home string) *End {
+	text, err := os.ReadFile(filepath.Join(home, endFile))
+	e := new(End)
+	if err != nil || json.Unmarshal(text, e) != nil {
+		return nil
+	}
+	return e
 }
 
 // A Control tells the Daemon of a home what to do.
@@ -155,7 +365,6 @@ type Control struct {
 func Running(ctx context.Context, home string) (*Control, error) {
 	c := &Control{home: home}
 	c.call = &rpc.Client{Base: "http://connect", HTTP: &http.Client{
-		Timeout:   controlTimeout,
 		Transport: &http.Transport{DialContext: c.dial, DisableKeepAlives: true},
 	}}
 	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
@@ -206,20 +415,27 @@ func (c *Control) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 // Status returns what the Daemon does.
 func (c *Control) Status(ctx context.Context) (Status, error) {
 	var s Status
-	err := c.do(ctx, http.MethodGet, "/status", nil, &s)
+	err := c.do(ctx, controlTimeout, http.MethodGet, "/status", nil, &s)
 	return s, err
 }
 
 // Publish adds ports, all or none, and returns them as they came to be.
 func (c *Control) Publish(ctx context.Context, ports ...Port) ([]Port, error) {
-	var out published
-	err := c.do(ctx, http.MethodPost, "/ports", published{ports}, &out)
-	return out.Ports, err
+	open, _, err := c.Connect(ctx, Wish{Ports: ports})
+	return open, err
+}
+
+// Connect has the Daemon do what is wished, all or none. It returns the ports of the Wish
+// as they came to be, and all that the Daemon does.
+func (c *Control) Connect(ctx context.Context, w Wish) ([]Port, Status, error) {
+	var out connected
+	err := c.do(ctx, connectTime+controlTimeout, http.MethodPost, "/connect", w, &out)
+	return out.Ports, out.Status, err
 }
 
 // Stop ends the Daemon and returns when it has ended.
 func (c *Control) Stop(ctx context.Context) error {
-	if err := c.do(ctx, http.MethodPost, "/stop", nil, nil); err != nil {
+	if err := c.do(ctx, controlTimeout, http.MethodPost, "/stop", nil, nil); err != nil {
 		return err
 	}
 	f, err := waitLock(ctx, filepath.Join(c.home, daemonLock))
@@ -232,7 +448,9 @@ func (c *Control) Stop(ctx context.Context) error {
 	return f.Close()
 }
 
-func (c *Control) do(ctx context.Context, method, path string, in, out any) error {
+func (c *Control) do(ctx context.Context, within time.Duration, method, path string, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
 	err := c.call.Do(ctx, method, path, in, out)
 	if errors.Is(err, ErrNotRunning) {
 		return ErrNotRunning

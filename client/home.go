@@ -25,6 +25,7 @@ const (
 	daemonLock      = "connect.lock"
 	daemonSocket    = "connect.sock"
 	daemonLog       = "connect.log"
+	endFile         = "connect.ended"
 )
 
 // LogFile returns where the Daemon of a home tells what goes wrong, with one line

@@ -69,7 +69,7 @@ func LoginAs(ctx context.Context, home, user, address, token, caSHA256 string) (
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(root)
-	call := newAPI(address, domain, roots, nil)
+	call := newAPI(new(book), address, domain, roots, nil)
 	defer call.HTTP.CloseIdleConnections()
 	var out api.LoginResponse
 	if err := call.Do(ctx, http.MethodPost, "/api/login", api.LoginRequest{Token: token, CSR: csr, User: user}, &out); err != nil {
@@ -177,6 +177,7 @@ type login struct {
 	log   *slog.Logger
 	now   func() time.Time
 
+	book   *book
 	api    *rpc.Client
 	dialer *tunneltls.Dialer
 
@@ -297,7 +298,7 @@ func (l *login) renew(ctx context.Context) (*tls.Certificate, error) {
 		return nil, err
 	}
 	old := s.certificate
-	call := newAPI(l.Address, l.Domain, l.roots, func(context.Context) (*tls.Certificate, error) { return old, nil })
+	call := newAPI(l.book, l.Address, l.Domain, l.roots, func(context.Context) (*tls.Certificate, error) { return old, nil })
 	defer call.HTTP.CloseIdleConnections()
 	var out api.LoginResponse
 	if err := call.Do(ctx, http.MethodPost, "/api/renew", api.RenewRequest{CSR: csr}, &out); err != nil {

@@ -159,5 +159,8 @@ func Route(ctx context.Context, call *rpc.Client, question api.RouteQuestion) (o
 	if question.NoTLS {
 		q.Set("notls", "true")
 	}
+	if question.UDP {
+		q.Set("udp", "true")
+	}
 	return out, call.Do(ctx, http.MethodGet, "/api/route?"+q.Encode(), nil, &out)
 }

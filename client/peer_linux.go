@@ -34,10 +34,25 @@ func peerUID(c net.Conn) (uint32, error) {
 	if err = errors.Join(err, err2); err != nil {
 		return 0, err
 	}
-	ours, theirs = unmap(ours), unmap(theirs)
-	uid, err := diagnose(theirs, ours)
+	return ownerOf(unix.IPPROTO_TCP, unmap(theirs), unmap(ours))
+}
+
+// senderUID returns the uid of the process of this machine that has sent a datagram from
+// an address to a socket of ours.
+func senderUID(from, to netip.AddrPort) (uint32, error) {
+	from, to = unmap(from), unmap(to)
+	if to.Addr().IsUnspecified() { // it was sent to an address of its own machine: to the one that it has, say
+		to = netip.AddrPortFrom(from.Addr(), to.Port())
+	}
+	return ownerOf(unix.IPPROTO_UDP, from, to)
+}
+
+// ownerOf returns the uid of the process that has the socket which is bound to local and
+// connected to remote. A UDP socket may also be connected to nothing.
+func ownerOf(protocol uint8, local, remote netip.AddrPort) (uint32, error) {
+	uid, err := diagnose(protocol, local, remote)
 	if err != nil && !errors.Is(err, errNoPeer) { // a kernel, or a sandbox, without sock_diag
-		return search(theirs, ours)
+		return search(protocol, local, remote)
 	}
 	return uid, err
 }
@@ -67,9 +82,12 @@ const (
 	diagInode   = 68
 )
 
-// diagnose asks the kernel for the TCP socket of this machine that is bound to
+// diagnose asks the kernel for the socket of this machine that is bound to
 // local and connected to remote, by netlink: see sock_diag(7).
-func diagnose(local, remote netip.AddrPort) (uint32, error) {
+func diagnose(protocol uint8, local, remote netip.AddrPort) (uint32, error) {
+	if protocol == unix.IPPROTO_UDP {
+		local, remote = remote, local // udp_diag takes them the other way round
+	}
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
 	if err != nil {
 		return 0, err
@@ -81,7 +99,7 @@ func diagnose(local, remote netip.AddrPort) (uint32, error) {
 	native.PutUint16(ask[4:], 20) // SOCK_DIAG_BY_FAMILY
 	native.PutUint16(ask[6:], unix.NLM_F_REQUEST)
 	req := ask[unix.SizeofNlMsghdr:]
-	req[0], req[1] = unix.AF_INET, unix.IPPROTO_TCP
+	req[0], req[1] = unix.AF_INET, protocol
 	if local.Addr().Is6() {
 		req[0] = unix.AF_INET6
 	}
@@ -125,10 +143,18 @@ func owner(uid, inode uint32) (uint32, error) {
 }
 
 // search looks for the same socket in /proc/net, which takes the kernel longer.
-func search(local, remote netip.AddrPort) (uint32, error) {
-	want := []string{procAddr(local), procAddr(remote)}
+func search(protocol uint8, local, remote netip.AddrPort) (uint32, error) {
+	name := "/proc/net/tcp"
+	locals, remotes := []string{procAddr(local)}, []string{procAddr(remote)}
+	if protocol == unix.IPPROTO_UDP {
+		name = "/proc/net/udp"
+		for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+			locals = append(locals, procAddr(netip.AddrPortFrom(any, local.Port())))
+			remotes = append(remotes, procAddr(netip.AddrPortFrom(any, 0)))
+		}
+	}
 	var errs []error
-	for _, file := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+	for _, file := range []string{name, name + "6"} {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			errs = append(errs, err)
@@ -137,7 +163,7 @@ func search(local, remote netip.AddrPort) (uint32, error) {
 		for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
 			// sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode …
 			f := strings.Fields(lines.Text())
-			if len(f) < 10 || !slices.Equal(f[1:3], want) {
+			if len(f) < 10 || !slices.Contains(locals, f[1]) || !slices.Contains(remotes, f[2]) {
 				continue
 			}
 			uid, err := strconv.ParseUint(f[7], 10, 32)

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"cardea/relay"
 )
 
@@ -42,7 +44,7 @@ func TestPeerUID(t *testing.T) {
 			continue
 		}
 		ours, theirs := netip.MustParseAddrPort(c.LocalAddr().String()), netip.MustParseAddrPort(c.RemoteAddr().String())
-		if uid, err := search(theirs, ours); err != nil || uid != own {
+		if uid, err := search(unix.IPPROTO_TCP, theirs, ours); err != nil || uid != own {
 			t.Errorf("%v: /proc says %d, %v", a, uid, err)
 		}
 		d.Close()
@@ -80,10 +82,10 @@ func TestOtherUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := new(Ports)
-	if err := p.admit(Port{}, c); !errors.Is(err, strangerError{nobody}) {
+	if err := p.admit(false, c); !errors.Is(err, strangerError{nobody}) {
 		t.Errorf("got %v", err)
 	}
-	if err := p.admit(Port{Share: true}, c); err != nil {
+	if err := p.admit(true, c); err != nil {
 		t.Errorf("with --share: %v", err)
 	}
 	relay.Reset(c, relay.Limit)

@@ -14,19 +14,19 @@ import (
 
 // A Port is a local address at which a Service is published.
 type Port struct {
-	Service string `json:"service"`         // SERVICE.NAMESPACE
-	Network string `json:"network"`         // "tcp" or "unix"
+	Service string `json:"service"`         // SERVICE.NAMESPACE; "" with NetworkProxy
+	Network string `json:"network"`         // "tcp", "udp", "unix" or NetworkProxy
 	Address string `json:"address"`         // HOST:PORT, or the path of a socket
 	Share   bool   `json:"share,omitempty"` // serve everyone who can connect, not only the own User of this machine
 }
 
-// ParsePort reads SERVICE:PORT, SERVICE:HOST:PORT, SERVICE:[IPv6]:PORT,
-// SERVICE:/PATH or SERVICE:unix:PATH. Without a host it is 127.0.0.1; port 0 is
-// any that is free.
+// ParsePort reads SERVICE:PORT, SERVICE:HOST:PORT, SERVICE:[IPv6]:PORT, each with
+// "/udp" behind it for a port of UDP, SERVICE:/PATH or SERVICE:unix:PATH. Without a host
+// it is 127.0.0.1; port 0 is any that is free.
 func ParsePort(s string) (Port, error) {
 	service, at, ok := strings.Cut(s, ":")
 	if !ok || service == "" || at == "" {
-		return Port{}, fmt.Errorf("%.200q is not a published port: want SERVICE:[HOST:]PORT or SERVICE:/PATH", s)
+		return Port{}, fmt.Errorf("%.200q is not a published port: want SERVICE:[HOST:]PORT, SERVICE:[HOST:]PORT/udp or SERVICE:/PATH", s)
 	}
 	if rule := wrongName(service); rule != "" {
 		return Port{}, fmt.Errorf("%.200q is not a published port: the Service %.100q %s", s, service, rule)
@@ -42,6 +42,9 @@ func ParsePort(s string) (Port, error) {
 		}
 		p.Network, p.Address = "unix", abs
 		return p, nil
+	}
+	if rest, ok := strings.CutSuffix(at, "/udp"); ok {
+		p.Network, at = "udp", rest
 	}
 	host, port, err := net.SplitHostPort(at)
 	if err != nil {
@@ -75,30 +78,44 @@ func wrongName(service string) string {
 // network returns what net is to listen at: an address of IPv4 is not one of IPv6
 // too, as net takes 0.0.0.0 to be.
 func (p Port) network() string {
-	host, _, err := net.SplitHostPort(p.Address)
-	if err != nil || p.Network != "tcp" {
+	if p.Network == "unix" {
 		return p.Network
 	}
+	network := "tcp"
+	if p.Network == "udp" {
+		network = "udp"
+	}
+	host, _, _ := net.SplitHostPort(p.Address)
 	ip, err := netip.ParseAddr(host)
 	switch {
 	case err != nil:
-		return "tcp"
+		return network
 	case ip.Is4():
-		return "tcp4"
+		return network + "4"
 	}
-	return "tcp6"
+	return network + "6"
 }
 
-// String returns the Port as ParsePort reads it.
+// String returns the Port as ParsePort, or ParseProxy, reads it.
 func (p Port) String() string {
-	if p.Network == "unix" {
+	switch p.Network {
+	case "unix":
 		return p.Service + ":unix:" + p.Address
+	case NetworkProxy:
+		return p.Address
+	case "udp":
+		return p.Service + ":" + p.Address + "/udp"
 	}
 	return p.Service + ":" + p.Address
 }
 
 // refused says why a Port cannot be listened at, and the way out.
 func (p Port) refused(err error) error {
+	if p.Network == NetworkProxy {
+		e := api.Errorf(api.CodeUnavailable, "cannot open the proxy at %s: %v", p.Address, rootCause(err))
+		e.Hint = "choose another address with --socks5 [HOST:]PORT"
+		return e
+	}
 	e := api.Errorf(api.CodeUnavailable, "cannot publish %s at %s: %v", p.Service, p.Address, rootCause(err))
 	e.Hint = "choose another address with -p " + p.Service + ":[HOST:]PORT"
 	return e

@@ -15,12 +15,15 @@ import (
 	"cardea/api"
 	"cardea/relay"
 	relaycopy "cardea/relay/copy"
+	"cardea/relay/datagram"
 	"cardea/tunnel"
 )
 
 // Ports publishes Services at local addresses: each connection that comes to one
-// is carried to its Service. The fields are all that it needs; set them before
-// the first use.
+// is carried to its Service, and at a port of UDP each flow: the datagrams of one source.
+// The fields are all that it needs; set them before the first use.
+//
+// A web page gets nothing from a TCP port: see web.go.
 //
 // What goes wrong with one connection is told to it by a reset, and to a person
 // in words by Log: a refusal (with the id of the decision), a connection that was
@@ -28,10 +31,13 @@ import (
 // nothing to reconnect: the next connection tries again.
 type Ports struct {
 	Dialer tunnel.Dialer
+	Names  *Names // of what programs ask the proxy for; nil takes names for what they are
 	Log    *slog.Logger
 
 	once    sync.Once
-	engine  *relaycopy.Engine
+	streams *relaycopy.Engine
+	flows   *datagram.Engine
+	pages   sync.WaitGroup // farewells to web pages
 	mu      sync.Mutex
 	open    []*port
 	down    bool // the cluster could not be reached when it was last tried
@@ -39,10 +45,39 @@ type Ports struct {
 	serving sync.WaitGroup
 }
 
-// A port is a Port that is served.
+// A port is a Port that is served. One of listener and socket is there.
 type port struct {
 	Port
-	net.Listener
+	host     string // of the address, as it was asked for
+	listener net.Listener
+	socket   *net.UDPConn
+}
+
+func (o *port) Close() error {
+	if o.socket != nil {
+		return o.socket.Close()
+	}
+	return o.listener.Close()
+}
+
+// listen opens the socket of a Port.
+func listen(ctx context.Context, p Port) (*port, error) {
+	o := &port{Port: p}
+	o.host, _, _ = net.SplitHostPort(p.Address) // "" for a Unix socket
+	if p.Network != "udp" {
+		l, err := listenStream(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		o.listener, o.Address = l, l.Addr().String()
+		return o, nil
+	}
+	c, err := new(net.ListenConfig).ListenPacket(ctx, p.network(), p.Address)
+	if err != nil {
+		return nil, err
+	}
+	o.socket, o.Address = c.(*net.UDPConn), c.LocalAddr().String()
+	return o, nil
 }
 
 // dialTimeout bounds the opening of a connection to a Service, the decision and
@@ -63,16 +98,15 @@ func (p *Ports) Publish(ctx context.Context, ports ...Port) ([]Port, error) {
 			out = append(out, p.open[i].Port)
 			continue
 		}
-		l, err := listen(ctx, want)
+		o, err := listen(ctx, want)
 		if err != nil {
 			for _, o := range fresh {
 				o.Close()
 			}
 			return nil, want.refused(err)
 		}
-		want.Address = l.Addr().String()
-		fresh = append(fresh, &port{want, l})
-		out = append(out, want)
+		fresh = append(fresh, o)
+		out = append(out, o.Port)
 	}
 	for _, o := range fresh {
 		p.open = append(p.open, o)
@@ -81,7 +115,9 @@ func (p *Ports) Publish(ctx context.Context, ports ...Port) ([]Port, error) {
 	return out, nil
 }
 
-func (p *Ports) init() { p.once.Do(func() { p.engine = relaycopy.New() }) }
+func (p *Ports) init() {
+	p.once.Do(func() { p.streams, p.flows = relaycopy.New(), datagram.New() })
+}
 
 // List returns what is published.
 func (p *Ports) List() []Port {
@@ -113,12 +149,14 @@ func (p *Ports) setTrouble(format string, args ...any) {
 func (p *Ports) Wait() {
 	p.init()
 	p.serving.Wait()
-	p.engine.Wait()
+	p.streams.Wait()
+	p.flows.Wait()
+	p.pages.Wait()
 }
 
-// listen opens the socket of a Port. A Unix socket that nobody listens at any
-// more is replaced.
-func listen(ctx context.Context, p Port) (net.Listener, error) {
+// listenStream opens the socket of a Port of connections. A Unix socket that nobody
+// listens at any more is replaced.
+func listenStream(ctx context.Context, p Port) (net.Listener, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, p.network(), p.Address)
 	if p.Network != "unix" {
@@ -149,28 +187,41 @@ func isStale(ctx context.Context, path string) bool {
 	return errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// serve takes the connections of a port until ctx is done.
+// serve takes what comes to a port until ctx is done.
 func (p *Ports) serve(ctx context.Context, o *port) {
 	stop := context.AfterFunc(ctx, func() { o.Close() })
 	defer stop()
-	var conns sync.WaitGroup
+	var all sync.WaitGroup
+	switch {
+	case o.socket != nil:
+		p.takeDatagrams(ctx, o, &all)
+	case o.Network == NetworkProxy:
+		p.serveProxy(ctx, o)
+	default:
+		p.accept(ctx, o, &all)
+	}
+	o.Close()
+	p.mu.Lock()
+	p.open = slices.DeleteFunc(p.open, func(x *port) bool { return x == o })
+	p.mu.Unlock()
+	all.Wait()
+}
+
+// accept takes the connections of a port, each in a goroutine of all, until the port is
+// closed.
+func (p *Ports) accept(ctx context.Context, o *port, all *sync.WaitGroup) {
 	for {
-		c, err := o.Accept()
+		c, err := o.listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
-			break
+			return
 		}
 		if err != nil { // a lack of descriptors, or a peer that left: it passes
 			p.Log.Warn("cannot accept a connection", "service", o.Service, "error", err)
 			pause(ctx, 100*time.Millisecond)
 			continue
 		}
-		conns.Go(func() { p.carry(ctx, o.Port, c) })
+		all.Go(func() { p.carry(ctx, o, c) })
 	}
-	o.Close()
-	p.mu.Lock()
-	p.open = slices.DeleteFunc(p.open, func(x *port) bool { return x == o })
-	p.mu.Unlock()
-	conns.Wait()
 }
 
 func pause(ctx context.Context, d time.Duration) {
@@ -182,46 +233,60 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// carry joins a connection that came to a Port to its Service.
-func (p *Ports) carry(ctx context.Context, o Port, local net.Conn) {
-	if err := p.admit(o, local); err != nil {
+// carry joins a connection that came to a port to its Service.
+func (p *Ports) carry(ctx context.Context, o *port, local net.Conn) {
+	if err := p.admit(o.Share, local); err != nil {
 		p.Log.Warn("refused a local connection", "service", o.Service, "address", o.Address, "error", err)
 		relay.Reset(local, relay.Limit)
 		return
 	}
-	dial, cancel := context.WithTimeout(ctx, dialTimeout)
-	stream, err := p.Dialer.Dial(dial, o.Service)
-	cancel()
+	stream, err := p.dial(ctx, o.Service, p.Dialer.Dial)
 	if err != nil {
 		relay.Reset(local, relay.UpstreamReset)
-		if ctx.Err() == nil {
-			p.tell(o, err)
-		}
 		return
 	}
-	p.reached()
-	p.relay(ctx, o, local, stream)
+	if c, ok := local.(*net.TCPConn); ok {
+		local = &guard{TCPConn: c, host: o.host, leave: p.pages.Go, refused: func(why string) {
+			p.setTrouble("a web page was refused at the port of %s: %s", o.Service, why)
+			p.Log.Warn("refused a web page", "service", o.Service, "address", o.Address, "because", why)
+		}}
+	}
+	p.relay(ctx, p.streams, o.Service, relay.Pair{Client: local, Upstream: stream})
 }
 
-// relay gives a pair to the engine, and cuts it when ctx is done.
-func (p *Ports) relay(ctx context.Context, o Port, local, stream net.Conn) {
+// dial opens a connection to a Service, or says why there is none.
+func (p *Ports) dial(ctx context.Context, service string, open func(context.Context, string) (net.Conn, error)) (net.Conn, error) {
+	brief, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	stream, err := open(brief, service)
+	switch {
+	case err == nil:
+		p.reached()
+	case ctx.Err() == nil:
+		p.tell(service, err)
+	}
+	return stream, err
+}
+
+// relay gives a pair to an engine, and cuts it when ctx is done.
+func (p *Ports) relay(ctx context.Context, engine relay.Engine, service string, pair relay.Pair) {
 	started := make(chan (func() bool), 1)
-	live := p.engine.Start(relay.Pair{Client: local, Upstream: stream}, func(r relay.Result) {
+	live := engine.Start(pair, func(r relay.Result) {
 		stop := <-started
 		stop()
 		if reset, ok := errors.AsType[*tunnel.ResetError](r.Err); ok && r.Reason == relay.UpstreamReset {
-			p.setTrouble("a connection to %s was cut: %s", o.Service, reset.Reason)
-			p.Log.Warn("a connection was cut", "service", o.Service, "reason", reset.Reason)
+			p.setTrouble("a connection to %s was cut: %s", service, reset.Reason)
+			p.Log.Warn("a connection was cut", "service", service, "reason", reset.Reason)
 		}
 	})
 	started <- context.AfterFunc(ctx, func() { live.Cut(relay.Drained) })
 }
 
 // tell says why there was no connection to a Service.
-func (p *Ports) tell(o Port, err error) {
+func (p *Ports) tell(service string, err error) {
 	if e, ok := errors.AsType[*api.Error](err); ok {
 		words := e.Message
-		log := p.Log.With("service", o.Service, "code", string(e.Code))
+		log := p.Log.With("service", service, "code", string(e.Code))
 		if e.DecisionID != "" {
 			log = log.With("decision", e.DecisionID)
 			words += " (decision " + e.DecisionID + ")"
@@ -229,7 +294,7 @@ func (p *Ports) tell(o Port, err error) {
 		if e.Hint != "" {
 			log = log.With("hint", e.Hint)
 		}
-		p.setTrouble("no connection to %s: %s", o.Service, words)
+		p.setTrouble("no connection to %s: %s", service, words)
 		log.Warn("no connection: " + e.Message)
 		return
 	}
@@ -238,7 +303,7 @@ func (p *Ports) tell(o Port, err error) {
 	p.down = true
 	p.mu.Unlock()
 	if !known {
-		p.Log.Warn("the cluster cannot be reached; each new connection tries again", "service", o.Service, "error", err)
+		p.Log.Warn("the cluster cannot be reached; each new connection tries again", "service", service, "error", err)
 	}
 }
 
@@ -261,12 +326,17 @@ func (e strangerError) Error() string {
 }
 
 // admit refuses a connection that is not the publisher's own, so that others on
-// this machine cannot borrow the Session. root may do anything here anyway.
-func (p *Ports) admit(o Port, c net.Conn) error {
-	if o.Share {
+// this machine cannot borrow the Session, unless it is shared. root may do anything here
+// anyway.
+func (p *Ports) admit(share bool, c net.Conn) error {
+	if share {
 		return nil
 	}
-	uid, err := peerUID(c)
+	return own(peerUID(c))
+}
+
+// own refuses what comes from a process of somebody else, given whose it is.
+func own(uid uint32, err error) error {
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
 		return nil // told when the port was published

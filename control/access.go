@@ -34,6 +34,10 @@ const (
 	verbAttach      = "attach"
 	verbJoin        = "join"
 	verbEscalate    = "escalate"
+	// What a Session is in the private network.
+	verbConnect    = "connect"    // in the log only
+	verbDisconnect = "disconnect" // in the log only
+	verbServe      = "serve"
 )
 
 // kindConnection is the kind of a live connection in decisions and the log.
@@ -75,7 +79,7 @@ func (c *call) decide(ctx context.Context, a api.APIFacts) (api.Decision, error)
 	} else {
 		r.Evidence = c.evidence
 	}
-	d, err := c.Decider.Decide(ctx, r)
+	d, err := c.decider.Decide(ctx, r)
 	if err != nil {
 		d.Effect, d.Reason, d.Words = api.Deny, api.ReasonError, err.Error()
 	}

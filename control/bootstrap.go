@@ -41,6 +41,9 @@ func (s *Server) Bootstrap(ctx context.Context) (rootToken string, err error) {
 				return err
 			}
 		}
+		if err := s.layOut(tx); err != nil {
+			return err
+		}
 		cred, err := store.Get[*api.Credential](tx, rootLoginKey())
 		if err != nil {
 			return err

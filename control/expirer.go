@@ -130,7 +130,7 @@ func (e *Expirer) expire(ctx context.Context, keys []api.Key, due *deadlines) {
 			if at := expiry(o); at.IsZero() || e.Now().Before(at) {
 				continue // it was prolonged; the watch says so too
 			}
-			if err := tx.Delete(k); err != nil {
+			if err := discard(tx, o, e.Now()); err != nil {
 				return err
 			}
 			rec, err := systemRecord(e.Now(), verbDelete, "expired", o, nil)

@@ -19,9 +19,7 @@ func (s *Server) Load(ctx context.Context, documents []json.RawMessage) error {
 	if len(documents) == 0 {
 		return nil
 	}
-	owned := *s
-	owned.Decider, owned.Proposed = owner{}, nil
-	c := &call{Server: &owned, r: new(http.Request).WithContext(ctx), started: s.Now()}
+	c := &call{Server: s, decider: owner{}, r: new(http.Request).WithContext(ctx), started: s.Now()}
 	who := api.Ref{APIVersion: api.Version, Kind: kindOwner, Name: "up"}
 	_, _, err := c.write(who, func() ([]json.RawMessage, error) { return documents, nil }, options{allowLockout: true})
 	return err

@@ -92,7 +92,7 @@ func (c *call) remove(who api.Ref, k api.Key, opt options) ([]api.Problem, api.R
 		if err := c.mayDelete(tx, w, who, gone, names); err != nil {
 			return err
 		}
-		if err := deleteAll(tx, gone); err != nil {
+		if err := deleteAll(tx, gone, c.Now()); err != nil {
 			return err
 		}
 		var keys []api.Key

@@ -8,6 +8,7 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"time"
 
 	"cardea/api"
 	"cardea/store"
@@ -57,6 +58,9 @@ func references(o api.Object) []reference {
 		for at, c := range configs(o) {
 			for name, pointer := range c.Secrets() {
 				add(api.KindSecret, name, at+pointer)
+			}
+			for name, pointer := range c.Servers() {
+				add(api.KindUser, name, at+pointer)
 			}
 		}
 	case *api.Namespace:
@@ -274,9 +278,9 @@ func doomed(r store.Reader, keys []api.Key, keepsMade bool, shows func(api.Key) 
 }
 
 // deleteAll deletes Objects.
-func deleteAll(tx store.Tx, gone []api.Object) error {
+func deleteAll(tx store.Tx, gone []api.Object, now time.Time) error {
 	for _, o := range gone {
-		if err := tx.Delete(o.Header().Key()); err != nil {
+		if err := discard(tx, o, now); err != nil {
 			return err
 		}
 	}

@@ -192,7 +192,7 @@ func skippedRule(i int, k api.Key) string {
 
 // route answers GET /api/route: where a connection would go.
 func (c *call) route() (any, error) {
-	q, err := c.query("port", "address", "sni", "notls", "alpn", "from")
+	q, err := c.query("port", "udp", "address", "sni", "notls", "alpn", "from")
 	if err != nil {
 		return nil, err
 	}
@@ -201,6 +201,9 @@ func (c *call) route() (any, error) {
 	}
 	ask := api.RouteQuestion{Address: q["address"], SNI: q["sni"], From: q["from"]}
 	if ask.Port, err = number(q, "port"); err != nil {
+		return nil, err
+	}
+	if ask.UDP, err = boolean(q, "udp"); err != nil {
 		return nil, err
 	}
 	if ask.NoTLS, err = boolean(q, "notls"); err != nil {

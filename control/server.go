@@ -97,6 +97,10 @@ type Server struct {
 	Rotate func(ctx context.Context, what string) (api.RotateResponse, error)
 	// OpenAPI is the OpenAPI document of the API, in JSON.
 	OpenAPI []byte
+	// Network is the private network. It needs Run.
+	Network Network
+
+	seats seats
 }
 
 // A Keeper seals the values of Secrets: see secret.Keeper.
@@ -122,7 +126,7 @@ type Logs interface {
 // Handler returns the API as it is served over TLS that asks for a client
 // certificate and proves its key, but need not verify it.
 func (s *Server) Handler() http.Handler {
-	mux, readers := http.NewServeMux(), newTurns(maxReaders)
+	mux, readers, claims := http.NewServeMux(), newTurns(maxReaders), newTurns(1)
 	handle := func(pattern string, f func(*call) (any, error)) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			c := s.call(w, r)
@@ -143,6 +147,8 @@ func (s *Server) Handler() http.Handler {
 	handle("GET /api/self/services", (*call).reachable)
 	handle("POST /api/self/device", (*call).registerDevice)
 	handle("POST /api/logout", (*call).logout)
+	handle("POST /api/connect", func(c *call) (any, error) { return c.connect(claims) })
+	handle("POST /api/disconnect", (*call).disconnect)
 	handle("POST /api/apply", (*call).apply)
 	handle("GET /api/{group}/{version}/{kind}", (*call).list)
 	handle("POST /api/{group}/{version}/{kind}", (*call).create)
@@ -204,6 +210,7 @@ func (s *Server) knows(host string) bool {
 // A call is one request to the API.
 type call struct {
 	*Server
+	decider  policy.Decider // of the call's own rights
 	w        http.ResponseWriter
 	r        *http.Request
 	evidence api.Evidence
@@ -218,7 +225,7 @@ type call struct {
 const maxReaders = 2
 
 func (s *Server) call(w http.ResponseWriter, r *http.Request) *call {
-	c := &call{Server: s, w: w, r: r, started: s.Now()}
+	c := &call{Server: s, decider: s.Decider, w: w, r: r, started: s.Now()}
 	if a, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		c.facts.IP, c.facts.Port = a.Addr().Unmap().WithZone("").String(), int(a.Port())
 	}

@@ -45,6 +45,34 @@ type world struct {
 	journal *journal
 	conns   *connections
 	clock   *clock
+	network *gateways
+}
+
+// gateways are those of the private network.
+type gateways struct {
+	mu      sync.Mutex
+	list    []api.GatewayPlace
+	changed chan struct{}
+}
+
+func (g *gateways) Gateways() []api.GatewayPlace {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.list
+}
+
+func (g *gateways) Changed() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.changed
+}
+
+func (g *gateways) set(list ...api.GatewayPlace) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.list = list
+	close(g.changed)
+	g.changed = make(chan struct{})
 }
 
 // clock is a clock that stands still unless it is told otherwise.
@@ -155,11 +183,11 @@ func newWorldOn(t testing.TB, st store.Store) (*world, string) {
 	}
 	verifier := &certificate.Verifier{Roots: authority.Pool}
 	decider := &local.Decider{Store: st, Identity: verifier, Log: quiet(), Now: c.now}
-	w := &world{t: t, journal: new(journal), conns: new(connections), clock: c}
+	w := &world{t: t, journal: new(journal), conns: new(connections), clock: c, network: &gateways{changed: make(chan struct{})}}
 	w.Server = &Server{
 		Domain: testDomain, Store: st, Decider: decider, Explainer: decider, Await: decider.Await, Check: local.Check,
 		Keeper: keeper, Authority: authority, Verifier: verifier,
-		Conns: w.conns, Logs: w.journal, Audit: w.journal, Log: quiet(), Now: c.now,
+		Conns: w.conns, Logs: w.journal, Audit: w.journal, Log: quiet(), Now: c.now, Network: w.network,
 	}
 	w.handler = w.Handler()
 	token, err := w.Bootstrap(ctx)
@@ -168,6 +196,11 @@ func newWorldOn(t testing.TB, st store.Store) (*world, string) {
 	}
 	var running sync.WaitGroup
 	running.Go(func() { decider.Run(ctx) })
+	running.Go(func() {
+		if err := w.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
 	t.Cleanup(func() {
 		stop()
 		running.Wait()

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"cardea/address"
 	"cardea/api"
 	"cardea/manifest"
 	"cardea/store"
@@ -345,7 +346,7 @@ func prunable(r store.Reader, d *draft, opt options) (docs []*document, err erro
 		if err != nil {
 			return nil, err
 		}
-		if d.isPending(rec.Key) || !bytes.Contains(rec.JSON, []byte(opt.set)) {
+		if rec.Key.Group == address.Group || d.isPending(rec.Key) || !bytes.Contains(rec.JSON, []byte(opt.set)) {
 			continue
 		}
 		o, err := store.Decode(rec)
@@ -389,6 +390,9 @@ func (c *call) transact(tx store.Tx, d *draft, problems []api.Problem, who api.R
 		if conflicts = append(conflicts, conflict.List...); doc.action == api.ActionUnchanged {
 			continue
 		}
+		if err := c.replan(tx, doc, p); err != nil {
+			return err
+		}
 		questions, err := w.questions(tx, doc.before, doc.after)
 		if err != nil {
 			return err
@@ -415,6 +419,9 @@ func (c *call) transact(tx store.Tx, d *draft, problems []api.Problem, who api.R
 		return &api.Error{Code: api.CodeConflict, Message: "nothing was written", Problems: readable(conflicts)}
 	}
 	d.problems = problems // warnings
+	if err := c.settleAll(tx, d.documents); err != nil {
+		return err
+	}
 	return c.prune(tx, d, w, who, opt)
 }
 
@@ -474,7 +481,7 @@ func (c *call) prune(tx store.Tx, d *draft, w *writer, who api.Ref, opt options)
 	if err := c.mayDelete(tx, w, who, d.gone, c.shows); err != nil {
 		return err
 	}
-	return deleteAll(tx, d.gone)
+	return deleteAll(tx, d.gone, c.Now())
 }
 
 // A report has the problems of each document.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -38,8 +39,11 @@ func (l *listener) find(q query, w witness) (*row, string) {
 	default:
 		return nil, fmt.Sprintf("no row of %v takes the server name %s", l.bind, q.sni)
 	}
-	if w != nil {
-		w("%s: the best match is %s", q.words(), titled(pattern))
+	title := titled(pattern)
+	if l.bind.UDP {
+		title = "any datagrams"
+	} else if w != nil {
+		w("%s: the best match is %s", q.words(), title)
 	}
 	for _, x := range b.candidates {
 		why := x.refuses(q)
@@ -53,7 +57,7 @@ func (l *listener) find(q query, w witness) (*row, string) {
 			return x.row, ""
 		}
 	}
-	return nil, fmt.Sprintf("of the rows of %v for %s none takes %s", l.bind, titled(pattern), q.conditions())
+	return nil, fmt.Sprintf("of the rows of %v for %s none takes %s", l.bind, title, q.conditions())
 }
 
 // best returns the rows of the name that a connection comes to, and that name; nil if
@@ -180,6 +184,7 @@ func (t *Table) ask(q api.RouteQuestion, timeout time.Duration) api.RouteAnswer 
 	if l == nil {
 		return refuse("%s", why)
 	}
+	q.NoTLS = q.NoTLS || q.UDP
 	a.Listener = l.bind.String()
 	if l.proxied {
 		w("each connection begins with a PROXY header from a trusted proxy; what follows is about the client that it names")
@@ -245,29 +250,34 @@ func (r *row) decided() string {
 func (t *Table) asked(q api.RouteQuestion, w witness) (*listener, string) {
 	var there []*listener
 	for b, l := range t.listeners {
-		if b.Port == q.Port {
+		if b.Port == q.Port && b.UDP == q.UDP {
 			there = append(there, l)
 		}
 	}
 	slices.SortFunc(there, func(a, b *listener) int { return compareBinds(a.bind, b.bind) })
+	port := "port " + strconv.Itoa(q.Port)
+	if q.UDP {
+		port += "/udp"
+	}
 	var l *listener
 	switch {
 	case len(there) == 0:
-		return nil, fmt.Sprintf("nothing listens on port %d", q.Port)
+		return nil, fmt.Sprintf("nothing listens on %v", port)
 	case q.Address != "":
 		ip, err := netip.ParseAddr(q.Address)
 		if err != nil {
 			return nil, fmt.Sprintf("%q is not an IP address", q.Address)
 		}
-		if l = t.listener(netip.AddrPortFrom(ip, uint16(q.Port))); l == nil {
-			return nil, fmt.Sprintf("nothing listens on port %d of %v, but on %s", q.Port, ip, binds(there))
+		i := slices.IndexFunc(there, func(l *listener) bool { return covers(l.bind, ip.Unmap().WithZone("")) })
+		if i < 0 {
+			return nil, fmt.Sprintf("nothing listens on %v of %v, but on %s", port, ip, binds(there))
 		}
-		if len(there) > 1 {
-			w("port %d has %d listeners (%s): connections to %v belong to %v, which says most exactly where", q.Port, len(there), binds(there), ip, l.bind)
+		if l = there[i]; len(there) > 1 {
+			w("%v has %d listeners (%s): connections to %v belong to %v, which says most exactly where", port, len(there), binds(there), ip, l.bind)
 		}
 	default:
 		if l = there[len(there)-1]; len(there) > 1 {
-			w("port %d has %d listeners (%s): as no address is given, this is about %v", q.Port, len(there), binds(there), l.bind)
+			w("%v has %d listeners (%s): as no address is given, this is about %v", port, len(there), binds(there), l.bind)
 		}
 	}
 	if len(l.rows) == 1 {

@@ -12,12 +12,14 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"cardea/api"
+	"cardea/relay/datagram"
 	"cardea/secret"
 )
 
@@ -237,13 +239,18 @@ func (r *Router) try(ctx context.Context, d *door) {
 	}
 	d.failed, d.next, d.serving, d.closed = 0, time.Time{}, false, make(chan struct{})
 	d.local.Store(nil)
-	l = r.accepter(l)
+	take := func(ctx context.Context, c net.Conn) { r.take(ctx, d, c) }
+	if d.bind.UDP {
+		take = func(_ context.Context, c net.Conn) { r.takeFlow(d, c.(*datagram.Flow)) }
+	} else {
+		l = r.accepter(l)
+	}
 	d.is(true, reasonListening, "listening on "+l.Addr().String())
 	r.addresses.Store(nil)
 	d.listener = &Listener{
 		Listener: l, Direct: true, Log: r.Log,
 		Refused: func(x api.Refusal) { r.refused(d, x) },
-		Handle:  func(ctx context.Context, c net.Conn) { r.take(ctx, d, c) },
+		Handle:  take,
 	}
 }
 
@@ -264,7 +271,11 @@ func (d *door) is(open bool, reason, message string) {
 func cannot(bind api.Bind, err error) string {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Sprintf("%v is taken by another program (find it with: ss -tanp 'sport = :%d'); end it, or choose another port", bind, bind.Port)
+		kind := "t"
+		if bind.UDP {
+			kind = "u"
+		}
+		return fmt.Sprintf("%v is taken by another program (find it with: ss -%sanp 'sport = :%d'); end it, or choose another port", bind, kind, bind.Port)
 	case errors.Is(err, syscall.EACCES):
 		return fmt.Sprintf("the user that Cardea runs as may not listen on %v; choose a port above 1023, or give it CAP_NET_BIND_SERVICE", bind)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
@@ -283,7 +294,7 @@ func keepAlive() net.KeepAliveConfig {
 // inherit returns what the process before has had open for a bind, nil for nothing.
 // mu must be held.
 func (r *Router) inherit(bind api.Bind) net.Listener {
-	if r.Inherit == nil || r.asked[bind] {
+	if r.Inherit == nil || bind.UDP || r.asked[bind] {
 		return nil
 	}
 	if r.asked == nil {
@@ -331,15 +342,16 @@ func (r *Router) accepter(l net.Listener) net.Listener {
 	return l
 }
 
-// Sockets returns duplicates of the descriptors of the ports that are open, for the
-// process after this one. The caller closes them. What waits at a port is not lost as
-// long as one of its descriptors is open.
+// Sockets returns duplicates of the descriptors of the ports of TCP that are open, for
+// the process after this one. The caller closes them. What waits at a port is not lost as
+// long as one of its descriptors is open. A port of UDP is closed by Leave, as two
+// processes cannot share its flows, and the process after this one opens it anew.
 func (r *Router) Sockets() (map[api.Bind]*os.File, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	all := map[api.Bind]*os.File{}
 	for bind, d := range r.doors {
-		if d.listener == nil {
+		if d.listener == nil || bind.UDP {
 			continue
 		}
 		f, err := duplicate(d.listener.Listener)
@@ -365,7 +377,7 @@ func (r *Router) listen(ctx context.Context, bind api.Bind) (net.Listener, error
 	config := net.ListenConfig{KeepAliveConfig: keepAlive()}
 	config.SetMultipathTCP(false) // it costs at each accept, and the relay splices plain TCP
 	for _, d := range r.doors {
-		if d.bind.Port == bind.Port && d.listener != nil {
+		if d.bind.Port == bind.Port && d.bind.UDP == bind.UDP && d.listener != nil {
 			config.Control = func(_, _ string, c syscall.RawConn) error { return sharePort(c) }
 			if err := d.share(); err != nil {
 				return nil, err
@@ -379,9 +391,19 @@ func (r *Router) listen(ctx context.Context, bind api.Bind) (net.Listener, error
 	case "::":
 		network = "tcp6"
 	}
-	l, err := config.Listen(ctx, network, net.JoinHostPort(bind.Address, fmt.Sprint(bind.Port)))
+	listen := config.Listen
+	if bind.UDP {
+		listen = func(ctx context.Context, network, address string) (net.Listener, error) {
+			l, err := datagram.Listen(ctx, config, strings.Replace(network, "tcp", "udp", 1), address)
+			if err != nil {
+				return nil, err
+			}
+			return l, nil
+		}
+	}
+	l, err := listen(ctx, network, net.JoinHostPort(bind.Address, fmt.Sprint(bind.Port)))
 	if bind.Address == "" && (errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)) {
-		l, err = config.Listen(ctx, "tcp4", net.JoinHostPort("", fmt.Sprint(bind.Port))) // there is no IPv6 here
+		l, err = listen(ctx, "tcp4", net.JoinHostPort("", fmt.Sprint(bind.Port))) // there is no IPv6 here
 	}
 	return l, err
 }

@@ -27,13 +27,18 @@ func networkOf(from netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(from, bits).Masked()
 }
 
-// addrPort returns the address of a TCP endpoint, the zero AddrPort for another.
+// addrPort returns the address of a TCP or UDP endpoint, the zero AddrPort for another.
 func addrPort(a net.Addr) netip.AddrPort {
-	if tcp, ok := a.(*net.TCPAddr); ok {
-		p := tcp.AddrPort()
-		return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+	var p netip.AddrPort
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		p = a.AddrPort()
+	case *net.UDPAddr:
+		p = a.AddrPort()
+	default:
+		return p
 	}
-	return netip.AddrPort{}
+	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
 }
 
 // A source is a network from which connections come.
@@ -113,6 +118,8 @@ type meter struct {
 	mu   sync.Mutex
 	says string // where the rate is written
 	sources
+	whole int    // the rate of all networks together; 0 is any
+	all   source // these
 }
 
 // set makes the rate so many connections a second, of which twice as many may
@@ -123,6 +130,16 @@ func (m *meter) set(rate int, says string) {
 	m.says = says
 	m.most, m.rate, m.burst = mostSources, rate, 2*rate
 }
+
+// bound makes the rate of all networks together so many connections a second.
+func (m *meter) bound(rate int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.whole = rate
+}
+
+// together returns what bounds all networks together.
+func (m *meter) together() *sources { return &sources{rate: m.whole, burst: 2 * m.whole} }
 
 // admit takes a token for a connection from an address. An error is that of a limit
 // of its Object. m may be nil.
@@ -137,9 +154,17 @@ func (m *meter) admit(ip netip.Addr) error {
 	if !m.fill(from, now) {
 		return limited(fmt.Sprintf("more than %d connections a second from %v (%s)", m.rate, from.network, m.says))
 	}
+	if m.whole > 0 && !m.together().fill(&m.all, now) {
+		return limited(fmt.Sprintf("more than %d flows a second from all sources together (%s, times %d)", m.whole, m.says, sourcesAtOnce))
+	}
+	m.all.tokens--
 	from.tokens--
 	return nil
 }
+
+// sourcesAtOnce is how many source networks can open as many flows of datagrams as one of
+// them may. More cannot, as whoever sends those can say that they come from anywhere.
+const sourcesAtOnce = 5
 
 // limited is the error of a connection that a limit of its Object refused.
 type limited string

@@ -37,7 +37,7 @@ type Input struct {
 // not change, but for the turns of its rows, which go on from table to table.
 type Table struct {
 	listeners map[api.Bind]*listener
-	at        map[netip.AddrPort]*listener // the same; "" is the zero Addr
+	at        map[netip.AddrPort]*listener // the same, of TCP; "" is the zero Addr
 	status    map[api.Key]*api.RouteStatus
 	of        map[api.Key][]*row // the rows of an Object
 	public    names[string]      // Services that are reached at the cluster's own port
@@ -258,7 +258,7 @@ func (r *row) objects() []api.Key {
 func (c *compiler) service(s *api.Service) []*row {
 	spec, public := &s.Spec, cmp.Or(s.Spec.Public, &api.ServicePublic{})
 	one := row{service: s, Route: api.Route{
-		Owner: s.Key(), Created: s.Metadata.CreatedAt, Bind: api.Bind{Address: cmp.Or(public.Address, c.Host), Port: s.Status.Port},
+		Owner: s.Key(), Created: s.Metadata.CreatedAt, Bind: api.Bind{Address: cmp.Or(public.Address, c.Host), Port: s.Status.Port, UDP: spec.Mode == api.ModeUDP},
 		StartTLS: public.StartTLS, Members: []api.Member{{Object: s.Key(), Weight: 1}}, Rate: spec.Limits.Rate(),
 	}}
 	// What follows was validated when it was written. A Service that breaks these
@@ -268,6 +268,9 @@ func (c *compiler) service(s *api.Service) []*row {
 	}
 	hosts := public.Hosts
 	switch {
+	case one.Bind.UDP && (spec.IsTLS || !spec.IsAnonymous || public.Passthrough || public.ProxyProtocol || public.StartTLS != "" || len(hosts)+len(public.ALPN) > 0):
+		c.lose(&one, reasonInvalid, "mode UDP needs isAnonymous, and has neither TLS nor server names nor a PROXY header")
+		return nil
 	case spec.IsTLS && public.Passthrough, len(hosts) > 0 && !spec.IsTLS && !public.Passthrough, len(hosts) == 0 && (public.Passthrough || len(public.ALPN) > 0):
 		c.lose(&one, reasonInvalid, "server names need one of isTLS and public.passthrough, and these and public.alpn need server names")
 		return nil
@@ -393,10 +396,12 @@ func (r *row) name() {
 	if len(m.ALPN)+len(m.Sources) > 0 {
 		r.place += fmt.Sprintf(" %q %v", m.ALPN, m.Sources)
 	}
-	switch m.SNI {
-	case "":
+	switch {
+	case r.Bind.UDP:
+		r.words = "any datagrams"
+	case m.SNI == "":
 		r.words = "any bytes"
-	case api.AnyName:
+	case m.SNI == api.AnyName:
 		r.words = "any server name"
 	default:
 		r.words = "sni " + m.SNI
@@ -445,7 +450,11 @@ func isBelow(name, domain string) bool {
 func (c *compiler) settle(r *row) {
 	if older := c.accepted[r.place]; older != nil {
 		if older.Owner != r.Owner {
-			c.lose(r, reasonConflict, "%s on %v is taken by %v, which came first; choose another server name, condition, address or port", r.words, r.Bind, older.Owner)
+			other := "server name, condition, address or port"
+			if r.Bind.UDP {
+				other = "address or port"
+			}
+			c.lose(r, reasonConflict, "%s on %v is taken by %v, which came first; choose another %s", r.words, r.Bind, older.Owner, other)
 		}
 		return
 	}
@@ -475,15 +484,17 @@ func (c *compiler) settle(r *row) {
 
 // listen makes the listeners ready to be asked for rows.
 func (c *compiler) listen() {
-	ports := map[int]int{}
+	ports := map[api.Bind]int{}
 	for bind := range c.out.listeners {
-		ports[bind.Port]++
+		ports[api.Bind{Port: bind.Port, UDP: bind.UDP}]++
 	}
 	for _, l := range c.out.listeners {
-		l.alone = ports[l.bind.Port] == 1
+		l.alone = ports[api.Bind{Port: l.bind.Port, UDP: l.bind.UDP}] == 1
 		l.proxied = c.proxied[l.bind] != ""
 		a, _ := netip.ParseAddr(l.bind.Address)
-		c.out.at[netip.AddrPortFrom(a, uint16(l.bind.Port))] = l
+		if !l.bind.UDP {
+			c.out.at[netip.AddrPortFrom(a, uint16(l.bind.Port))] = l
+		}
 		l.sole = sole(slices.Values(l.rows))
 		for i, r := range l.rows {
 			c.ready(r)
@@ -627,6 +638,9 @@ func (r *row) limit() {
 		says = "spec.limits.connectionsPerSecond"
 	}
 	r.meter.set(r.Rate, says)
+	if r.Bind.UDP {
+		r.meter.bound(sourcesAtOnce * r.Rate)
+	}
 }
 
 // version returns a name for a sequence that begins now.
@@ -695,7 +709,7 @@ func (c *compiler) open() {
 	})
 	for _, s := range services {
 		name, public := s.Metadata.Name, cmp.Or(s.Spec.Public, &api.ServicePublic{})
-		if !s.Spec.IsPublic || !s.Spec.IsAnonymous || public.Passthrough || len(public.Sources) > 0 || len(public.ALPN) > 0 {
+		if s.Spec.Mode == api.ModeUDP || !s.Spec.IsPublic || !s.Spec.IsAnonymous || public.Passthrough || len(public.Sources) > 0 || len(public.ALPN) > 0 {
 			continue
 		}
 		for _, host := range append([]string{name + ".svc." + c.Domain}, public.Hosts...) {
@@ -724,10 +738,16 @@ func canonical(b api.Bind) (api.Bind, error) {
 	return b, nil
 }
 
-// compareBinds orders binds by port and then by how much they take: one address,
+// compareBinds orders binds by port, TCP first, and then by how much they take: one address,
 // those of a family, every one.
 func compareBinds(a, b api.Bind) int {
-	return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(breadth(a), breadth(b)), cmp.Compare(a.Address, b.Address))
+	udp := func(b api.Bind) int {
+		if b.UDP {
+			return 1
+		}
+		return 0
+	}
+	return cmp.Or(cmp.Compare(a.Port, b.Port), udp(a)-udp(b), cmp.Compare(breadth(a), breadth(b)), cmp.Compare(a.Address, b.Address))
 }
 
 // breadth tells how much a bind takes.
@@ -759,7 +779,7 @@ func covers(b api.Bind, a netip.Addr) bool {
 func overlaps(own netip.AddrPort, b api.Bind) bool {
 	a := own.Addr().Unmap()
 	switch {
-	case int(own.Port()) != b.Port:
+	case int(own.Port()) != b.Port, b.UDP: // what is our own is of TCP
 		return false
 	case a == netip.IPv6Unspecified(): // it takes IPv4, too
 		return true

@@ -4,6 +4,7 @@ package mode
 
 import (
 	"cardea/mode/tcp"
+	"cardea/mode/udp"
 	"cardea/proxy"
 )
 
@@ -11,5 +12,6 @@ import (
 func All() []proxy.Mode {
 	return []proxy.Mode{
 		tcp.Mode(),
+		udp.Mode(),
 	}
 }

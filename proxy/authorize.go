@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"cardea/api"
+	"cardea/relay"
 )
 
 // An Ask is what a Mode adds to the question: evidence that was found inside the
@@ -113,6 +114,9 @@ func (c *Conn) admit(ctx context.Context, ask Ask, turn *pending) (*Grant, *pend
 			c.since = req.Now.UnixNano() // nobody else knows the connection yet
 		}
 		d := c.decide(ctx, req)
+		if c.start == unborn {
+			c.datagrams = relay.IsDatagram(c.Conn) || c.carriesDatagrams(&d)
+		}
 		if !d.Allowed() {
 			return nil, nil, c.deny(d)
 		}
@@ -204,6 +208,8 @@ func (c *Conn) decide(ctx context.Context, req api.Request) api.Decision {
 	case err != nil:
 		// An error voids the answer beside it.
 		return api.Decision{ID: cmp.Or(d.ID, api.NewID()), Effect: api.Deny, Reason: api.ReasonError, Words: err.Error(), Subject: d.Subject}
+	case d.Effect == api.Allow && relay.IsDatagram(c.Conn) && !c.carriesDatagrams(&d):
+		d.Effect, d.Reason, d.Words = api.Deny, api.ReasonNoRoute, fmt.Sprintf("it came in datagrams, and mode %s carries none", d.Subject.Mode)
 	case d.Effect == api.Allow && d.Lease <= 0:
 		d.Effect, d.Reason, d.Words = api.Deny, api.ReasonError, "the decision allowed for no time at all"
 	case d.Effect == api.Allow && d.Subject.Session == nil && !d.Subject.IsAnonymous:
@@ -212,6 +218,12 @@ func (c *Conn) decide(ctx context.Context, req api.Request) api.Decision {
 		d.Effect, d.Reason, d.Words = api.Deny, api.ReasonError, "the decision names a Session, and says that there is none"
 	}
 	return d
+}
+
+// carriesDatagrams reports whether a connection that d is about does, or would.
+func (c *Conn) carriesDatagrams(d *api.Decision) bool {
+	m, ok := c.gate.mode(d.Subject.Mode)
+	return ok && m.Datagrams
 }
 
 // deny records a refusal and says what the caller may be told. The record is made

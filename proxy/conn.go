@@ -29,17 +29,20 @@ type Conn struct {
 	passage *passage // nil once an engine has it; of who runs it alone
 	run     *run     // nil unless a goroutine runs it
 
-	mu       sync.Mutex
-	port     uint16 // of the client
-	start    birth
-	told     bool            // the verdict was given
-	ended    bool            // it is over: END was written, if there was a START
-	live     relay.Live      // once the engine has it
-	hold     api.Hold        // at its upstream
-	upstream *endpoint       // where the last upstream is, or may be
-	approach *approach       // those that are under way
-	report   *api.DialReport // of the last dial, if there is something to report
-	ending   *ending         // why it was cut
+	mu   sync.Mutex
+	port uint16 // of the client
+	// datagrams says that it carries those, and not bytes. It is set before START, and
+	// then stays.
+	datagrams bool
+	start     birth
+	told      bool            // the verdict was given
+	ended     bool            // it is over: END was written, if there was a START
+	live      relay.Live      // once the engine has it
+	hold      api.Hold        // at its upstream
+	upstream  *endpoint       // where the last upstream is, or may be
+	approach  *approach       // those that are under way
+	report    *api.DialReport // of the last dial, if there is something to report
+	ending    *ending         // why it was cut
 }
 
 // A passage is what a connection has only until it is relayed.
@@ -223,7 +226,13 @@ func (c *Conn) relay(up net.Conn, hold api.Hold) {
 		c.passage = nil
 	}
 	limits := c.first.limits()
-	live := c.gate.Engine.Start(relay.Pair{Client: c.leg(), Upstream: up, Limits: limits}, c.relayed)
+	engine, client := c.gate.Engine, c.leg()
+	if c.datagrams {
+		if engine = c.gate.Datagrams; !relay.IsDatagram(c.Conn) {
+			client = relay.Messages(client)
+		}
+	}
+	live := engine.Start(relay.Pair{Client: client, Upstream: up, Limits: limits}, c.relayed)
 	c.mu.Lock()
 	c.live = live
 	cut := c.ending
@@ -275,7 +284,7 @@ func (c *Conn) over(e ending, r relay.Result) {
 	c.hold = nil
 	c.mu.Unlock()
 	release(hold, r) // before anybody comes in its place
-	c.end(e, r.Received, r.Sent)
+	c.end(e, r)
 }
 
 // holds notes the place that the connection has at its upstream.
@@ -381,14 +390,14 @@ func (c *Conn) finish(err error) {
 // closed ends a connection that no engine had.
 func (c *Conn) closed(e ending) {
 	if c.run == nil {
-		c.end(e, 0, 0)
+		c.end(e, relay.Result{})
 	} else {
-		c.end(e, c.run.received.Load(), c.run.sent.Load())
+		c.end(e, relay.Result{Received: c.run.received.Load(), Sent: c.run.sent.Load()})
 	}
 }
 
-// end writes END, once, and forgets the connection.
-func (c *Conn) end(e ending, received, sent int64) {
+// end writes END, once, and forgets the connection. What passed is in r.
+func (c *Conn) end(e ending, r relay.Result) {
 	c.mu.Lock()
 	if cut := c.ending; cut != nil {
 		if cut.words != "" {
@@ -404,13 +413,16 @@ func (c *Conn) end(e ending, received, sent int64) {
 	}
 	g := c.gate
 	d, figure := g.registry.forget(c)
-	figure.end(e.reason, received, sent)
+	figure.end(e.reason, r.Received, r.Sent)
 	g.counters.ends.add(e.reason, 1)
-	g.counters.received.Add(received)
-	g.counters.sent.Add(sent)
+	g.counters.received.Add(r.Received)
+	g.counters.sent.Add(r.Sent)
 	rec := c.record(api.LogEnd, &d, &e)
-	rec.bytes = [2]int64{received, sent}
-	rec.tcp.ReceivedBytes, rec.tcp.SentBytes = &rec.bytes[0], &rec.bytes[1]
+	rec.carried = [4]int64{r.Received, r.Sent, r.ReceivedPackets, r.SentPackets}
+	rec.flow.ReceivedBytes, rec.flow.SentBytes = &rec.carried[0], &rec.carried[1]
+	if c.datagrams {
+		rec.flow.ReceivedPackets, rec.flow.SentPackets = &rec.carried[2], &rec.carried[3]
+	}
 	c.owe(rec)
 }
 
@@ -434,21 +446,22 @@ func (c *Conn) leg() net.Conn {
 	if _, ok := c.Conn.(relay.Socket); ok {
 		return c.Conn
 	}
-	if r, ok := c.Conn.(resetter); ok {
-		return &leg{Conn: c.Conn, resetter: r, conn: c}
+	if _, ok := c.Conn.(relay.Resetter); !ok {
+		return c.Conn
 	}
-	return c.Conn
+	l := leg{c.Conn, c}
+	if relay.IsDatagram(c.Conn) {
+		return &datagramLeg{l}
+	}
+	if _, ok := c.Conn.(relay.CloseWriter); !ok {
+		return c.Conn
+	}
+	return &streamLeg{l}
 }
 
-type resetter interface {
-	CloseWrite() error
-	Reset(reason string) error
-}
-
-// A leg adds words for the client to a reset.
+// A leg adds words for the client to a reset. Its Conn is a relay.Resetter.
 type leg struct {
 	net.Conn
-	resetter
 	conn *Conn
 }
 
@@ -470,5 +483,25 @@ func (l *leg) Reset(reason string) error {
 			reason += ": " + v.Words
 		}
 	}
-	return l.resetter.Reset(reason)
+	return l.Conn.(relay.Resetter).Reset(reason)
+}
+
+// A streamLeg is one of a stream, which is a relay.CloseWriter.
+type streamLeg struct{ leg }
+
+// CloseWrite implements relay.CloseWriter.
+func (l *streamLeg) CloseWrite() error { return l.Conn.(relay.CloseWriter).CloseWrite() }
+
+// A datagramLeg is one of a relay.Datagram.
+type datagramLeg struct{ leg }
+
+// Datagram implements relay.Datagram.
+func (*datagramLeg) Datagram() {}
+
+// Await implements relay.Awaiter.
+func (l *datagramLeg) Await() error {
+	if a, ok := l.Conn.(relay.Awaiter); ok {
+		return a.Await()
+	}
+	return nil
 }

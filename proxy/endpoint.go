@@ -55,12 +55,17 @@ func (e *endpoints) at(a netip.AddrPort) *endpoint {
 
 // to returns the endpoint of an address of package net, nil for none.
 func (e *endpoints) to(a net.Addr) *endpoint {
-	switch tcp, ok := a.(*net.TCPAddr); {
-	case ok && tcp != nil:
-		at := tcp.AddrPort()
-		return e.at(netip.AddrPortFrom(at.Addr().Unmap(), at.Port()))
-	case a == nil:
+	var at netip.AddrPort
+	switch a := a.(type) {
+	case nil:
 		return nil
+	case *net.TCPAddr:
+		at = a.AddrPort()
+	case *net.UDPAddr:
+		at = a.AddrPort()
 	}
-	return &endpoint{text: a.String()}
+	if !at.IsValid() {
+		return &endpoint{text: a.String()}
+	}
+	return e.at(netip.AddrPortFrom(at.Addr().Unmap(), at.Port()))
 }

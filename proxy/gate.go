@@ -33,6 +33,12 @@
 // Whatever must wait goes to a goroutine, with what was done for it so far; the
 // promises are the same.
 //
+// # Datagrams
+//
+// A Service may speak in datagrams. A flow of those, of one source, is a connection like
+// any other: one decision, that is held, one START and one END. Where its road has only
+// streams, each datagram travels with its length (see relay.Messages).
+//
 // # Limits
 //
 // How many connections a Service, and a Session on it, may have at once is counted
@@ -75,6 +81,9 @@ type Mode struct {
 	// Opaque modes understand nothing of what they carry: the Gate runs their
 	// connections itself, and New returns no Handler.
 	Opaque bool
+	// Datagrams is set if what is carried are datagrams, and not a stream of bytes. The
+	// mode is opaque then.
+	Datagrams bool
 	// New checks svc and builds a Handler for it. It opens nothing and starts
 	// nothing: calling it is how a Service is validated.
 	New func(svc *api.Service) (Handler, error)
@@ -107,8 +116,11 @@ type Rooms struct {
 	// Refuse records what was refused, whole or counted: see refusals.Recorder.
 	Refuse func(api.Refusal)
 	Engine relay.Engine
-	Modes  []Mode
-	Log    *slog.Logger
+	// Datagrams is the Engine of modes that carry those; it may be nil where there is
+	// none.
+	Datagrams relay.Engine
+	Modes     []Mode
+	Log       *slog.Logger
 	// AskTimeout bounds one question to the Decider; 0 is 5 seconds.
 	AskTimeout time.Duration
 	// Grace is how long live connections may go on once Run is told to end; 0 is
@@ -188,10 +200,11 @@ func (g *Gate) Remove(service string) {
 	delete(g.handlers, service)
 }
 
-func (g *Gate) mode(name api.Mode) (Mode, bool) {
+// mode returns the Mode of that name. ok is false if it is not served here.
+func (g *Gate) mode(name api.Mode) (m Mode, ok bool) {
 	for _, m := range g.Modes {
 		if m.Name == name {
-			return m, true
+			return m, !m.Datagrams || g.Datagrams != nil
 		}
 	}
 	return Mode{}, false
@@ -215,6 +228,9 @@ func (g *Gate) Run(ctx context.Context) error {
 	go func() {
 		g.arriving.Wait()
 		g.Engine.Wait()
+		if g.Datagrams != nil {
+			g.Datagrams.Wait()
+		}
 		close(over)
 	}()
 	if g.Grace > 0 {
@@ -257,7 +273,7 @@ func (g *Gate) Arrive(a api.Arrival) {
 	g.mu.Unlock()
 	if life == nil {
 		g.counters.turnedAway.Add(1)
-		g.Refuse(api.Refusal{Facts: a.Facts, Reason: api.ReasonDrained, Words: "the server is stopping, or has not started"})
+		g.Refuse(api.Refusal{Facts: a.Facts, Reason: api.ReasonDrained, Datagrams: relay.IsDatagram(a.Conn), Words: "the server is stopping, or has not started"})
 		relay.Reset(a.Conn, relay.Drained)
 		return
 	}

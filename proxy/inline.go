@@ -30,7 +30,7 @@ func (g *Gate) pass(c *Conn, life context.Context, closing <-chan struct{}) {
 		c.finish(err)
 		return
 	}
-	if wait != nil || !g.connect(c) {
+	if wait != nil || c.datagrams || !g.connect(c) {
 		g.arriving.Add(1) // the caller is counted too
 		c.attend(life, closing, false)
 		c.run.units.Store(1)

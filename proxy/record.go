@@ -25,10 +25,10 @@ func (c *Conn) owe(e *entry) {
 // An entry is a record of a connection, with all that it points to and is its own.
 type entry struct {
 	api.AccessLog
-	tcp    api.TCPInfo
-	reason api.LogReason
-	facts  api.Facts
-	bytes  [2]int64
+	flow    api.UDPInfo // of one that is not of datagrams, what it has of TCPInfo
+	reason  api.LogReason
+	facts   api.Facts
+	carried [4]int64 // received and sent, bytes and datagrams
 }
 
 // free gives e back, of which nobody keeps anything.
@@ -66,8 +66,12 @@ func (c *Conn) record(t api.LogType, d *api.Decision, how *ending) *entry {
 	if c.from.route != nil {
 		common.Route = &c.from.route.Log
 	}
-	e.tcp.Type = t
-	e.Entry.Info.TCP = &e.tcp
+	e.flow.Type = t
+	if c.datagrams {
+		e.Entry.Info.UDP = &e.flow
+	} else {
+		e.Entry.Info.TCP = &e.flow.TCPInfo
+	}
 	switch t {
 	case api.LogDenied:
 		common.Status, common.EndedAt = api.StatusDenied, now
@@ -79,7 +83,7 @@ func (c *Conn) record(t api.LogType, d *api.Decision, how *ending) *entry {
 		}
 	case api.LogEnd:
 		common.EndedAt = now
-		e.tcp.CloseReason, e.tcp.Error = string(how.reason), clip(how.words)
+		e.flow.CloseReason, e.flow.Error = string(how.reason), clip(how.words)
 		if by := how.by; by != nil {
 			// The decision that cut it; START names the one that opened it.
 			e.reason = api.LogReason{Type: by.Reason, Rule: by.Rule, Words: clip(by.Words)}

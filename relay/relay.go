@@ -14,6 +14,9 @@
 // Streams are net.Conn. What a plain net.Conn cannot say is said by small
 // optional interfaces: [CloseWriter], [Resetter], [Watcher], [Layered],
 // [Transparent].
+//
+// A net.Conn may also keep the boundaries of datagrams: see [Datagram]. Two of those are
+// what the engine of package datagram carries, and nobody else.
 package relay
 
 import (
@@ -72,8 +75,11 @@ type Pair struct {
 type Result struct {
 	Received int64 // bytes from the client that were written to the upstream
 	Sent     int64 // bytes from the upstream that were written to the client
-	Reason   Reason
-	Err      error // detail for the log; nil when both directions finished
+	// ReceivedPackets and SentPackets count the same in datagrams, where there are any.
+	ReceivedPackets, SentPackets int64
+
+	Reason Reason
+	Err    error // detail for the log; nil when both directions finished
 }
 
 // Live is a relay that was started. Its methods may be called at any time, also

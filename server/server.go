@@ -30,11 +30,13 @@ import (
 	"cardea/handover"
 	"cardea/identity"
 	"cardea/identity/certificate"
+	throughTunnel "cardea/identity/tunnel"
 	"cardea/ingress"
 	"cardea/mode"
 	"cardea/policy/local"
 	"cardea/proxy"
 	"cardea/relay"
+	"cardea/relay/datagram"
 	"cardea/secret"
 	"cardea/store/backup"
 	"cardea/tunnel/tls"
@@ -55,6 +57,8 @@ type Config struct {
 	// Metrics is where /metrics, /livez and /readyz are served to everyone, by
 	// plain HTTP: HOST:PORT, or "" for nowhere.
 	Metrics string
+	// Network is the part of the private network that this process has.
+	Network NetworkConfig
 	// Engine carries the bytes: "loop", "copy", or "" for the best that there is.
 	Engine string
 	// Grace is how long live connections may go on when the cluster is stopped, and
@@ -140,6 +144,7 @@ type house struct {
 	engine    relay.Engine
 	gate      *proxy.Gate
 	tunnels   *tls.Server
+	network   *network // nil if there is none
 	control   *control.Server
 	expirer   *control.Expirer
 	socket    *entrance
@@ -200,7 +205,7 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	h.refusals = refusals.New(h.journal.Journal, time.Now, cfg.Log)
 	h.doors = &doors{record: h.refusals.Refuse, counts: map[api.ReasonType]int64{}}
 	h.decider = &local.Decider{
-		Store: h.store, Identity: identity.Any{api.EvidenceCertificate: sessions}, RouteNamespace: cfg.AmbassadorNamespace, Log: cfg.Log,
+		Store: h.store, Identity: identity.Any{api.EvidenceCertificate: sessions, api.EvidenceTunnel: throughTunnel.Verifier{}}, RouteNamespace: cfg.AmbassadorNamespace, Log: cfg.Log,
 	}
 	h.admission = &ingress.Admission{Descriptors: h.descriptors, Limits: ingress.AdmissionLimits{Share: strangerShare}}
 	// Of one network Public limits the rate.
@@ -223,7 +228,7 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	}
 	h.gate = proxy.New(proxy.Rooms{
 		Decider: h.decider, Dial: h.upstreams.Dial, Audit: h.journal, Refuse: h.refusals.Refuse, Engine: h.engine,
-		InLine: true, Plan: planOf(h.upstreams), Modes: mode.All(), Log: cfg.Log, Grace: cfg.Grace,
+		InLine: true, Plan: planOf(h.upstreams), Datagrams: datagram.New(), Modes: mode.All(), Log: cfg.Log, Grace: cfg.Grace,
 	})
 	h.control = &control.Server{
 		Domain: cfg.Domain, AmbassadorNamespace: cfg.AmbassadorNamespace, Store: h.store, Decider: h.decider, Explainer: h.decider, Await: h.await, Check: local.NewChecker(), Proposed: h.decider.Propose,
@@ -235,6 +240,13 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	h.tunnels = &tls.Server{
 		Handler: arrivals{h.gate, h.doors}, Domain: cfg.Domain, Certificate: h.serverCertificate,
 		ClientCAs: h.authority.Pool, Public: h.router.PublicName, Admit: h.admission.Enter, Alive: h.alive, Log: cfg.Log,
+	}
+	if h.network, err = newNetwork(h); err != nil {
+		return nil, err
+	}
+	if h.network != nil {
+		h.control.Network, h.upstreams.Serving = h.network, h.network
+		h.tunnels.Session, h.tunnels.Pipe = sessionOf, h.network.carry
 	}
 	return h, nil
 }
@@ -296,16 +308,25 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	if err := h.control.Load(ctx, h.cfg.Documents); err != nil {
 		return err
 	}
+	if h.network != nil {
+		if err := h.network.prepare(ctx); err != nil {
+			return err
+		}
+		defer h.network.close()
+	}
 	start(h.kin.run)
 	start(h.outlive, h.reap)
 	h.web = newWeb(h.control.Handler(), h.limit, h.cfg.Log)
 	h.tunnels.API = h.web.take
-	start(h.web.run, h.serveMetrics, h.leaveWeb)
+	start(h.web.run, h.serveMetrics, h.leaveWeb, h.control.Run)
 	// The door is open until the gate has ended: also while it drains somebody may
 	// have to be cut. What is not for the API the gate then refuses.
 	door := &ingress.Listener{Listener: h.socket, Handle: h.tunnels.Conn, Refused: h.doors.refuse, Log: h.cfg.Log}
 	start(door.Serve)
 	start(h.upstreams.Run)
+	if h.network != nil {
+		start(h.network.run)
+	}
 	start(h.gate.Run)
 	if err := h.reachNow(ctx); err != nil {
 		return err
@@ -412,6 +433,9 @@ func (h *house) own() (own []netip.AddrPort) {
 			own = append(own, a.AddrPort())
 		}
 	}
+	if h.network != nil {
+		own = append(own, h.network.own()...)
+	}
 	return own
 }
 
@@ -441,6 +465,9 @@ func (h *house) alive(leaf *x509.Certificate) bool {
 
 // live adds to an Object what is true of it in this process and not stored.
 func (h *house) live(o api.Object) api.Object {
+	if g, ok := o.(*api.Gateway); ok && h.network != nil {
+		return h.network.describe(g)
+	}
 	svc, isService := o.(*api.Service)
 	if _, ok := o.(api.Routable); !ok && !isService {
 		return o

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"time"
 
 	"cardea/api"
 	"cardea/audit/journal"
@@ -123,6 +124,20 @@ func (s *settings) requireVerification() bool {
 
 // routing is ClusterConfig.spec.routing.
 func (s *settings) routing() *api.ClusterRouting { return &s.spec().Routing }
+
+// fallbackZone is ClusterConfig.spec.dns.fallbackZone.
+func (s *settings) fallbackZone() *api.FallbackZone { return s.spec().DNS.FallbackZone }
+
+// keyRotation is ClusterConfig.spec.gateway.wireguardKeyRotationDuration.
+func (s *settings) keyRotation() time.Duration {
+	if g := s.spec().Gateway; g != nil {
+		return g.WireguardKeyRotationDuration.Or(keyRotation)
+	}
+	return keyRotation
+}
+
+// keyRotation is for how long a Gateway keeps its key if nothing is said.
+const keyRotation = 12 * time.Hour
 
 // collector is ClusterConfig.spec.collector.
 func (s *settings) collector() *api.Collector { return s.spec().Collector }

@@ -34,7 +34,9 @@ func newHTTP(h http.Handler, log *slog.Logger) *http.Server {
 }
 
 // A web serves the API on connections that the tunnel sorts out: it is the
-// listener of an http.Server that listens to nothing itself.
+// listener of an http.Server that listens to nothing itself. A connection is a guest
+// until it has become the one by which a Session knows its place in the private network:
+// it has proved that Session then, which has one such connection at a time.
 type web struct {
 	server *http.Server
 	guests *guests
@@ -51,6 +53,7 @@ func newWeb(h http.Handler, descriptors int, log *slog.Logger) *web {
 	w := &web{guests: newGuests(descriptors / webShare), conns: make(chan net.Conn), closed: make(chan struct{}), ending: make(chan struct{})}
 	w.server = newHTTP(w.endless(h), log)
 	w.server.ConnState = w.guests.follow
+	w.server.ConnContext = func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) }
 	return w
 }
 
@@ -76,8 +79,13 @@ func (w *web) endless(h http.Handler) http.Handler {
 			h.ServeHTTP(rw, r)
 			return
 		}
-		w.following.Add(1)
-		defer w.following.Add(-1)
+		if r.URL.Path == connectPath {
+			rw.Header().Set("Connection", "close") // it is no guest any more, and ends with the call
+			rw = &settler{ResponseWriter: rw, settle: func() { w.guests.leave(r.Context().Value(connKey{}).(net.Conn)) }}
+		} else {
+			w.following.Add(1)
+			defer w.following.Add(-1)
+		}
 		ctx, cancel := context.WithCancel(r.Context())
 		var watching sync.WaitGroup
 		defer watching.Wait()
@@ -93,9 +101,43 @@ func (w *web) endless(h http.Handler) http.Handler {
 	})
 }
 
+// connectPath is the call by which a Session has its place in the private network.
+const connectPath = "/api/connect"
+
+// connKey is the key of the connection in the context of a call.
+type connKey struct{}
+
+// A settler tells when a call has been let in: its answer begins without a status.
+type settler struct {
+	http.ResponseWriter
+	settle func()
+	begun  bool
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (s *settler) WriteHeader(status int) {
+	s.begun = true
+	s.ResponseWriter.WriteHeader(status)
+}
+
+// FlushError is for http.ResponseController.
+func (s *settler) FlushError() error {
+	if !s.begun {
+		s.begun = true
+		s.settle()
+	}
+	return http.NewResponseController(s.ResponseWriter).Flush()
+}
+
+// Unwrap is for http.ResponseController.
+func (s *settler) Unwrap() http.ResponseWriter { return s.ResponseWriter }
+
 // waitsForNews reports whether a call goes on with what happens: the log that is
 // followed, Objects that are watched.
 func waitsForNews(r *http.Request) bool {
+	if r.URL.Path == connectPath {
+		return true
+	}
 	q := r.URL.Query()
 	for _, name := range []string{"follow", "watch"} {
 		if is, err := strconv.ParseBool(q.Get(name)); is && err == nil {

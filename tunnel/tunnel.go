@@ -120,7 +120,7 @@ func Lost(service, reason string) error {
 }
 
 // MaxPacket is the size in bytes of the largest packet of a [Pipe].
-const MaxPacket = 1 << 16
+const MaxPacket = 1<<16 - 1
 
 // A Pipe carries packets between a client and a gateway, each whole or not at all. It
 // may lose some, and bring them in another order: it is for those of WireGuard, where

@@ -98,7 +98,7 @@ func (d *Dialer) tell(ctx context.Context) {
 		list, next := c.due(time.Now())
 		for t, row := range list {
 			if d.Changed != nil {
-				d.Changed(row.place.destination(), api.HealthInfo{Config: row.place.name, Endpoint: t.Group, Address: t.Addr.String(), From: row.from, To: row.to, Words: row.words})
+				d.Changed(row.place.destination(), api.HealthInfo{Config: row.place.name, Endpoint: t.Group, Address: t.At(), From: row.from, To: row.to, Words: row.words})
 			}
 		}
 		var later <-chan time.Time

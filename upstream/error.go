@@ -154,9 +154,14 @@ func explain(gone error, name string, f fields, timeout time.Duration, err error
 	dns, isDNS := errors.AsType[*net.DNSError](err)
 	family, isFamily := errors.AsType[*familyError](err)
 	refused, isRefused := errors.AsType[*refusal](err)
+	_, isSession := errors.AsType[*sessionError](err)
 	switch {
 	case errors.Is(gone, context.Canceled):
 		return givenUp(gone, name)
+	case isSession && errors.Is(err, context.DeadlineExceeded):
+		return fail(DialTimeout, fmt.Sprintf("it had %v; see `cardea status` there", timeout))
+	case isSession:
+		return fail(DialFailed, "")
 	case isDNS && (dns.IsTimeout || errors.Is(err, context.DeadlineExceeded)):
 		return fail(DialTimeout, "the resolver does not answer; see that it can be reached, or list the name in spec.dns.hosts of the ClusterConfig")
 	case isDNS:

@@ -142,6 +142,7 @@ func (j *journey) dial(ctx context.Context) (net.Conn, api.DialReport, *Error) {
 // and how many Hosts there are that could be tried, its own included.
 func (j *journey) next(ctx context.Context) (t *balance.Target, hosts int, failure *Error) {
 	var words string
+	j.place.follow()
 	for {
 		if err := j.why(); errors.Is(err, context.Canceled) {
 			return nil, 0, j.end("", balance.None)
@@ -159,7 +160,7 @@ func (j *journey) next(ctx context.Context) (t *balance.Target, hosts int, failu
 			}
 		}
 		switch {
-		case what == balance.Taken && t.Addr.IsValid():
+		case what == balance.Taken && t.IsKnown():
 			j.q.Tried = append(j.q.Tried, t)
 			return t, hosts, nil
 		case what == balance.Taken:
@@ -167,6 +168,7 @@ func (j *journey) next(ctx context.Context) (t *balance.Target, hosts int, failu
 			j.find(ctx, t, hosts)
 		case what == balance.Stale:
 			j.find(ctx, t, hosts)
+		case what == balance.Unhealthy && j.shape.served && j.place.await(ctx):
 		default:
 			return nil, 0, j.end(words, what)
 		}
@@ -223,7 +225,7 @@ func (j *journey) beside(host string) *balance.Target {
 	if what != balance.Taken {
 		return nil
 	}
-	if !t.Addr.IsValid() {
+	if !t.IsKnown() {
 		t.Drop()
 		return nil
 	}
@@ -331,9 +333,12 @@ func (j *journey) try(ctx context.Context, t *balance.Target, within time.Durati
 	if conn == nil {
 		return nil, nil
 	}
+	if s != nil && t.Session != "" {
+		s.address += ": " + t.Name
+	}
 	if err := preface(ctx, conn, j.Destination); err != nil {
 		conn.Close()
-		j.refused(t, explainPreface(j.why(), host, within, err))
+		j.refused(t, explainPreface(j.why(), nameOf(t.Host, t.At()), within, err))
 		return nil, nil
 	}
 	if s == nil {
@@ -359,9 +364,13 @@ func (j *journey) useless(host string, e *Error) {
 }
 
 // refused ends the try of a target that was connected to, and then nothing came of it:
-// as little as would of the others of its Host.
+// as little as would of the others of its Host, but that each Session sees one of its own.
 func (j *journey) refused(t *balance.Target, e *Error) {
-	j.useless(t.Host, e)
+	j.tries++
+	j.note(failure{host: t.Host, words: e})
+	if t.Session == "" {
+		j.exclude(t.Host)
+	}
 	if j.why() != nil {
 		t.Drop()
 	} else {

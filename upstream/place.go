@@ -36,6 +36,7 @@ type place struct {
 	object   api.Key
 	name     string // of the config, as its status has it
 	set      *balance.Set
+	serving  Serving // nil if there is none
 	shape    atomic.Pointer[shape]
 	used     atomic.Int64              // when it was last dialled, in seconds of Unix time
 	ending   atomic.Pointer[condition] // what is remembered of the last dial
@@ -44,6 +45,7 @@ type place struct {
 
 	mu      sync.Mutex
 	sources []*source // of the endpoints
+	hope    time.Time // until when a Session may come that serves
 	tls     *tls.Config
 	from    ingredients // what tls was made of
 	made    [32]byte    // the same, in a hash
@@ -60,7 +62,9 @@ type shape struct {
 	retries  int // most that are tried beside the first; -1 is all
 	hosts    map[string][]string
 	named    bool // an endpoint has a name
+	served   bool // an endpoint is one of a User
 	tls      bool // TLS, or what comes before it, is spoken
+	udp      bool // it is reached by datagrams
 }
 
 // A source is a name, or an address, that stands for targets: an endpoint, or what an
@@ -76,13 +80,22 @@ type source struct {
 	addrs   []netip.Addr
 	records []*source // of SRV records
 	until   time.Time // until when these hold
+
+	sessions []string // of a User that serve it, by uid
 }
 
 // isSRV tells whether the host is a name of SRV records.
 func (s *source) isSRV() bool { return s.port == 0 }
 
-// address returns HOST:PORT, or HOST alone of a name of SRV records.
+// isServed tells whether it stands for the Sessions of a User.
+func (s *source) isServed() bool { return s.end.User != "" }
+
+// address returns HOST:PORT, or HOST alone of a name of SRV records; and the User who
+// serves it.
 func (s *source) address() string {
+	if s.isServed() {
+		return s.end.Address()
+	}
 	if s.isSRV() {
 		return s.host
 	}
@@ -114,7 +127,7 @@ func (d *Dialer) place(to *api.Destination) *place {
 		}
 		d.forget(other)
 	}
-	p = &place{key: k, object: to.Object}
+	p = &place{key: k, object: to.Object, serving: d.Serving, hope: time.Now().Add(hopeTime)}
 	p.used.Store(time.Now().Unix())
 	if k.config != api.DefaultConfig {
 		p.name = k.config
@@ -172,7 +185,14 @@ func (d *Dialer) shaped(p *place, c *api.ServiceConfig, ends []api.Endpoint) *sh
 	next.tls = c.TLS != nil || c.ClientCertificate != nil || c.Upstream.StartTLS != ""
 	for _, e := range ends {
 		_, err := netip.ParseAddr(e.Host)
-		next.named, next.tls = next.named || err != nil, next.tls || e.TLS
+		next.named, next.tls, next.udp = next.named || err != nil && e.User == "", next.tls || e.TLS, next.udp || e.UDP
+		next.served = next.served || e.User != ""
+	}
+	if next.served {
+		next.rules.Fewest = true
+		if next.rules.Ejection == nil {
+			next.rules.Ejection = &api.Ejection{Failures: 1, Time: &api.Duration{Seconds: new(servedOut)}, MaxPercent: 100}
+		}
 	}
 	last := p.shape.Load()
 	if last != nil && next.same(last) {
@@ -190,8 +210,15 @@ func (d *Dialer) shaped(p *place, c *api.ServiceConfig, ends []api.Endpoint) *sh
 	old := p.sources
 	p.sources = nil
 	for _, e := range ends {
-		i := slices.IndexFunc(old, func(s *source) bool { return s.end.Host == e.Host && s.end.Port == e.Port })
+		i := slices.IndexFunc(old, func(s *source) bool { return s.end.Host == e.Host && s.end.Port == e.Port && s.end.User == e.User })
 		s := &source{end: e, host: e.Host, port: e.Port, name: e.Host, share: 1}
+		if s.isServed() {
+			if s.until = forever(); i >= 0 {
+				s.sessions = old[i].sessions
+			}
+			p.sources = append(p.sources, s)
+			continue
+		}
 		if i >= 0 && last != nil && slices.Equal(last.families, next.families) && sameMap(last.hosts, next.hosts) {
 			s.addrs, s.records, s.until = old[i].addrs, old[i].records, old[i].until
 			for _, r := range s.records {
@@ -217,7 +244,7 @@ func (s *shape) same(o *shape) bool {
 	sameEjection := s.rules.Ejection == o.rules.Ejection || s.rules.Ejection != nil && o.rules.Ejection != nil && reflect.DeepEqual(s.rules.Ejection, o.rules.Ejection)
 	a, b := s.rules, o.rules
 	a.Ejection, b.Ejection = nil, nil
-	return sameEjection && a == b && s.tls == o.tls && s.retries == o.retries && slices.Equal(s.ends, o.ends) && slices.Equal(s.families, o.families)
+	return sameEjection && a == b && s.tls == o.tls && s.udp == o.udp && s.retries == o.retries && slices.Equal(s.ends, o.ends) && slices.Equal(s.families, o.families)
 }
 
 // sameMap tells whether two maps are one.
@@ -230,7 +257,9 @@ func sameMap(a, b map[string][]string) bool {
 func merge(ends []api.Endpoint) []api.Endpoint {
 	var out []api.Endpoint
 	for _, e := range ends {
-		i := slices.IndexFunc(out, func(o api.Endpoint) bool { return o.Host == e.Host && o.Port == e.Port && o.TLS == e.TLS })
+		i := slices.IndexFunc(out, func(o api.Endpoint) bool {
+			return o.Host == e.Host && o.Port == e.Port && o.TLS == e.TLS && o.User == e.User
+		})
 		if i < 0 {
 			out = append(out, e)
 			continue
@@ -248,7 +277,11 @@ func merge(ends []api.Endpoint) []api.Endpoint {
 func (p *place) update() {
 	var lists [][]balance.Spec
 	for _, s := range p.sources {
-		lists = append(lists, s.specs(s.end.Address()))
+		if s.isServed() {
+			lists = append(lists, p.served(s))
+		} else {
+			lists = append(lists, s.specs(s.end.Address()))
+		}
 	}
 	// Of equals the endpoints take turns, and not the addresses of one.
 	var specs []balance.Spec

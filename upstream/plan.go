@@ -25,16 +25,17 @@ type Plan struct {
 }
 
 // Plan is Dial for who connects by himself, over plain TCP. It is nil where more has to
-// be done, and Dial must be used: TLS is spoken, a name has to be resolved, one of its
-// addresses may not answer so that several have to be tried at once, or an endpoint that
-// may be needed has no place now, so that a connection may have to wait. It never waits.
+// be done, and Dial must be used: TLS is spoken, or UDP, a Session serves, a name has to
+// be resolved, one of its addresses may not answer so that several have to be tried at
+// once, or an endpoint that may be needed has no place now, so that a connection may have
+// to wait. It never waits.
 func (d *Dialer) Plan(to api.Destination) *Plan {
 	if to.Config == nil {
 		return nil
 	}
 	place := d.place(&to)
 	s, err := d.configure(place, to.Config)
-	if err != nil || s.tls {
+	if err != nil || s.tls || s.udp || s.served {
 		return nil
 	}
 	p := new(Plan)

@@ -67,7 +67,13 @@ func (d *Dialer) probe(ctx context.Context, p *place, t *balance.Target, to api.
 	if connect == nil {
 		connect = d.connectTCP
 	}
-	conn, err := connect(ctx, at)
+	var conn net.Conn
+	var err error
+	if t.Session != "" {
+		conn, err = d.connectSession(ctx, to, t)
+	} else {
+		conn, err = connect(ctx, at)
+	}
 	if err != nil {
 		return explain(nil, name, way, within, err)
 	}

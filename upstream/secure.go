@@ -39,8 +39,11 @@ func (s *socket) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// abort ends the TCP connection with a RST.
-func (s *socket) abort() error {
+// abort ends the connection beneath with a reset: a RST of TCP.
+func (s *socket) abort(reason string) error {
+	if r, ok := s.Conn.(interface{ Reset(string) error }); ok {
+		return r.Reset(reason)
+	}
 	if l, ok := s.Conn.(interface{ SetLinger(int) error }); ok {
 		return errors.Join(l.SetLinger(0), s.Conn.Close())
 	}
@@ -142,7 +145,7 @@ func (c *secureConn) Reset(reason string) error {
 	if !c.end(&resetError{"stream reset: " + reason}) {
 		return nil
 	}
-	err := c.socket.abort()
+	err := c.socket.abort(reason)
 	c.Conn.Close() // for its own bookkeeping; its goodbye cannot be sent any more
 	return err
 }

@@ -54,6 +54,7 @@ func (d *Dialer) Endpoints(k api.Key) (list []api.EndpointStatus) {
 
 // status returns how it stands with the targets.
 func (p *place) status() (list []api.EndpointStatus) {
+	p.follow()
 	all, _, _ := p.set.Status()
 	for _, s := range all {
 		list = append(list, p.statusOf(s))
@@ -62,7 +63,7 @@ func (p *place) status() (list []api.EndpointStatus) {
 }
 
 func (p *place) statusOf(s balance.Status) api.EndpointStatus {
-	return api.EndpointStatus{Config: p.name, Endpoint: s.Group, Address: s.Addr.String(), State: s.State, Since: s.Since.UTC(), Words: s.Words,
+	return api.EndpointStatus{Config: p.name, Endpoint: s.Group, Address: s.At, State: s.State, Since: s.Since.UTC(), Words: s.Words,
 		Weight: s.Weight, Backup: s.Backup, Connections: s.Connections}
 }
 
@@ -76,6 +77,7 @@ func (d *Dialer) Healthy(k api.Key) *api.StatusCondition {
 		if s := p.shape.Load(); s == nil || !s.rules.Checked && s.rules.Ejection == nil {
 			continue
 		}
+		p.follow()
 		all, serving, since := p.set.Status()
 		if c == nil {
 			c = &api.StatusCondition{Type: api.ConditionUpstreamHealthy, Status: "True", Reason: "SERVING"}
@@ -93,8 +95,9 @@ func (d *Dialer) Healthy(k api.Key) *api.StatusCondition {
 			if c.Status == "True" {
 				c.Reason = "SOME_ENDPOINTS"
 			}
-			words = append(words, fmt.Sprintf("%s is %s: %s", nameOf(s), s.State, s.Words))
+			words = append(words, fmt.Sprintf("%s is %s: %s", nameOf(s.Host, s.At), s.State, s.Words))
 		}
+		words = append(words, p.unserved()...)
 	}
 	if c == nil {
 		return nil
@@ -106,12 +109,12 @@ func (d *Dialer) Healthy(k api.Key) *api.StatusCondition {
 	return c
 }
 
-// nameOf returns the Host of a target, with its address where that is another.
-func nameOf(s balance.Status) string {
-	if a := s.Addr.String(); a != s.Host {
-		return s.Host + " (" + a + ")"
+// nameOf returns the Host of a target, with where it is if that says more.
+func nameOf(host, at string) string {
+	if at != host {
+		return host + " (" + at + ")"
 	}
-	return s.Host
+	return host
 }
 
 // unhealthy says for a person why none of the endpoints serves.
@@ -119,10 +122,14 @@ func (p *place) unhealthy() string {
 	list, _, _ := p.set.Status()
 	var words []string
 	for _, s := range list[:min(len(list), maxWords)] {
-		words = append(words, nameOf(s)+": "+cmp.Or(s.Words, strings.ToLower(string(s.State))))
+		words = append(words, nameOf(s.Host, s.At)+": "+cmp.Or(s.Words, strings.ToLower(string(s.State))))
 	}
 	if more := len(list) - len(words); more > 0 {
 		words = append(words, fmt.Sprintf("and %d more", more))
+	}
+	words = append(words, p.unserved()...)
+	if len(list) == 0 {
+		return strings.Join(words, "; ")
 	}
 	return fmt.Sprintf("none of %d endpoints serves: %s", len(list), strings.Join(words, "; "))
 }

@@ -77,6 +77,9 @@ type Dialer struct {
 	// RequireVerification tells whether ClusterConfig.spec.routing.upstreamVerification
 	// is REQUIRE, so that no upstream's certificate is merely reported; nil is no.
 	RequireVerification func() bool
+	// Serving leads to the Sessions that are the upstream of a config (upstream.user); nil
+	// is that there are none.
+	Serving Serving
 	// Timeout bounds a dial whose config says nothing, resolution and TLS
 	// included; 0 is DefaultTimeout.
 	Timeout time.Duration
@@ -116,12 +119,14 @@ type Dialer struct {
 // parents. Which of its endpoints, and of the addresses that their names have, comes
 // first, package balance says; another one is tried when one fails. An endpoint whose
 // host begins with "_" is a name of SRV records (RFC 2782), which stand for as many
-// endpoints in its place. A failure is an [*Error]. What comes of it is remembered: see
+// endpoints in its place. An endpoint of a User stands for the Sessions that serve it: see
+// [Serving]. A failure is an [*Error]. What comes of it is remembered: see
 // [Dialer.Reachable].
 //
-// The connection is a *net.TCPConn with keep-alive or, with TLS, a stream that can
-// be half-closed and reset as that can: see package relay. Whoever has it calls
-// Release of the report's Hold when it is over.
+// The connection is a *net.TCPConn with keep-alive or, with TLS or through a Session, a
+// stream that can be half-closed and reset as that can: see package relay. Where the URL
+// says UDP it is a *net.UDPConn, connected, of which nobody knows yet whether it is
+// answered. Whoever has it calls Release of the report's Hold when it is over.
 func (d *Dialer) Dial(ctx context.Context, to api.Destination) (net.Conn, api.DialReport, error) {
 	var report api.DialReport
 	p := d.place(&to)

@@ -195,6 +195,7 @@ func (d *Dialer) do(ctx context.Context, j *job, to api.Destination) time.Time {
 	now := time.Now()
 	h := to.Config.Upstream.Health
 	if j.target == nil {
+		j.watch.place.follow()
 		d.resolveAll(ctx, j.watch.place, 0)
 		d.schedule(j.watch, h.Check.Interval.Or(defaultInterval))
 		return now.Add(namesEvery)
@@ -211,7 +212,7 @@ func (d *Dialer) schedule(w *watch, interval time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, t := range targets {
-		if t.Addr.IsValid() && !w.asked[t] {
+		if t.IsKnown() && !w.asked[t] {
 			w.asked[t] = true
 			heap.Push(&c.jobs, &job{at: time.Now().Add(rand.N(min(interval, spread))), watch: w, target: t})
 		}

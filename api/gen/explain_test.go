@@ -22,10 +22,10 @@ func TestExplain(t *testing.T) {
 	if got := names(d); !slices.Equal(got, []string{"url", "loadbalance", "connectTimeout", "proxyProtocol", "startTLS", "families", "health", "user", "container"}) {
 		t.Errorf("the fields of an upstream are %q", got)
 	}
-	if u := d.Fields[7]; !u.NotYet {
-		t.Errorf("upstream.user is there: %+v", u)
+	if u := d.Fields[8]; !u.NotYet {
+		t.Errorf("upstream.container is there: %+v", u)
 	}
-	if d, err = Explain("Service", "spec.mode"); err != nil || !slices.Equal(d.Values, []string{"TCP"}) || !slices.Contains(d.Later, "HTTP") || !d.Required {
+	if d, err = Explain("Service", "spec.mode"); err != nil || !slices.Equal(d.Values, []string{"TCP", "UDP"}) || !slices.Contains(d.Later, "HTTP") || !d.Required {
 		t.Errorf("spec.mode: %+v, %v", d, err)
 	}
 	if d, err = Explain("Policy", "spec.rules"); err != nil || d.Type != "list of object" || !slices.Contains(names(d), "condition") {

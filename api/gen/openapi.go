@@ -22,7 +22,7 @@ const OpenAPI = `{
       "type": "string"
      },
      "verb": {
-      "description": "verb is get, list, watch, create, update, delete, renew, why, route, conns, kill, logs, metrics, backup or rotate; apply asks for create or update of each document. A write may ask for more: use for a Secret that it names, publish for a Service or TCPMapping that opens a port, or needs no Session, approve for the state of a Session or Device and the terms of Sessions, impersonate for a User as whom it lets somebody log in, attach for a Policy that it gives and the writer does not have, join for a Group of which it makes somebody a member, escalate for an Object into which it writes what rules say or read.",
+      "description": "verb is get, list, watch, create, update, delete, renew, why, route, conns, kill, logs, metrics, backup or rotate, or serve, to be the upstream of a Service that names the caller's User; apply asks for create or update of each document. A write may ask for more: use for a Secret that it names, publish for a Service or TCPMapping that opens a port, or needs no Session, approve for the state of a Session or Device and the terms of Sessions, impersonate for a User as whom it lets somebody log in, attach for a Policy that it gives and the writer does not have, join for a Group of which it makes somebody a member, escalate for an Object into which it writes what rules say or read.",
       "type": "string"
      }
     },
@@ -1253,11 +1253,11 @@ const OpenAPI = `{
      },
      "mode": {
       "enum": [
-       "TCP"
+       "TCP",
+       "UDP"
       ],
       "type": "string",
       "x-not-yet": [
-       "UDP",
        "HTTP",
        "WEB",
        "GRPC",
@@ -1618,10 +1618,10 @@ const OpenAPI = `{
    },
    "EndpointStatus": {
     "additionalProperties": false,
-    "description": "An EndpointStatus is how it stands with one address of an endpoint, in this process.",
+    "description": "An EndpointStatus is how it stands with one address of an endpoint, or one Session that serves it, in this process.",
     "properties": {
      "address": {
-      "description": "IP:PORT that it stands for",
+      "description": "IP:PORT that it stands for, or \"session NAME\"",
       "type": "string"
      },
      "backup": {
@@ -1636,7 +1636,7 @@ const OpenAPI = `{
       "type": "integer"
      },
      "endpoint": {
-      "description": "HOST:PORT as it is configured",
+      "description": "HOST:PORT as it is configured; \"HOST:PORT (user NAME)\" if Sessions serve it",
       "type": "string"
      },
      "since": {
@@ -2917,7 +2917,7 @@ const OpenAPI = `{
     "description": "Loadbalance says among which endpoints of an upstream its connections are shared, and how. When a connection to one cannot be made, another is tried.",
     "properties": {
      "algorithm": {
-      "description": "algorithm is ROUND_ROBIN if it is left out.",
+      "description": "algorithm is ROUND_ROBIN if it is left out; but among Sessions (user) those with the fewest connections take turns then.",
       "enum": [
        "ROUND_ROBIN",
        "LEAST_CONNECTIONS",
@@ -3510,11 +3510,11 @@ const OpenAPI = `{
      },
      "mode": {
       "enum": [
-       "TCP"
+       "TCP",
+       "UDP"
       ],
       "type": "string",
       "x-not-yet": [
-       "UDP",
        "HTTP",
        "WEB",
        "GRPC",
@@ -4355,7 +4355,7 @@ const OpenAPI = `{
       "type": "integer"
      },
      "connectionsPerSecond": {
-      "description": "connectionsPerSecond is how many new connections a second one source network (an address of IPv4, a /64 of IPv6) may open at the public port; 200 if it is left out. Twice as many may come at once. More are reset before anything is decided, and recorded as refusals with a count: each connection that is let in is two records of the access log, so without a bound a stranger fills the log until retention drops what is older. It has no effect without isPublic.",
+      "description": "connectionsPerSecond is how many new connections a second one source network (an address of IPv4, a /64 of IPv6) may open at the public port; 200 if it is left out. Twice as many may come at once. More are reset before anything is decided, and recorded as refusals with a count: each connection that is let in is two records of the access log, so without a bound a stranger fills the log until retention drops what is older. It has no effect without isPublic. With mode UDP, where anybody can say that he is anybody else, all sources together may open five times as many.",
       "type": "integer"
      },
      "connectionsPerSession": {
@@ -4379,7 +4379,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/Duration"
        }
       ],
-      "description": "idleTimeout ends a connection on which nothing passed for so long."
+      "description": "idleTimeout ends a connection on which nothing passed for so long; 60 seconds with mode UDP if it is left out, as nothing else tells that a client has gone."
      },
      "maxBytes": {
       "description": "maxBytes ends a connection that has carried so many bytes, of both directions together. It is looked at some times a second: what passes meanwhile is over it.",
@@ -4530,11 +4530,11 @@ const OpenAPI = `{
      },
      "mode": {
       "enum": [
-       "TCP"
+       "TCP",
+       "UDP"
       ],
       "type": "string",
       "x-not-yet": [
-       "UDP",
        "HTTP",
        "WEB",
        "GRPC",
@@ -4933,11 +4933,11 @@ const OpenAPI = `{
      },
      "mode": {
       "enum": [
-       "TCP"
+       "TCP",
+       "UDP"
       ],
       "type": "string",
       "x-not-yet": [
-       "UDP",
        "HTTP",
        "WEB",
        "GRPC",
@@ -5381,12 +5381,12 @@ const OpenAPI = `{
       "type": "string"
      },
      "url": {
-      "description": "url is tcp://HOST:PORT, tls://HOST:PORT, or one whose scheme is that of a protocol over TCP, as postgres://HOST, and then says the port. A HOST that begins with \"_\", as _pg._tcp.db.example.com, is a name of SRV records (RFC 2782), which say hosts and ports; a port in the URL does not count then.",
+      "description": "url is tcp://HOST:PORT, tls://HOST:PORT, or one whose scheme is that of a protocol over TCP, as postgres://HOST, and then says the port; with mode UDP it is udp://HOST:PORT, or dns://HOST, whose port is 53. A HOST that begins with \"_\", as _pg._tcp.db.example.com, is a name of SRV records (RFC 2782), which say hosts and ports; a port in the URL does not count then.",
       "type": "string"
      },
      "user": {
-      "not": {},
-      "x-not-yet": true
+      "description": "user names the User whose connected Sessions serve the upstream (connect --serve): the connections travel through one of them, and URL, or each endpoint that names no User of its own, says where the upstream is as that device sees it. Among the Sessions one with the fewest connections is taken, unless loadbalance.algorithm says otherwise.",
+      "type": "string"
      }
     },
     "type": "object",
@@ -5418,8 +5418,8 @@ const OpenAPI = `{
       "type": "string"
      },
      "user": {
-      "not": {},
-      "x-not-yet": true
+      "description": "user names the User whose Sessions serve this endpoint; that of the upstream if it is left out. A User can serve one endpoint.",
+      "type": "string"
      },
      "weight": {
       "description": "weight is its share, 1 to 1000; 1 if it is left out. With 0 it gets no new connections, and keeps those that it has.",
@@ -5460,7 +5460,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/Ejection"
        }
       ],
-      "description": "ejection takes out an endpoint to which connections fail."
+      "description": "ejection takes out an endpoint to which connections fail. If it is left out, only a Session that serves (user) is taken out: after one failure, for 5 seconds, or longer if it goes on."
      }
     },
     "type": "object",

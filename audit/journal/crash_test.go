@@ -365,6 +365,29 @@ func TestCrashedWithoutStart(t *testing.T) {
 	}
 }
 
+// A flow of datagrams that was live at a crash is ended as one.
+func TestCrashedFlow(t *testing.T) {
+	r := newRig(t)
+	j, err := open(t.Context(), r.Config, r.disk.create)
+	must(t, err)
+	start, _ := audittest.Connection(time.Now())
+	start.Entry.Info = api.AccessLogInfo{UDP: &api.UDPInfo{TCPInfo: api.TCPInfo{Type: api.LogStart}}}
+	e := new(records)
+	must(t, e.encode(start))
+	must(t, j.tail.write(true, e))
+	must(t, j.sign())
+	_, err = j.keeper.keep(t.Context())
+	must(t, err)
+	die(t, j)
+	reopen(t, r)
+	whole(t, r.verify(t))
+	var last api.AccessLogInfo
+	eachRecord(t, r, func(rec *api.AccessLog) { last = rec.Entry.Info })
+	if u := last.UDP; u == nil || last.TCP != nil || u.Type != api.LogEnd || u.CloseReason != crashed || *u.ReceivedBytes != -1 || *u.SentPackets != -1 {
+		t.Errorf("the last record says %+v", last)
+	}
+}
+
 // A crash after the mark moved and before the old segments were removed.
 func TestRetentionInterrupted(t *testing.T) {
 	r := newRig(t)

@@ -400,9 +400,12 @@ func (j *Journal) endOf(id string, at place) *api.AccessLog {
 	}
 	rec.Metadata.ID, rec.Metadata.CreatedAt = api.NewID(), now
 	rec.Entry.Common.EndedAt = now
-	rec.Entry.Info = api.AccessLogInfo{TCP: &api.TCPInfo{
-		Type: api.LogEnd, ReceivedBytes: &unknown, SentBytes: &unknown, CloseReason: crashed, Error: words,
-	}}
+	flow := api.TCPInfo{Type: api.LogEnd, ReceivedBytes: &unknown, SentBytes: &unknown, CloseReason: crashed, Error: words}
+	if rec.Entry.Info.UDP != nil {
+		rec.Entry.Info.UDP = &api.UDPInfo{TCPInfo: flow, ReceivedPackets: &unknown, SentPackets: &unknown}
+	} else {
+		rec.Entry.Info = api.AccessLogInfo{TCP: &flow}
+	}
 	return rec
 }
 

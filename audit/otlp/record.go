@@ -1,6 +1,7 @@
 package otlp
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -60,7 +61,7 @@ func newLog(e audit.Entry) (l *logs.LogRecord, id string) {
 		l.SeverityNumber, l.SeverityText = logs.SeverityNumber_SEVERITY_NUMBER_WARN, "WARN"
 	}
 	info := get(l.Body, "entry", "info")
-	if t := words(info, "tcp", "type"); t != "" {
+	if t := cmp.Or(words(info, "tcp", "type"), words(info, "udp", "type")); t != "" {
 		l.EventName += "." + strings.ToLower(t)
 	} else if get(info, "api") != nil {
 		l.EventName += ".api"

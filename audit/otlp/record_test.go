@@ -97,6 +97,16 @@ func TestDenied(t *testing.T) {
 	}
 }
 
+func TestFlow(t *testing.T) {
+	rec, _ := audittest.Connection(time.Now())
+	rec.Entry.Info = api.AccessLogInfo{UDP: &api.UDPInfo{TCPInfo: api.TCPInfo{Type: api.LogStart}}}
+	b, err := audit.AppendRecord(nil, rec)
+	must(t, err)
+	if l, _ := newLog(audit.Entry{JSON: b}); l.EventName != "cardea.access.start" {
+		t.Errorf("the event is %s", l.EventName)
+	}
+}
+
 // A foreign Object is named with its namespace.
 func TestRouted(t *testing.T) {
 	rec := audittest.Denied("no")

@@ -196,7 +196,11 @@ func (r *Recorder) record(f api.Refusal) *api.AccessLog {
 		Facts:  &f.Facts, ServiceRef: f.Object, Route: f.Route, IsPublic: f.Route != nil, IsAnonymous: f.Anonymous,
 	}
 	rec.Metadata.TargetRef = f.Object
-	rec.Entry.Info.TCP = &api.TCPInfo{Type: api.LogDenied}
+	if f.Datagrams {
+		rec.Entry.Info.UDP = &api.UDPInfo{TCPInfo: api.TCPInfo{Type: api.LogDenied}}
+	} else {
+		rec.Entry.Info.TCP = &api.TCPInfo{Type: api.LogDenied}
+	}
 	return rec
 }
 

@@ -56,6 +56,18 @@ func held(r *Recorder) (networks, waiting int) {
 	return len(r.sources), len(r.waiting)
 }
 
+func TestDatagramsAreRecordedAsSuch(t *testing.T) {
+	run(t, func(t *testing.T, r *Recorder, log *memory.Log, _ func() error) {
+		f := from("192.0.2.7")
+		f.Datagrams = true
+		r.Refuse(f)
+		synctest.Wait()
+		if i := log.All()[0].Entry.Info; i.TCP != nil || i.UDP == nil || i.UDP.Type != api.LogDenied {
+			t.Errorf("%+v", i)
+		}
+	})
+}
+
 func TestFewAreRecordedOneByOne(t *testing.T) {
 	run(t, func(t *testing.T, r *Recorder, log *memory.Log, _ func() error) {
 		f := from("192.0.2.7")

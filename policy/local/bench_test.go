@@ -221,3 +221,25 @@ func BenchmarkNext(b *testing.B) {
 		s = s.next(commit, c)
 	}
 }
+
+// BenchmarkPossible is the question whether a Session could reach a Service at all, of
+// ten rules some of which read the request: the first time, and again.
+func BenchmarkPossible(b *testing.B) {
+	for _, again := range []bool{false, true} {
+		b.Run(fmt.Sprintf("again=%t", again), func(b *testing.B) {
+			w := benchmarkWorld(1000, expressions())
+			w.Session.Spec.ExpiresAt = time.Now().Add(time.Hour)
+			d := running(b, w)
+			session, _ := d.current.Load().byUID.get(w.Session.Metadata.UID)
+			b.ReportAllocs()
+			for b.Loop() {
+				if !again {
+					session.plans = plans{}
+				}
+				if !d.Possible(b.Context(), w.Session.Metadata.UID, "nats.default") {
+					b.Fatal("impossible")
+				}
+			}
+		})
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/ast"
@@ -52,6 +53,8 @@ const (
 type environment struct {
 	*cel.Env
 	universe *universe
+	// What a supposition does not know of a request to the API, and to other Services.
+	ofAPI, ofOthers []*interpreter.AttributePattern
 }
 
 func newEnvironment() environment {
@@ -73,7 +76,7 @@ func newEnvironment() environment {
 	if err != nil {
 		panic("policy: the environment of expressions is inconsistent: " + err.Error())
 	}
-	return environment{env, u}
+	return environment{env, u, u.unknowns(true), u.unknowns(false)}
 }
 
 // isIPInRange tells whether an address is in a CIDR; one that is no address, or
@@ -99,6 +102,10 @@ type program struct {
 	perRequest bool  // it reads ctx.request, or may
 	loops      bool  // it has a loop, and a limit of cost
 	err        error // it does not compile: its value is unknown
+
+	// partial returns the program for suppositions, which is made when it is needed
+	// first; nil if it cannot be made.
+	partial func() cel.Program
 }
 
 // compile returns the program of an expression and its checked form, or what is
@@ -133,14 +140,28 @@ func (e environment) compile(text string) (*program, *ast.AST, []fault) {
 		}
 	})
 	p.perRequest = whole > 0
-	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize), cel.CustomDecoratorV2(witnesses(has))}
-	if p.loops {
-		options = append(options, cel.CostLimit(costLimit))
+	plan := func(checked *ast.AST, how cel.EvalOption) (cel.Program, error) {
+		options := []cel.ProgramOption{cel.EvalOptions(how), cel.CustomDecoratorV2(witnesses(has))}
+		if p.loops {
+			options = append(options, cel.CostLimit(costLimit))
+		}
+		return e.PlanProgram(checked, options...)
 	}
 	var err error
-	if p.cel, err = e.PlanProgram(checked, options...); err != nil { // a constant that cannot be converted
+	if p.cel, err = plan(checked, cel.OptOptimize); err != nil { // a constant that cannot be converted
 		return nil, nil, []fault{{line: 1, column: 1, rule: err.Error()}}
 	}
+	p.partial = sync.OnceValue(func() cel.Program {
+		checked, faults := e.check(text) // again, as to keep it would take more memory than all else
+		if len(faults) > 0 {
+			return nil
+		}
+		partial, err := plan(checked, cel.OptPartialEval)
+		if err != nil {
+			return nil
+		}
+		return partial
+	})
 	return &p, checked, nil
 }
 
@@ -233,6 +254,11 @@ func (p *program) eval(e *evaluation) ternary {
 		in = e.shared()
 	}
 	v, _, err := p.cel.Eval(in)
+	return e.outcome(v, err)
+}
+
+// outcome returns what the result of an expression says.
+func (e *evaluation) outcome(v ref.Val, err error) ternary {
 	switch {
 	case err != nil:
 		e.met(err)

@@ -20,7 +20,8 @@ type plan struct {
 	dependsOn []api.Key
 	err       error // some of the rules cannot be read
 
-	answer atomic.Pointer[api.Decision] // nil if there is none to keep
+	answer   atomic.Pointer[api.Decision] // nil if there is none to keep
+	possible atomic.Pointer[bool]         // see Decider.Possible; nil if nobody has asked
 }
 
 // isOf reports whether the plan is of that Service and still holds.

@@ -22,6 +22,8 @@ type Decider interface {
 	policy.Decider
 	// Await returns when every decision is made on that revision or a later one.
 	Await(ctx context.Context, r api.Revision) error
+	// Possible reports whether some request of a Session to a Service could be allowed.
+	Possible(ctx context.Context, session, service string) bool
 }
 
 // An Opener returns a Decider over a store, running until the test ends.
@@ -35,6 +37,8 @@ func Run(t *testing.T, newStore func() store.Store, open Opener) {
 	t.Run("Enforcement", s.enforcement)
 	t.Run("Kleene", s.kleene)
 	t.Run("Repeated", s.repeated)
+	t.Run("Possible", s.possible)
+	t.Run("PossibleIsNeverWrong", s.possibleIsNeverWrong)
 	t.Run("Routes", s.routes)
 	t.Run("Drain", s.drain)
 	t.Run("DependsOn", s.dependsOn)

@@ -113,7 +113,7 @@ func (s suite) kleene(t *testing.T) {
 
 // A formula is a condition with its meaning.
 type formula struct {
-	op   string // a leaf: true, false, protocol, absent, error; in CEL: !, &&, ||; outside: not, all, any, none
+	op   string // a leaf: true, false, protocol, absent, error, lost; in CEL: !, &&, ||; outside: not, all, any, none
 	args []formula
 }
 
@@ -130,7 +130,7 @@ func (f formula) value(m *meaning) int {
 		return -1
 	case "protocol":
 		return 0
-	case "absent", "error":
+	case "absent", "error", "lost":
 		m.other = true
 		return 0
 	case "!", "not":
@@ -168,6 +168,8 @@ func (f formula) cel() string {
 		return `ctx.request.tls.sni == "x"`
 	case "error":
 		return `1 / (ctx.request.port - 50000) == 1`
+	case "lost":
+		return `ctx.user.spec.attrs.nope == 1`
 	case "!":
 		return "!(" + args[0] + ")"
 	case "&&", "||":
@@ -198,7 +200,7 @@ func (f formula) String() string { return fmt.Sprintf("%s%v", f.op, f.args) }
 
 func formulas() *rapid.Generator[formula] {
 	leaf := rapid.Custom(func(t *rapid.T) formula {
-		return formula{op: rapid.SampledFrom([]string{"true", "false", "protocol", "absent", "error"}).Draw(t, "leaf")}
+		return formula{op: rapid.SampledFrom([]string{"true", "false", "protocol", "absent", "error", "lost"}).Draw(t, "leaf")}
 	})
 	node := func(of *rapid.Generator[formula], ops ...string) *rapid.Generator[formula] {
 		return rapid.Custom(func(t *rapid.T) formula {

@@ -12,13 +12,12 @@ import (
 	"cardea/api"
 	"cardea/proxy"
 	"cardea/relay"
-	relaycopy "cardea/relay/copy"
 	"cardea/relay/relaytest"
 )
 
 // carrier is an engine that notes the limits that it is given.
 type carrier struct {
-	*relaycopy.Engine
+	relay.Engine
 	limited func(relay.Limits)
 }
 

@@ -69,10 +69,10 @@ func runPending(t *testing.T, s Subject) {
 		t.Helper()
 		synctest.Wait()
 		recs, _ := w.Journal.Connections()
-		if last := recs[len(recs)-1]; last.Entry.Info.TCP.Type == api.LogDenied {
+		if last := recs[len(recs)-1]; last.Entry.Info.Flow().Type == api.LogDenied {
 			return last
 		}
-		t.Fatalf("the last record is not DENIED: %+v", recs[len(recs)-1].Entry.Info.TCP)
+		t.Fatalf("the last record is not DENIED: %+v", recs[len(recs)-1].Entry.Info.Flow())
 		return nil
 	}
 
@@ -195,7 +195,7 @@ func runPending(t *testing.T, s Subject) {
 		_, c := come(w, "joe")
 		want(t, c, "served")
 	})
-	if s.Mode.Opaque {
+	if s.isTCP() {
 		in("a connection to a foreign Object waits too", func(t *testing.T, w *World) {
 			first := w.ConnectBy(routed("db", limits), "192.0.2.9")
 			synctest.Wait()
@@ -226,7 +226,7 @@ func denialOf(t *testing.T, w *World, uid string) *api.LogReason {
 	t.Helper()
 	recs, _ := w.Journal.Connections()
 	for _, rec := range recs {
-		if s := rec.Entry.Common.SessionRef; s != nil && s.UID == uid && rec.Entry.Info.TCP.Type == api.LogDenied {
+		if s := rec.Entry.Common.SessionRef; s != nil && s.UID == uid && rec.Entry.Info.Flow().Type == api.LogDenied {
 			return rec.Entry.Common.Reason
 		}
 	}

@@ -7,6 +7,7 @@ package proxytest
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -45,17 +46,36 @@ func Lines(c *Client, r *bufio.Reader, line string) (string, error) {
 	return s[:len(s)-1], nil
 }
 
+// Messages is Say for modes that carry datagrams as they are.
+func Messages(c *Client, r *bufio.Reader, line string) (string, error) {
+	line += "\n"
+	if _, err := c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(line))), line...)); err != nil {
+		return "", err
+	}
+	var head [2]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return "", err
+	}
+	b := make([]byte, binary.BigEndian.Uint16(head[:]))
+	_, err := io.ReadFull(r, b)
+	return strings.TrimSuffix(string(b), "\n"), err
+}
+
 // Run checks a mode. Each case runs in a bubble: its time is fake, and it leaks
 // no goroutine or the bubble fails it.
 func Run(t *testing.T, s Subject) {
 	run(t, s)
-	if s.Mode.Opaque {
+	if s.isTCP() {
 		t.Run("in line", func(t *testing.T) {
 			s.inLine = true
 			run(t, s)
 		})
 	}
 }
+
+// isTCP reports whether connections are carried as those of TCP are, to which foreign
+// Objects lead too.
+func (s Subject) isTCP() bool { return s.Mode.Opaque && !s.Mode.Datagrams }
 
 // run is Run for one of the two ways on which connections go.
 func run(t *testing.T, s Subject) {
@@ -110,8 +130,8 @@ func run(t *testing.T, s Subject) {
 		if !start.IsAuthenticated || !start.IsAuthorized || start.Facts.IP != "192.0.2.1" || start.DecisionID == "" {
 			t.Errorf("START = %+v", start)
 		}
-		if end.Info.TCP.CloseReason != string(relay.ClientClosed) || end.Common.EndedAt.IsZero() || *end.Info.TCP.ReceivedBytes < 6 || *end.Info.TCP.SentBytes < 6 {
-			t.Errorf("END = %+v", end.Info.TCP)
+		if end.Info.Flow().CloseReason != string(relay.ClientClosed) || end.Common.EndedAt.IsZero() || *end.Info.Flow().ReceivedBytes < 6 || *end.Info.Flow().SentBytes < 6 {
+			t.Errorf("END = %+v", end.Info.Flow())
 		}
 		if n := len(w.Gate.List()); n != 0 {
 			t.Errorf("%d connections are still in the registry", n)
@@ -173,7 +193,7 @@ func run(t *testing.T, s Subject) {
 		go io.WriteString(c, "hello\n")
 		wantReset(t, c)
 		log := wantLog(t, w, api.LogStart, api.LogEnd)
-		if tcp := log[1].Entry.Info.TCP; tcp.CloseReason != string(relay.DialFailed) || tcp.Error != "connection refused" {
+		if tcp := log[1].Entry.Info.Flow(); tcp.CloseReason != string(relay.DialFailed) || tcp.Error != "connection refused" {
 			t.Errorf("END = %+v", tcp)
 		}
 		if v, ok := c.Verdict(); ok && v.Code != api.VerdictUnavailable {
@@ -233,8 +253,8 @@ func run(t *testing.T, s Subject) {
 		synctest.Wait()
 		log, _ := w.Journal.Connections()
 		end := log[len(log)-1].Entry
-		if end.Info.TCP.Type != api.LogEnd || end.Info.TCP.CloseReason != string(relay.Revoked) || end.Common.UserRef.Name != "user-ann" {
-			t.Errorf("END = %+v %+v", end.Info.TCP, end.Common)
+		if end.Info.Flow().Type != api.LogEnd || end.Info.Flow().CloseReason != string(relay.Revoked) || end.Common.UserRef.Name != "user-ann" {
+			t.Errorf("END = %+v %+v", end.Info.Flow(), end.Common)
 		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -251,8 +271,8 @@ func run(t *testing.T, s Subject) {
 		synctest.Wait()
 		w.Decider.Set(func(d *Decider) { d.users["ann"] = false }, session("ann"))
 		wantReset(t, c)
-		if log := wantLog(t, w, api.LogStart, api.LogEnd); log[1].Entry.Info.TCP.CloseReason != string(relay.Revoked) {
-			t.Errorf("END = %+v", log[1].Entry.Info.TCP)
+		if log := wantLog(t, w, api.LogStart, api.LogEnd); log[1].Entry.Info.Flow().CloseReason != string(relay.Revoked) {
+			t.Errorf("END = %+v", log[1].Entry.Info.Flow())
 		}
 	})
 	in("a change between the decision and its registration is not missed", func(t *testing.T, w *World) {
@@ -349,7 +369,7 @@ func run(t *testing.T, s Subject) {
 		for _, rec := range wantLog(t, w, api.LogStart, api.LogEnd) {
 			c := rec.Entry.Common
 			if rec.Metadata.ActorRef != nil || c.SessionRef != nil || c.UserRef != nil || c.IsAuthenticated || !c.IsAuthorized || !c.IsAnonymous || !c.IsPublic {
-				t.Errorf("%s = %+v", rec.Entry.Info.TCP.Type, c)
+				t.Errorf("%s = %+v", rec.Entry.Info.Flow().Type, c)
 			}
 		}
 	})
@@ -367,8 +387,8 @@ func run(t *testing.T, s Subject) {
 		wantReset(t, c)
 		synctest.Wait()
 		recs, _ := w.Journal.Connections()
-		if end := recs[len(recs)-1].Entry; end.Info.TCP.CloseReason != string(relay.Revoked) || !end.Common.IsAnonymous {
-			t.Errorf("END = %+v %+v", end.Info.TCP, end.Common)
+		if end := recs[len(recs)-1].Entry; end.Info.Flow().CloseReason != string(relay.Revoked) || !end.Common.IsAnonymous {
+			t.Errorf("END = %+v %+v", end.Info.Flow(), end.Common)
 		}
 	})
 	in("a caller without a name who may not is reset and told nothing", func(t *testing.T, w *World) {
@@ -497,14 +517,14 @@ func run(t *testing.T, s Subject) {
 				t.Errorf("cut after %v", d)
 			}
 			log := wantLog(t, w, api.LogStart, api.LogEnd)
-			if tcp := log[1].Entry.Info.TCP; tcp.CloseReason != string(relay.IdleTimeout) {
+			if tcp := log[1].Entry.Info.Flow(); tcp.CloseReason != string(relay.IdleTimeout) {
 				t.Errorf("END = %+v", tcp)
 			}
 		})
 	}
 	runPending(t, s)
 	runWays(t, s)
-	if s.Mode.Opaque {
+	if s.isTCP() {
 		runRoutes(t, s)
 	}
 	in("stopping lets what is live go on for the grace, and nobody new in", func(t *testing.T, _ *World) {
@@ -679,7 +699,7 @@ func run(t *testing.T, s Subject) {
 		}
 		wantReset(t, c)
 		log := wantLog(t, w, api.LogStart, api.LogEnd)
-		if tcp := log[1].Entry.Info.TCP; tcp.CloseReason != string(relay.Revoked) || tcp.Error != "ended by root" {
+		if tcp := log[1].Entry.Info.Flow(); tcp.CloseReason != string(relay.Revoked) || tcp.Error != "ended by root" {
 			t.Errorf("END = %+v", tcp)
 		}
 	})
@@ -688,7 +708,7 @@ func run(t *testing.T, s Subject) {
 		w.Stop()
 		wantReset(t, c)
 		log := wantLog(t, w, api.LogStart, api.LogEnd)
-		if tcp := log[1].Entry.Info.TCP; tcp.CloseReason != string(relay.Drained) {
+		if tcp := log[1].Entry.Info.Flow(); tcp.CloseReason != string(relay.Drained) {
 			t.Errorf("END = %+v", tcp)
 		}
 		wantReset(t, w.Connect("ann"))
@@ -700,7 +720,7 @@ func run(t *testing.T, s Subject) {
 		c, _ := open(t, w)
 		c.Reset("gone")
 		log := wantLog(t, w, api.LogStart, api.LogEnd)
-		if tcp := log[1].Entry.Info.TCP; s.Mode.Opaque && tcp.CloseReason != string(relay.ClientReset) {
+		if tcp := log[1].Entry.Info.Flow(); s.Mode.Opaque && tcp.CloseReason != string(relay.ClientReset) {
 			t.Errorf("END = %+v", tcp)
 		}
 	})

@@ -90,7 +90,7 @@ func runWays(t *testing.T, s Subject) {
 			c, _ := open(t, w)
 			cut.do(w)
 			wantReset(t, c)
-			if tcp := ends(t, w)[1].Entry.Info.TCP; tcp.CloseReason != string(cut.reason) {
+			if tcp := ends(t, w)[1].Entry.Info.Flow(); tcp.CloseReason != string(cut.reason) {
 				t.Errorf("END = %+v", tcp)
 			}
 			w.mu.Lock()
@@ -106,7 +106,7 @@ func runWays(t *testing.T, s Subject) {
 			synctest.Wait()
 			cut.do(w)
 			wantReset(t, c)
-			if tcp := ends(t, w)[1].Entry.Info.TCP; tcp.CloseReason != string(cut.reason) || *tcp.ReceivedBytes != 0 {
+			if tcp := ends(t, w)[1].Entry.Info.Flow(); tcp.CloseReason != string(cut.reason) || *tcp.ReceivedBytes != 0 {
 				t.Errorf("END = %+v", tcp)
 			}
 		})
@@ -138,7 +138,7 @@ func runWays(t *testing.T, s Subject) {
 		wantReset(t, c)
 		w.breaks = true
 		c, _ = open(t, w)
-		io.WriteString(c, "break\n")
+		s.Say(c, bufio.NewReader(c), "break")
 		wantReset(t, c)
 		if got := last(); got != (release{6, true}) {
 			t.Errorf("an upstream that breaks off: %+v", got)
@@ -163,15 +163,17 @@ func runWays(t *testing.T, s Subject) {
 			t.Errorf("the engine was given %+v", w.limits)
 		}
 	})
-	in("limits on bytes are those of the table", func(t *testing.T, w *World) {
-		c := w.ConnectBy(routed("db", api.Limits{Bytes: 100, Upload: 1 << 20, Download: 2 << 20}), "192.0.2.9")
-		s.Say(c, bufio.NewReader(c), "hello")
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if !slices.Equal(w.limits, []relay.Limits{{Bytes: 100, Upload: 1 << 20, Download: 2 << 20}}) {
-			t.Errorf("the engine was given %+v", w.limits)
-		}
-	})
+	if s.isTCP() {
+		in("limits on bytes are those of the table", func(t *testing.T, w *World) {
+			c := w.ConnectBy(routed("db", api.Limits{Bytes: 100, Upload: 1 << 20, Download: 2 << 20}), "192.0.2.9")
+			s.Say(c, bufio.NewReader(c), "hello")
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if !slices.Equal(w.limits, []relay.Limits{{Bytes: 100, Upload: 1 << 20, Download: 2 << 20}}) {
+				t.Errorf("the engine was given %+v", w.limits)
+			}
+		})
+	}
 	in("a START that cannot be kept lets no byte through, and there is no END", func(t *testing.T, w *World) {
 		w.Journal.FailKeep(errors.New("disk full"))
 		c := w.Connect("ann")
@@ -187,7 +189,7 @@ func runWays(t *testing.T, s Subject) {
 		w.Journal.FailKeep(nil)
 		time.Sleep(time.Second)
 		if recs, _ := w.Journal.Connections(); len(recs) != 0 {
-			t.Errorf("log = %+v", recs[0].Entry.Info.TCP)
+			t.Errorf("log = %+v", recs[0].Entry.Info.Flow())
 		}
 		for _, err := range w.ends {
 			if !errors.Is(err, syscall.ECONNRESET) {
@@ -274,8 +276,8 @@ func runInLine(t *testing.T, s Subject, in func(string, func(*testing.T, *World)
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("it saw %v", err)
 		}
-		if e := last(w).Entry; e.Info.TCP.CloseReason != string(relay.DialFailed) || e.Info.TCP.Error != "connection refused" || e.Common.Upstream != upstreamAt(1).String() {
-			t.Errorf("END = %+v", e.Info.TCP)
+		if e := last(w).Entry; e.Info.Flow().CloseReason != string(relay.DialFailed) || e.Info.Flow().Error != "connection refused" || e.Common.Upstream != upstreamAt(1).String() {
+			t.Errorf("END = %+v", e.Info.Flow())
 		}
 	})
 	in("nobody answers in time", func(t *testing.T, w *World) {
@@ -285,7 +287,7 @@ func runInLine(t *testing.T, s Subject, in func(string, func(*testing.T, *World)
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) || time.Since(begin) != 5*time.Second {
 			t.Errorf("it saw %v after %v", err, time.Since(begin))
 		}
-		if tcp := last(w).Entry.Info.TCP; tcp.CloseReason != string(relay.DialTimeout) {
+		if tcp := last(w).Entry.Info.Flow(); tcp.CloseReason != string(relay.DialTimeout) {
 			t.Errorf("END = %+v", tcp)
 		}
 	})
@@ -302,8 +304,8 @@ func runInLine(t *testing.T, s Subject, in func(string, func(*testing.T, *World)
 		w.noPlan = true
 		serve(t, w).Reset("done")
 		count(t, w, 1, 0)
-		if e := last(w).Entry; e.Info.TCP.CloseReason != string(relay.ClientReset) {
-			t.Errorf("END = %+v", e.Info.TCP)
+		if e := last(w).Entry; e.Info.Flow().CloseReason != string(relay.ClientReset) {
+			t.Errorf("END = %+v", e.Info.Flow())
 		}
 	})
 	in("what has no Plan is cut while it is dialled", func(t *testing.T, w *World) {
@@ -314,7 +316,7 @@ func runInLine(t *testing.T, s Subject, in func(string, func(*testing.T, *World)
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("it saw %v", err)
 		}
-		if tcp := last(w).Entry.Info.TCP; tcp.CloseReason != string(relay.Revoked) {
+		if tcp := last(w).Entry.Info.Flow(); tcp.CloseReason != string(relay.Revoked) {
 			t.Errorf("END = %+v", tcp)
 		}
 	})
@@ -369,7 +371,7 @@ func runInLine(t *testing.T, s Subject, in func(string, func(*testing.T, *World)
 		synctest.Wait()
 		starts := map[string]int{}
 		for _, rec := range w.Journal.Records() {
-			switch tcp := rec.Entry.Info.TCP; tcp.Type {
+			switch tcp := rec.Entry.Info.Flow(); tcp.Type {
 			case api.LogStart:
 				starts[rec.Entry.Common.ConnectionID]++
 			case api.LogEnd:

@@ -1,6 +1,7 @@
 package proxytest
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -21,6 +22,7 @@ import (
 	"cardea/proxy"
 	"cardea/relay"
 	relaycopy "cardea/relay/copy"
+	"cardea/relay/datagram"
 	"cardea/relay/relaytest"
 )
 
@@ -32,6 +34,7 @@ type Decider struct {
 	err      error
 	asked    int
 	revision uint64
+	speaks   api.Mode // of every Service but one
 	config   string
 	parent   string // of the config
 	public   *bool  // whether a caller without a name may; nil: nobody is without one
@@ -114,7 +117,7 @@ func (d *Decider) mode(service string) api.Mode {
 	if service == "other-mode.default" {
 		return "NOT-SERVED-HERE"
 	}
-	return api.ModeTCP
+	return d.speaks
 }
 
 // Changes implements policy.Decider.
@@ -211,12 +214,19 @@ func copied(rec *api.AccessLog) *api.AccessLog {
 	if f := rec.Entry.Common.Facts; f != nil {
 		c.Entry.Common.Facts = new(*f)
 	}
-	if tcp := rec.Entry.Info.TCP; tcp != nil {
-		c.Entry.Info.TCP = new(*tcp)
-		for _, n := range []**int64{&c.Entry.Info.TCP.ReceivedBytes, &c.Entry.Info.TCP.SentBytes} {
-			if *n != nil {
-				*n = new(**n)
-			}
+	info := &c.Entry.Info
+	var counts []**int64
+	if info.TCP != nil {
+		info.TCP = new(*info.TCP)
+		counts = []**int64{&info.TCP.ReceivedBytes, &info.TCP.SentBytes}
+	}
+	if info.UDP != nil {
+		info.UDP = new(*info.UDP)
+		counts = []**int64{&info.UDP.ReceivedBytes, &info.UDP.SentBytes, &info.UDP.ReceivedPackets, &info.UDP.SentPackets}
+	}
+	for _, n := range counts {
+		if *n != nil {
+			*n = new(**n)
 		}
 	}
 	return &c
@@ -339,8 +349,8 @@ func (j *Journal) Records() []*api.AccessLog {
 // work in them.
 func (j *Journal) Connections() (recs []*api.AccessLog, types []api.LogType) {
 	for _, r := range j.Records() {
-		if tcp := r.Entry.Info.TCP; tcp != nil {
-			recs, types = append(recs, r), append(types, tcp.Type)
+		if flow := r.Entry.Info.Flow(); flow != nil {
+			recs, types = append(recs, r), append(types, flow.Type)
 		}
 	}
 	return recs, types
@@ -369,6 +379,8 @@ type World struct {
 	breaks   bool           // the upstream does what it is told
 	serving  sync.WaitGroup
 
+	datagrams bool // the upstream takes those
+
 	// What follows is of connections that are carried in line.
 	inLine         bool
 	plans          int  // that have not been told yet how they ended
@@ -387,11 +399,15 @@ func Start(t *testing.T, m proxy.Mode, svc *api.Service, grace time.Duration) *W
 
 func (s Subject) start(t *testing.T, grace time.Duration) *World {
 	w := &World{
-		Decider: &Decider{users: map[string]bool{"ann": true, "bob": false}, config: api.DefaultConfig, wake: make(chan struct{})},
-		Journal: new(Journal), stopped: make(chan struct{}), inLine: s.inLine,
+		Decider: &Decider{users: map[string]bool{"ann": true, "bob": false}, speaks: api.ModeTCP, config: api.DefaultConfig, wake: make(chan struct{})},
+		Journal: new(Journal), stopped: make(chan struct{}), inLine: s.inLine, datagrams: s.Mode.Datagrams,
+	}
+	if s.Mode.Datagrams {
+		w.Decider.speaks = s.Mode.Name
+		w.Decider.limits.Idle = longIdle
 	}
 	rooms := proxy.Rooms{
-		Decider: w.Decider, Dial: w.dial, Audit: w.Journal, Engine: carrier{relaycopy.New(), w.limited},
+		Decider: w.Decider, Dial: w.dial, Audit: w.Journal, Engine: carrier{relaycopy.New(), w.limited}, Datagrams: carrier{datagram.New(), w.limited},
 		Refuse: func(r api.Refusal) { w.refuse(t.Context(), r) },
 		Modes:  []proxy.Mode{s.Mode}, Log: slog.New(slog.DiscardHandler), Grace: grace,
 	}
@@ -415,6 +431,10 @@ func (s Subject) start(t *testing.T, grace time.Duration) *World {
 	synctest.Wait() // it runs
 	return w
 }
+
+// longIdle is the limit of flows where a test does not say: they have one of their own
+// else, which is shorter than some tests are.
+const longIdle = 24 * time.Hour
 
 // check reports what must not be left when the Gate has ended.
 func (w *World) check(t *testing.T) {
@@ -511,6 +531,9 @@ func (w *World) upstream(ctx context.Context) (net.Conn, error) {
 		defer w.mu.Unlock()
 		w.ends = append(w.ends, err)
 	})
+	if w.datagrams {
+		return relay.Messages(near), nil
+	}
 	return near, nil
 }
 
@@ -521,7 +544,7 @@ func (w *World) echo(c *relaytest.PipeEnd) error {
 	for {
 		n, err := c.Read(b)
 		w.mu.Lock()
-		breaks := w.breaks && string(b[:n]) == "break\n"
+		breaks := w.breaks && bytes.HasSuffix(b[:n], []byte("break\n"))
 		w.mu.Unlock()
 		switch {
 		case breaks:

@@ -62,6 +62,8 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"Close waits, and then all is closed", closing},
 		{"Namespaces have no practical limit", manyNamespaces},
 		{"typed reading and writing", typed},
+		{"100,000 Services and 1,000,000 Sessions have addresses", manyAddresses},
+		{"those who take addresses at once get different ones", addressesAtOnce},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := goleak.IgnoreCurrent()
@@ -92,6 +94,7 @@ func sequence(rs ...store.Record) iter.Seq2[store.Record, error] {
 func RunDurable(t *testing.T, open func(t *testing.T, dir string) store.Store) {
 	t.Run("all is there after opening again", func(t *testing.T) { survives(t, open) })
 	t.Run("a watch goes on after opening again", func(t *testing.T) { watchSurvives(t, open) })
+	t.Run("who has which address is known after opening again", func(t *testing.T) { addressesSurvive(t, open) })
 	t.Run("it behaves as a map with a history that can be opened again", func(t *testing.T) {
 		dir := t.TempDir()
 		again := func(t *testing.T) store.Store { return open(t, dir) }

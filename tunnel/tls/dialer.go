@@ -183,25 +183,36 @@ type staleError struct{ error }
 // open asks for a stream and waits for the verdict. first is set if nothing has
 // been asked for on l before.
 func (d *Dialer) open(ctx context.Context, l *link, config *tls.Config, service string, frames []byte, first bool) (net.Conn, error) {
+	s, v, err := l.open(ctx, frames, first)
+	if err != nil && err == ctx.Err() {
+		return nil, err
+	}
+	if err != nil {
+		return nil, failure(service, err, first)
+	}
+	s.over = func() { d.finish(s, config) }
+	if v.Code == api.VerdictOK {
+		return s, nil
+	}
+	s.Close()
+	return nil, tunnel.Refused(service, v)
+}
+
+// open sends frames, the last of which is OPEN, and returns the stream and the verdict
+// on it; over is still to be set, and if the verdict is not OK the stream to be closed.
+// If there is an error, that of ctx if this is done, the connection was closed.
+func (l *link) open(ctx context.Context, frames []byte, first bool) (*stream, api.Verdict, error) {
 	stop := context.AfterFunc(ctx, func() { l.socket.abort() })
 	v, err := l.ask(frames, first)
 	if !stop() {
 		err = ctx.Err()
-	} else if err != nil {
-		err = failure(service, err, first)
 	}
 	if err != nil {
 		l.conn.Close()
-		return nil, err
+		return nil, api.Verdict{}, err
 	}
-	s := &stream{link: l}
-	s.over = func() { d.finish(s, config) }
-	if v.Code == frame.CodeOK {
-		return s, nil
-	}
-	s.gotEnd = true
-	s.Close()
-	return nil, tunnel.Refused(service, api.Verdict{Code: api.VerdictCode(v.Code), DecisionID: v.DecisionID, Words: v.Words})
+	s := &stream{link: l, gotEnd: v.Code != frame.CodeOK}
+	return s, api.Verdict{Code: api.VerdictCode(v.Code), DecisionID: v.DecisionID, Words: v.Words}, nil
 }
 
 // ask sends frames, the last of which is OPEN, and returns the verdict.
@@ -237,15 +248,24 @@ func (l *link) listen() (frame.Frame, error) {
 
 // failure returns what Dial returns for an error of ask.
 func failure(service string, err error, first bool) error {
-	var remote *net.OpError
+	if e := refusedCertificate(err); e != nil {
+		return e
+	}
 	_, refused := err.(refusedError)
-	switch {
-	case errors.As(err, &remote) && remote.Op == "remote error":
-		return unauthenticated("the gateway does not accept the certificate of this Session (" + remote.Err.Error() + ")")
-	case !first && !refused && !errors.Is(err, frame.ErrProtocol):
+	if !first && !refused && !errors.Is(err, frame.ErrProtocol) {
 		return staleError{err}
 	}
 	return tunnel.Lost(service, lossWords(err))
+}
+
+// refusedCertificate returns what an error means that is an alert of the gateway, nil
+// if it is none. In TLS 1.3 a client hears of a certificate after its handshake.
+func refusedCertificate(err error) error {
+	remote, ok := errors.AsType[*net.OpError](err)
+	if !ok || remote.Op != "remote error" {
+		return nil
+	}
+	return unauthenticated("the gateway does not accept the certificate of this Session (" + remote.Err.Error() + ")")
 }
 
 func unauthenticated(words string) error {

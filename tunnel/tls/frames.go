@@ -19,7 +19,7 @@ func (s *Server) frames(ctx context.Context, l *link, a api.Arrival) {
 	s.links.add(l)
 	defer s.links.remove(l)
 	limit := s.Limits.Handshake
-	err := s.greet(l)
+	err := l.greet(limit)
 	for first := true; ; first = false {
 		var f frame.Frame
 		if err == nil {
@@ -50,19 +50,6 @@ func (s *Server) frames(ctx context.Context, l *link, a api.Arrival) {
 	l.conn.Close()
 }
 
-// greet answers the client's HELLO.
-func (s *Server) greet(l *link) error {
-	f, err := l.expect(frame.TypeHello, s.Limits.Handshake)
-	if err != nil {
-		return err
-	}
-	if f.Hello.Version < frame.Version {
-		l.answer(frame.AppendReset(nil, "this version of the protocol is not spoken"), writing)
-		return unexpected(f.Type, "one of version 1 or later")
-	}
-	return l.answer(frame.AppendHello(nil, frame.Hello{Version: frame.Version}), writing)
-}
-
 // carry gives a stream to the Handler and brings it to its end.
 func (s *Server) carry(l *link, open frame.Open, a api.Arrival) error {
 	if open.TraceID != "" {
@@ -88,18 +75,21 @@ func beforeOpen(err error) error {
 	return errors.New("no stream was opened: " + lossWords(err))
 }
 
-// links are the connections that speak cardea/1.
+// links are the connections to which [Server.Leave] matters.
 type links struct {
 	mu   sync.Mutex
-	all  map[*link]struct{}
+	all  map[leaver]struct{}
 	left bool
 }
 
-func (s *links) add(l *link) {
+// A leaver is a connection that can be told to end as soon as it is not in use.
+type leaver interface{ leave() }
+
+func (s *links) add(l leaver) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.all == nil {
-		s.all = map[*link]struct{}{}
+		s.all = map[leaver]struct{}{}
 	}
 	s.all[l] = struct{}{}
 	if s.left {
@@ -107,15 +97,16 @@ func (s *links) add(l *link) {
 	}
 }
 
-func (s *links) remove(l *link) {
+func (s *links) remove(l leaver) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.all, l)
 }
 
-// Leave lets connections that speak cardea/1 carry no further stream: those without
-// one are closed now, the others after theirs. Their clients come again, to whoever
-// takes connections then. A new connection is still served its first stream.
+// Leave lets connections that speak cardea/1, and reverse links, carry no further
+// stream: those without one are closed now, the others after theirs. Pipes are closed.
+// Their clients come again, to whoever takes connections then. A new connection that
+// speaks cardea/1 is still served its first stream.
 func (s *Server) Leave() {
 	s.links.mu.Lock()
 	defer s.links.mu.Unlock()

@@ -3,10 +3,10 @@ package tls
 import (
 	"crypto/tls"
 	"net"
-	"slices"
 	"strings"
 
 	"cardea/api"
+	"cardea/tunnel"
 )
 
 // Protocol is the ALPN protocol of framed streams, and what Facts.Tunnel says of
@@ -18,8 +18,14 @@ const (
 	PublicName = "public"
 )
 
+// The ALPN protocols of what else a Session may want of a gateway.
+const (
+	PacketsProtocol = "cardea-packets/1" // a [tunnel.Pipe]
+	ServeProtocol   = "cardea-serve/1"   // a reverse link
+)
+
 // GatewayName returns the server name at which framed streams are served.
-func GatewayName(domain string) string { return "gateway." + domain }
+func GatewayName(domain string) string { return tunnel.GatewayName(domain) }
 
 // APIName returns the server name of the API.
 func APIName(domain string) string { return "api." + domain }
@@ -35,8 +41,26 @@ const (
 	formNone form = iota // nothing that is served here
 	formAPI
 	formFramed
+	formPackets
+	formServe
 	formRaw
 )
+
+// formOf returns the form of the first of our protocols that was offered, formNone if
+// none was.
+func formOf(protocols []string) form {
+	for _, p := range protocols {
+		switch p {
+		case Protocol:
+			return formFramed
+		case PacketsProtocol:
+			return formPackets
+		case ServeProtocol:
+			return formServe
+		}
+	}
+	return formNone
+}
 
 // hello is what a ClientHello said.
 type hello struct {
@@ -50,31 +74,26 @@ type hello struct {
 
 // sort tells by its hello what a client wants; public is that of [Server].
 func sort(info *tls.ClientHelloInfo, domain string, public func(sni string) (service string, ok bool)) hello {
-	h := hello{seen: true, sni: serverName(info.ServerName)}
+	h := hello{seen: true, sni: tunnel.ServerName(info.ServerName)}
 	if len(info.SupportedProtos) > 0 {
 		h.alpn = info.SupportedProtos[0]
 	}
-	framed := slices.Contains(info.SupportedProtos, Protocol)
+	own := formOf(info.SupportedProtos)
 	service, inside := strings.CutSuffix(h.sni, ".svc."+domain)
 	switch {
-	case framed && h.sni == GatewayName(domain):
-		h.form = formFramed
-	case framed:
+	case own != formNone:
+		if h.sni == GatewayName(domain) {
+			h.form = own
+		}
 	case h.sni == "" || h.sni == APIName(domain) || net.ParseIP(h.sni) != nil:
 		h.form = formAPI
 	case inside && isServiceName(service):
 		h.form, h.service = formRaw, api.ServiceName(service)
 	}
-	if !framed {
+	if own == formNone {
 		h.publish(public)
 	}
 	return h
-}
-
-// serverName returns a server name as it is compared and logged.
-func serverName(s string) string {
-	s = strings.ToLower(s)
-	return s[:min(len(s), 255)]
 }
 
 // publish notes that a name is that of a public Service, if it is one: whatever its

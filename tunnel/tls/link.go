@@ -41,6 +41,7 @@ type link struct {
 	stopping bool // the owner shall not wait for the peer any more
 	leaving  bool // it shall not, between two streams
 	resting  bool // it is between two streams
+	called   bool // it shall not rest any more: a stream is to be opened
 	waiting  bool // the owner waits for the peer
 }
 
@@ -100,7 +101,7 @@ var errStopped = errors.New("the connection was ended from this side")
 // await reads a frame for the owner, until that time or until stop.
 func (l *link) await(until time.Time) (frame.Frame, error) {
 	l.mu.Lock()
-	if l.stopping || l.resting && l.leaving {
+	if l.stopping || l.resting && (l.leaving || l.called) {
 		until = past
 	}
 	l.waiting = true
@@ -160,18 +161,30 @@ func (l *link) leave() {
 	}
 }
 
-// rest notes that the owner is between two streams.
-func (l *link) rest() {
+// call makes the owner, between two streams, come back from waiting.
+func (l *link) call() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.called = true
+	if l.resting && l.waiting {
+		l.conn.SetReadDeadline(past)
+	}
+}
+
+// rest notes that the owner is between two streams, and tells whether it may wait for
+// another one.
+func (l *link) rest() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.resting = true
+	return !l.leaving
 }
 
 // work notes that it is not. The time until which it has waited is not the stream's.
 func (l *link) work() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.resting = false
+	l.resting, l.called = false, false
 	l.conn.SetReadDeadline(time.Time{})
 }
 
@@ -188,10 +201,25 @@ func (l *link) expect(t frame.Type, limit time.Duration) (frame.Frame, error) {
 	return f, err
 }
 
+// greet waits for the HELLO of who asks for streams, and answers it.
+func (l *link) greet(limit time.Duration) error {
+	f, err := l.expect(frame.TypeHello, limit)
+	if err != nil {
+		return err
+	}
+	if f.Hello.Version < frame.Version {
+		l.answer(frame.AppendReset(nil, "this version of the protocol is not spoken"), writing)
+		return unexpected(f.Type, "one of version 1 or later")
+	}
+	return l.answer(frame.AppendHello(nil, frame.Hello{Version: frame.Version}), writing)
+}
+
 // answer sends frames for the owner, within that time.
 func (l *link) answer(frames []byte, limit time.Duration) error {
 	l.conn.SetWriteDeadline(time.Now().Add(limit))
-	return l.send(frames)
+	err := l.send(frames)
+	l.conn.SetWriteDeadline(time.Time{}) // it is not that of what comes later
+	return err
 }
 
 func unexpected(t frame.Type, instead string) error {

@@ -2,17 +2,11 @@ package tls
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,8 +16,8 @@ import (
 )
 
 // A Server takes connections that were accepted, one call of [Server.Conn] each.
-// Each ends as exactly one of: a connection to the API, one or more Arrivals, a
-// Refusal. The fields must not be changed while it is in use.
+// Each ends as exactly one of: a connection to the API, one or more Arrivals, a pipe,
+// a reverse link, a Refusal. The fields must not be changed while it is in use.
 type Server struct {
 	Handler tunnel.Handler
 	Domain  string // of the cluster, in lower case
@@ -45,9 +39,19 @@ type Server struct {
 	// everybody may at once. See ingress.Admission.
 	Admit func(context.Context, net.Conn) (heard func() error, leave func(proved bool) error, err error)
 	// Alive tells whether the Session of a certificate that verifies is still
-	// there, for Admit and nothing else; who gets in is not for the road to say.
-	// If it is nil, it is.
+	// there, for Admit, pipes and reverse links; whose Arrivals get in is not for the
+	// road to say. If it is nil, it is.
 	Alive func(leaf *x509.Certificate) bool
+	// Session returns the uid of the Session of a certificate that verifies. If it is
+	// nil, there are neither pipes nor reverse links.
+	Session func(leaf *x509.Certificate) (uid string, ok bool)
+	// Pipe is given the pipes of Sessions, and returns when one is over: p.Receive
+	// fails then, also when ctx is done, or by [Server.DropSession] or [Server.Leave].
+	// p is closed when Pipe has returned. If it is nil, there are none.
+	Pipe func(ctx context.Context, leaf *x509.Certificate, p tunnel.Pipe)
+	// OnBacks is told when the number of reverse links of a Session has changed, one
+	// call at a time, and the last one with what is. It may be nil.
+	OnBacks func(session string, links int)
 	// API is given connections to the API, after the handshake. If the client
 	// has presented a certificate, its key is proved but it is not verified. The
 	// connection is API's from then on; API returns at once.
@@ -59,11 +63,14 @@ type Server struct {
 	sorting   *tls.Config // for the hello
 	apiConfig *tls.Config
 	framed    *tls.Config
+	packets   *tls.Config
+	serve     *tls.Config
 	raw       *tls.Config
 	public    *tls.Config
 	idle      atomic.Int64 // framed connections that wait for their next stream
 	counters  counters
 	links     links
+	sessions  sessions
 }
 
 // Limits bound what strangers and idle clients can hold. Zero is the default.
@@ -71,6 +78,8 @@ type Limits struct {
 	Handshake time.Duration // of one, and from there to the first OPEN; 10 s
 	Idle      int           // framed connections without a stream; 4096. Beyond that they are closed when their stream ends
 	IdleTime  time.Duration // of one; 5 minutes
+	Backs     int           // reverse links of one Session without a stream; 64. Beyond that they are closed
+	Pipes     int           // of one Session; 4. One more ends the oldest
 }
 
 func (l Limits) withDefaults() Limits {
@@ -82,6 +91,12 @@ func (l Limits) withDefaults() Limits {
 	}
 	if l.IdleTime <= 0 {
 		l.IdleTime = 5 * time.Minute
+	}
+	if l.Backs <= 0 {
+		l.Backs = 64
+	}
+	if l.Pipes <= 0 {
+		l.Pipes = 4
 	}
 	return l
 }
@@ -102,6 +117,10 @@ func (s *Server) init() {
 		NextProtos:                  []string{Protocol},
 		DynamicRecordSizingDisabled: true, // one write, one record: latency is the application's choice
 	}
+	s.packets = s.framed.Clone()
+	s.packets.NextProtos = []string{PacketsProtocol}
+	s.serve = s.framed.Clone()
+	s.serve.NextProtos = []string{ServeProtocol}
 	s.raw = s.framed.Clone()
 	s.raw.NextProtos = nil
 	s.public = s.raw.Clone() // apart: what is resumed there may have shown no certificate
@@ -122,7 +141,7 @@ func (s *Server) configFor(info *tls.ClientHelloInfo) (*tls.Config, error) {
 	switch {
 	case len(info.SupportedVersions) == 0: // SSLv3 or older
 		return nil, errors.New("no version of TLS is offered")
-	case sock.hello.form == formNone:
+	case !s.serves(sock.hello.form):
 		return nil, errNotServed
 	}
 	sock.mute = false
@@ -130,8 +149,13 @@ func (s *Server) configFor(info *tls.ClientHelloInfo) (*tls.Config, error) {
 		return s.apiConfig, nil
 	}
 	sock.strict = true
-	if sock.hello.form == formFramed {
+	switch sock.hello.form {
+	case formFramed:
 		return s.framed, nil
+	case formPackets:
+		return s.packets, nil
+	case formServe:
+		return s.serve, nil
 	}
 	raw := s.raw
 	if sock.hello.public {
@@ -144,6 +168,19 @@ func (s *Server) configFor(info *tls.ClientHelloInfo) (*tls.Config, error) {
 	return c, nil
 }
 
+// serves tells whether there is something at the end of a form.
+func (s *Server) serves(f form) bool {
+	switch f {
+	case formNone:
+		return false
+	case formPackets:
+		return s.Session != nil && s.Pipe != nil
+	case formServe:
+		return s.Session != nil
+	}
+	return true
+}
+
 // verifyIfShown is verify for who may come without a certificate.
 func (s *Server) verifyIfShown(cs tls.ConnectionState) error {
 	if len(cs.PeerCertificates) == 0 {
@@ -154,51 +191,21 @@ func (s *Server) verifyIfShown(cs tls.ConnectionState) error {
 
 // verify checks a client's certificate, also when its TLS session is resumed.
 func (s *Server) verify(cs tls.ConnectionState) error {
-	if len(cs.PeerCertificates) == 0 {
-		return errors.New("no client certificate")
-	}
-	leaf := cs.PeerCertificates[0]
-	between := x509.NewCertPool()
-	for _, c := range cs.PeerCertificates[1:] {
-		between.AddCert(c)
-	}
-	roots := s.ClientCAs()
-	if roots == nil { // x509 would take the system's
-		roots = x509.NewCertPool()
-	}
-	_, err := leaf.Verify(x509.VerifyOptions{
-		Roots:         roots,
-		Intermediates: between,
-		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	})
-	invalid, unknown := new(x509.CertificateInvalidError), new(x509.UnknownAuthorityError)
-	switch {
-	case errors.As(err, invalid) && invalid.Reason == x509.Expired:
-		return fmt.Errorf("the client certificate holds from %s to %s", stamp(leaf.NotBefore), stamp(leaf.NotAfter))
-	case errors.As(err, invalid) && invalid.Reason == x509.IncompatibleUsage,
-		err == nil && !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth):
-		return errors.New("the client certificate is not for client authentication")
-	case errors.As(err, unknown):
-		return errors.New("the client certificate is not signed by the cluster's authority")
-	case err != nil:
-		return fmt.Errorf("the client certificate does not verify: %w", err)
-	}
-	return nil
+	return tunnel.VerifyClient(cs, s.ClientCAs())
 }
-
-func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 // Conn takes a connection that was accepted and returns when there is nothing
 // left of it to do here: it was refused, or is the API's, or the Handler's, or,
-// if it is framed, has carried its last stream.
+// if it is framed or a reverse link, has carried its last stream, or is a pipe that
+// is over.
 //
 // When ctx is done, what is not in use ends: a handshake, a framed connection
-// between two streams. A stream is the Handler's: Conn waits for it to be closed
+// between two streams, a reverse link that waits for one; and so does a pipe. A stream is the Handler's: Conn waits for it to be closed
 // or reset, and is bounded in what it does after that.
 func (s *Server) Conn(ctx context.Context, c net.Conn) {
 	s.once.Do(s.init)
 	sock := &socket{Conn: c, mute: true}
-	facts := connFacts(c)
+	facts := tunnel.ConnFacts(c.LocalAddr(), c.RemoteAddr())
 	h := handshake{admit: s.Admit, limit: s.Limits.Handshake, proves: s.proves}
 	conn, err := h.do(ctx, sock, s.sorting)
 	if err != nil {
@@ -217,7 +224,7 @@ func (s *Server) Conn(ctx context.Context, c net.Conn) {
 	}
 	a := api.Arrival{Facts: facts, Evidence: api.Evidence{Kind: api.EvidenceAnonymous}}
 	leaf := shown(&state)
-	a.Facts.TLS = tlsFacts(&state, leaf)
+	a.Facts.TLS = tunnel.TLSFacts(&state, leaf)
 	if leaf != nil {
 		a.Evidence = api.Evidence{Kind: api.EvidenceCertificate, Data: leaf.Raw}
 	}
@@ -232,8 +239,15 @@ func (s *Server) Conn(ctx context.Context, c net.Conn) {
 		s.Handler.Arrive(a)
 		return
 	}
-	a.Facts.Tunnel = Protocol
-	s.frames(ctx, newLink(conn, sock), a)
+	switch sock.hello.form {
+	case formFramed:
+		a.Facts.Tunnel = Protocol
+		s.frames(ctx, newLink(conn, sock), a)
+	case formPackets, formServe:
+		if err := s.attach(ctx, conn, sock, leaf); err != nil {
+			s.refuse(a.Facts, err)
+		}
+	}
 }
 
 // shown returns the client's certificate, nil if it has shown none.
@@ -259,38 +273,4 @@ func (s *Server) proves(conn *tls.Conn) bool {
 func (s *Server) refuse(facts api.Facts, err error) {
 	r := refused(err)
 	s.Handler.Refused(api.Refusal{Facts: facts, Reason: r.reason, Words: r.words})
-}
-
-// connFacts returns what is known of a connection before its first byte.
-func connFacts(c net.Conn) api.Facts {
-	f := api.Facts{Listener: c.LocalAddr().String()}
-	if from, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
-		f.IP, f.Port = from.Addr().Unmap().String(), int(from.Port())
-	}
-	return f
-}
-
-// tlsFacts returns what a handshake told; leaf is the client's certificate if that
-// was verified.
-func tlsFacts(state *tls.ConnectionState, leaf *x509.Certificate) *api.TLSFacts {
-	f := &api.TLSFacts{
-		SNI:     serverName(state.ServerName),
-		ALPN:    state.NegotiatedProtocol,
-		Version: strings.TrimPrefix(tls.VersionName(state.Version), "TLS "),
-	}
-	if leaf == nil {
-		return f
-	}
-	sum := sha256.Sum256(leaf.Raw)
-	f.ClientCertificate = &api.ClientCertificate{
-		Subject: leaf.Subject.String(),
-		Issuer:  leaf.Issuer.String(),
-		Serial:  leaf.SerialNumber.Text(16),
-		SHA256:  hex.EncodeToString(sum[:]),
-		DNS:     leaf.DNSNames,
-	}
-	for _, u := range leaf.URIs {
-		f.ClientCertificate.URIs = append(f.ClientCertificate.URIs, u.String())
-	}
-	return f
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"cardea/tunnel"
 )
@@ -159,6 +160,13 @@ func tcpOf(c net.Conn) *net.TCPConn {
 		default:
 			return nil
 		}
+	}
+}
+
+// watch has TCP notice within seconds that the peer of a silent connection is gone.
+func watch(c net.Conn) {
+	if tcp := tcpOf(c); tcp != nil {
+		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 3 * time.Second, Interval: time.Second, Count: 3})
 	}
 }
 

@@ -11,11 +11,13 @@ type Stats struct {
 	Resumed    int64 // of those: without a signature of either side
 	Framed     int   // connections that speak cardea/1
 	Idle       int   // of those: without a stream
-	Streams    int64 // that were opened, framed and raw
+	Streams    int64 // that were opened, framed and raw, and on reverse links
+	Pipes      int   // that are open
+	Backs      int   // reverse links
 }
 
 type counters struct {
-	handshakes, resumed, framed, streams atomic.Int64
+	handshakes, resumed, framed, streams, pipes, backs atomic.Int64
 }
 
 func (c *counters) handshake(state *tls.ConnectionState) {
@@ -33,5 +35,7 @@ func (s *Server) Stats() Stats {
 		Framed:     int(s.counters.framed.Load()),
 		Idle:       int(s.idle.Load()),
 		Streams:    s.counters.streams.Load(),
+		Pipes:      int(s.counters.pipes.Load()),
+		Backs:      int(s.counters.backs.Load()),
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"cardea/api"
+	"cardea/tunnel"
 	wirehello "cardea/wire/hello"
 )
 
@@ -84,7 +85,7 @@ func (t *Terminator) Accept(ctx context.Context, c net.Conn, config *tls.Config)
 	if len(state.VerifiedChains) > 0 {
 		leaf = state.PeerCertificates[0]
 	}
-	return &raw{Conn: conn, socket: sock}, tlsFacts(&state, leaf), leaf, nil
+	return &raw{Conn: conn, socket: sock}, tunnel.TLSFacts(&state, leaf), leaf, nil
 }
 
 // same tells whether a hello was read as crypto/tls reads it; nil was not read.
@@ -94,7 +95,7 @@ func same(h *wirehello.Hello, info *tls.ClientHelloInfo) bool {
 
 // helloFacts returns what is to be said of a hello.
 func helloFacts(info *tls.ClientHelloInfo) *api.TLSFacts {
-	f := &api.TLSFacts{SNI: serverName(info.ServerName)}
+	f := &api.TLSFacts{SNI: tunnel.ServerName(info.ServerName)}
 	if len(info.SupportedProtos) > 0 {
 		f.ALPN = info.SupportedProtos[0]
 	}

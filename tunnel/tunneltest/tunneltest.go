@@ -381,6 +381,7 @@ func waitsForReset(t *testing.T, r *road) {
 	for _, byClient := range []bool{true, false} {
 		for _, own := range []bool{true, false} {
 			leaver, other := r.pair(t)
+			reason := reasonOf(other, "cancelled")
 			watcher, ok := other.(tunnel.Watcher)
 			if !ok {
 				t.Skip("on this road the kernel tells")
@@ -410,7 +411,7 @@ func waitsForReset(t *testing.T, r *road) {
 			if err := <-waited; !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("the wait ended with %v, want a reset", err)
 			}
-			expectReset(t, other, "cancelled")
+			expectReset(t, other, reason)
 		}
 	}
 }

@@ -3,8 +3,8 @@
 // addresses and opens nothing.
 //
 // A [Set] has the targets of one config. Each [Target] is one address that one of the
-// configured endpoints stands for; the endpoint is the Group of its targets, which
-// share its weight and its bound of connections.
+// configured endpoints stands for, or a Session that serves it; the endpoint is the Group
+// of its targets, which share its weight and its bound of connections.
 //
 // Of the targets that may be chosen those of the best tier count alone: that serve and
 // are no backup, then backups, then those that were ejected because connections to
@@ -14,6 +14,7 @@ package balance
 
 import (
 	"cmp"
+	"hash/fnv"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -40,12 +41,15 @@ const (
 
 // A Spec is a target as it is configured, and resolved.
 type Spec struct {
-	Addr   netip.AddrPort // not valid: its name has not been resolved
-	Host   string         // HOST:PORT of the name that led to it
-	Group  string         // the endpoint as it is configured
-	Weight int            // of the Group; at least 1
-	Backup bool           // of the Group
-	Max    int            // connections of the Group at once; 0 is any number
+	Addr netip.AddrPort // not valid: its name has not been resolved, or it is a Session
+	// Session is the uid of the Session that serves it, and Name what that is called; ""
+	// if none does.
+	Session, Name string
+	Host          string // HOST:PORT of the name that led to it
+	Group         string // the endpoint as it is configured
+	Weight        int    // of the Group; at least 1
+	Backup        bool   // of the Group
+	Max           int    // connections of the Group at once; 0 is any number
 	// Level is above 0 where a target is chosen only while none of the Group serves that
 	// has a lower one, and Share is its part of the weight among those of its Level.
 	Level int
@@ -56,7 +60,10 @@ type Spec struct {
 
 // Rules say how is chosen.
 type Rules struct {
-	Balance   api.Balance
+	Balance api.Balance
+	// Fewest has those take turns that have the fewest connections for their weight,
+	// where Balance says nothing.
+	Fewest    bool
 	SlowStart time.Duration
 	Ejection  *api.Ejection // nil for none
 	Checked   bool          // somebody calls Judge
@@ -65,8 +72,9 @@ type Rules struct {
 // A Target is one address of an endpoint. Its exported fields do not change. It is an
 // [api.Hold]: that of one of its connections.
 type Target struct {
-	Addr        netip.AddrPort
-	Host, Group string
+	Addr          netip.AddrPort
+	Session, Name string // of a Session that serves
+	Host, Group   string
 
 	set *Set
 	// What follows is guarded by set.mu.
@@ -96,6 +104,17 @@ type Target struct {
 	why     string    // it was ejected
 }
 
+// IsKnown tells whether it can be connected to: it is no name that is yet to be resolved.
+func (t *Target) IsKnown() bool { return t.Addr.IsValid() || t.Session != "" }
+
+// At returns where it is, for words: an address, or the name of its Session.
+func (t *Target) At() string {
+	if t.Session != "" {
+		return t.Name
+	}
+	return t.Addr.String()
+}
+
 // A group is an endpoint as it is configured.
 type group struct {
 	conns, max int
@@ -114,6 +133,7 @@ type Set struct {
 	gone    []*Target // that are remembered
 	waiting []*waiter
 	scratch []*Target
+	few     []*Target // what fewest returns
 	bounded bool      // a group has a max
 	ramping time.Time // until when a target is in its slow start
 	returns time.Time // when the next ejection is over; zero if there is none
@@ -146,13 +166,13 @@ func (s *Set) Update(specs []Spec, rules Rules) {
 	defer s.mu.Unlock()
 	now := s.now()
 	type key struct {
-		group, host string
-		addr        netip.AddrPort
+		group, host, session string
+		addr                 netip.AddrPort
 	}
 	had := map[key]*Target{}
 	at := map[netip.AddrPort]*Target{}
 	for _, t := range slices.Concat(s.gone, s.targets) {
-		had[key{t.Group, t.Host, t.Addr}] = t
+		had[key{t.Group, t.Host, t.Session, t.Addr}] = t
 		at[t.Addr] = t
 	}
 	old := s.targets
@@ -168,16 +188,18 @@ func (s *Set) Update(specs []Spec, rules Rules) {
 			g.max = spec.Max
 			groups[spec.Group] = g
 		}
-		k := key{spec.Group, spec.Host, spec.Addr}
+		k := key{spec.Group, spec.Host, spec.Session, spec.Addr}
 		t := had[k]
 		switch {
 		case t == nil:
-			t = &Target{Addr: spec.Addr, Host: spec.Host, Group: spec.Group, set: s, hash: hashOf(spec.Addr), since: now}
+			t = &Target{Addr: spec.Addr, Session: spec.Session, Name: spec.Name, Host: spec.Host, Group: spec.Group, set: s, hash: hashOf(spec), since: now}
 			if o := at[spec.Addr]; o != nil && spec.Addr.IsValid() {
 				t.inherit(o)
-			} else if s.updated && spec.Addr.IsValid() && s.resolvedBefore(old, spec.Group) {
+			} else if s.updated && t.IsKnown() && s.resolvedBefore(old, spec.Group) {
 				t.began = now
 			}
+		case t.Session != "" && !t.gone.IsZero():
+			t.inherit(&Target{since: now, began: now}) // it has come anew
 		case is[t]:
 			continue // the same twice
 		}
@@ -225,7 +247,7 @@ func (s *Set) Update(specs []Spec, rules Rules) {
 // resolvedBefore tells whether a group had an address before: one that is added later
 // is new, and not only known now.
 func (s *Set) resolvedBefore(old []*Target, group string) bool {
-	return !slices.ContainsFunc(old, func(t *Target) bool { return t.Group == group && !t.Addr.IsValid() })
+	return !slices.ContainsFunc(old, func(t *Target) bool { return t.Group == group && !t.IsKnown() })
 }
 
 // inherit takes over how it stands with an address.
@@ -243,7 +265,7 @@ func (s *Set) forget(now time.Time) {
 		if t.conns > 0 {
 			continue
 		}
-		if idle++; idle > maxGone || !t.Addr.IsValid() || now.Sub(t.gone) > goneTime {
+		if idle++; idle > maxGone || !t.IsKnown() || now.Sub(t.gone) > goneTime {
 			s.gone = slices.Delete(s.gone, i, i+1)
 		}
 	}
@@ -267,7 +289,7 @@ func (s *Set) mayBeOut() int {
 	}
 	n := 0
 	for _, t := range s.targets {
-		if t.Addr.IsValid() {
+		if t.IsKnown() {
 			n++
 		}
 	}
@@ -408,6 +430,9 @@ func (s *Set) take(now time.Time, q *Query) (*Target, Outcome) {
 	if q.Sure && s.bounded && slices.ContainsFunc(s.targets, func(t *Target) bool { return t.tier != tierNone && t.isFull() }) {
 		return nil, Stale
 	}
+	if s.rules.Fewest && s.rules.Balance == "" {
+		list = s.fewest(list, now)
+	}
 	t := s.choose(list, now, q.Client)
 	if !q.Stale && !now.Before(t.spec.Until) && !slices.Contains(q.Known, t.Host) || q.Sure && (!now.Before(s.fresh) || t.ofHost > 1 && !t.proven) {
 		return t, Stale
@@ -537,7 +562,7 @@ func (t *Target) state() api.HealthState {
 		return api.HealthUnhealthy
 	case !t.out.IsZero():
 		return api.HealthEjected
-	case t.verdict == "" && t.set.rules.Checked || !t.Addr.IsValid():
+	case t.verdict == "" && t.set.rules.Checked || !t.IsKnown():
 		return api.HealthUnknown
 	}
 	return api.HealthHealthy
@@ -637,7 +662,7 @@ func (s *Set) Idle() bool {
 // A Status is how it stands with a target.
 type Status struct {
 	Host, Group string
-	Addr        netip.AddrPort
+	At          string // see Target.At
 	State       api.HealthState
 	Since       time.Time
 	Words       string
@@ -653,18 +678,22 @@ func (s *Set) Status() (list []Status, serving bool, since time.Time) {
 	defer s.mu.Unlock()
 	s.settle(s.now())
 	for _, t := range s.targets {
-		if !t.Addr.IsValid() {
+		if !t.IsKnown() {
 			continue
 		}
 		state := t.state()
-		list = append(list, Status{t.Host, t.Group, t.Addr, state, t.since, t.reason(state), t.spec.Weight, t.spec.Backup, t.conns})
+		list = append(list, Status{t.Host, t.Group, t.At(), state, t.since, t.reason(state), t.spec.Weight, t.spec.Backup, t.conns})
 	}
 	return list, s.serving, s.flipped
 }
 
-// hashOf returns the hash of an address that SOURCE_HASH uses: the same in every
-// process.
-func hashOf(a netip.AddrPort) uint64 {
-	b := a.Addr().As16()
-	return mix(mix(word(b[:8]), word(b[8:])), uint64(a.Port()))
+// hashOf returns the hash of a target that SOURCE_HASH uses: the same in every process.
+func hashOf(s Spec) uint64 {
+	if s.Session != "" {
+		h := fnv.New64a()
+		h.Write([]byte(s.Session))
+		return mix(h.Sum64(), 0)
+	}
+	b := s.Addr.Addr().As16()
+	return mix(mix(word(b[:8]), word(b[8:])), uint64(s.Addr.Port()))
 }

@@ -89,7 +89,7 @@ func at(s *Set, n int) *Target {
 func state(s *Set, n int) api.HealthState {
 	list, _, _ := s.Status()
 	for _, x := range list {
-		if x.Addr == address(n) {
+		if x.At == address(n).String() {
 			return x.State
 		}
 	}
@@ -176,7 +176,7 @@ func TestLeastConnections(t *testing.T) {
 	list, _, _ = s.Status()
 	for _, x := range list { // two choices: within a few (log log n) of the mean
 		if x.Connections < 990 || x.Connections > 1010 {
-			t.Errorf("%s has %d connections of 10000", x.Addr, x.Connections)
+			t.Errorf("%s has %d connections of 10000", x.At, x.Connections)
 		}
 	}
 }
@@ -706,7 +706,7 @@ func TestCountsAreExact(t *testing.T) {
 				list, _, _ := s.Status()
 				for i, most := range []int{5, 7, 1} {
 					if n := list[i].Connections; n < 0 || n > most {
-						t.Errorf("%s has %d connections", list[i].Addr, n)
+						t.Errorf("%s has %d connections", list[i].At, n)
 					}
 				}
 				switch source.IntN(4) {
@@ -725,7 +725,7 @@ func TestCountsAreExact(t *testing.T) {
 	list, _, _ := s.Status()
 	for _, x := range list {
 		if x.Connections != 0 {
-			t.Errorf("%s has %d connections", x.Addr, x.Connections)
+			t.Errorf("%s has %d connections", x.At, x.Connections)
 		}
 	}
 	if !s.Idle() {

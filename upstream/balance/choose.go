@@ -40,6 +40,23 @@ func (s *Set) algorithm(client netip.Addr) api.Balance {
 	return s.rules.Balance
 }
 
+// fewest returns those of a list that have the fewest connections for their weight. mu must
+// be held.
+func (s *Set) fewest(list []*Target, now time.Time) []*Target {
+	best := math.Inf(1)
+	s.few = s.few[:0]
+	for _, t := range list {
+		load := float64(t.conns) / float64(s.weight(t, now))
+		if load < best {
+			best, s.few = load, s.few[:0]
+		}
+		if load == best {
+			s.few = append(s.few, t)
+		}
+	}
+	return s.few
+}
+
 // turned counts the turn of a target among others: each gains its weight, and the one
 // whose turn it was loses the sum (smooth weighted round robin: over as many turns as
 // the sum of weights each has exactly its share, and they are spread). mu must be held.

@@ -231,7 +231,7 @@ func (s *Set) Recall(list []Memory) {
 	now := s.now()
 	for _, m := range list {
 		s.gone = append(s.gone, &Target{
-			Addr: m.Addr, set: s, group: new(group), hash: hashOf(m.Addr), gone: now,
+			Addr: m.Addr, set: s, group: new(group), hash: hashOf(Spec{Addr: m.Addr}), gone: now,
 			verdict: m.Verdict, words: m.Words, since: m.Since, out: m.Out, why: m.Why, times: m.Times, proven: m.Proven,
 		})
 	}

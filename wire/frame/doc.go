@@ -78,4 +78,10 @@
 //
 // Between streams either peer may close the connection with close_notify. At any
 // other time a connection that ends is a RESET.
+//
+// # Reverse links
+//
+// The ALPN protocol "cardea-serve/1" is the same with the parts swapped after the
+// handshake: the gateway, the TLS server, takes the client's part. Its OPEN names a
+// target of the device, SERVICE.NAMESPACE/CONFIG.
 package frame

@@ -1,0 +1,252 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"cardea/tunnel"
+)
+
+// A fakePipe is open until it is closed or broken.
+type fakePipe struct {
+	once sync.Once
+	done chan struct{}
+}
+
+func newFakePipe() *fakePipe { return &fakePipe{done: make(chan struct{})} }
+
+func (p *fakePipe) Receive([]byte) (int, error) { <-p.done; return 0, io.ErrUnexpectedEOF }
+func (p *fakePipe) Send([]byte) error           { return nil }
+func (p *fakePipe) RemoteAddr() net.Addr        { return &net.TCPAddr{} }
+func (p *fakePipe) Close() error {
+	p.once.Do(func() { close(p.done) })
+	return nil
+}
+
+// A fakeWay is a network on which things can be blocked.
+type fakeWay struct {
+	t  *testing.T
+	mu sync.Mutex
+	// What does not pass.
+	noUDP, noQUIC, noTLS, noEcho bool
+	pipe                         tunnel.Pipe // what carries; nil is UDP
+	last                         *fakePipe
+	missed                       int
+}
+
+func (w *fakeWay) set(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f()
+}
+
+// answer waits for ctx if blocked says so, and takes 3 ms else.
+func (w *fakeWay) answer(ctx context.Context, blocked *bool) (time.Duration, error) {
+	w.mu.Lock()
+	no := *blocked
+	w.mu.Unlock()
+	if no {
+		<-ctx.Done()
+		return 0, ctx.Err()
+	}
+	return 3 * time.Millisecond, nil
+}
+
+func (w *fakeWay) open(blocked *bool) func(context.Context) (tunnel.Pipe, error) {
+	return func(ctx context.Context) (tunnel.Pipe, error) {
+		if _, err := w.answer(ctx, blocked); err != nil {
+			return nil, err
+		}
+		p := newFakePipe()
+		w.set(func() { w.last = p })
+		return p, nil
+	}
+}
+
+// carrier starts one in a bubble, until the end of the test.
+func (w *fakeWay) carrier(t Tunnel) *carrier {
+	var readers sync.WaitGroup
+	c := &carrier{
+		name: "g", tunnel: t, udp: true,
+		via: func(p tunnel.Pipe) error {
+			w.set(func() { w.pipe = p })
+			if p != nil { // as WireGuard does
+				readers.Go(func() {
+					for {
+						if _, err := p.Receive(nil); err != nil {
+							return
+						}
+					}
+				})
+			}
+			return nil
+		},
+		probe:  func(ctx context.Context) (time.Duration, error) { return w.answer(ctx, &w.noUDP) },
+		echo:   func(ctx context.Context) (time.Duration, error) { return w.answer(ctx, &w.noEcho) },
+		missed: func() { w.set(func() { w.missed++ }) },
+		pipes:  []pipeKind{{TunnelQUIC, w.open(&w.noQUIC)}, {TunnelTLS, w.open(&w.noTLS)}},
+		log:    slog.New(slog.DiscardHandler), kick: make(chan struct{}, 1), settled: make(chan struct{}),
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); c.run(ctx) }()
+	w.t.Cleanup(func() {
+		cancel()
+		<-done
+		readers.Wait()
+	})
+	return c
+}
+
+// within expects a carrier to be what it is to be after so long at most, and returns why.
+func within(t *testing.T, c *carrier, d time.Duration, want Tunnel) string {
+	t.Helper()
+	end := time.Now().Add(d)
+	for {
+		synctest.Wait()
+		var s GatewayStatus
+		c.status(&s)
+		if s.Transport == want {
+			return s.Why
+		}
+		if !time.Now().Before(end) {
+			t.Fatalf("after %v the carrier is %q (%s), want %q", d, s.Transport, s.Why, want)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+func TestCarrierPicks(t *testing.T) {
+	for _, tc := range []struct {
+		name                 string
+		tunnel               Tunnel
+		noUDP, noQUIC, noTLS bool
+		want                 Tunnel
+		why                  string
+	}{
+		{"all pass", TunnelAuto, false, false, false, TunnelWireGuard, "UDP passes"},
+		{"no UDP at the port of WireGuard", TunnelAuto, true, false, false, TunnelQUIC, "probes by UDP were not answered"},
+		{"no UDP", TunnelAuto, true, true, false, TunnelTLS, "QUIC failed"},
+		{"nothing", TunnelAuto, true, true, true, "", "TLS failed"},
+		{"forced to QUIC", TunnelQUIC, false, false, false, TunnelQUIC, "--tunnel"},
+		{"forced to TLS", TunnelTLS, false, false, false, TunnelTLS, "--tunnel"},
+		{"forced to WireGuard, and blocked", TunnelWireGuard, true, false, false, "", "--tunnel wireguard allows nothing else"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := &fakeWay{t: t, noUDP: tc.noUDP, noQUIC: tc.noQUIC, noTLS: tc.noTLS}
+				c := w.carrier(tc.tunnel)
+				select {
+				case <-c.settled:
+				case <-time.After(upTime + pipeTime):
+					t.Fatal("it is not known how it stands")
+				}
+				if why := within(t, c, 0, tc.want); !strings.Contains(why, tc.why) {
+					t.Errorf("it is said to be so because %q, want %q", why, tc.why)
+				}
+			})
+		})
+	}
+}
+
+// TestCarrierChanges blocks UDP in mid-session, and lets it pass again.
+func TestCarrierChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &fakeWay{t: t, noQUIC: true}
+		c := w.carrier(TunnelAuto)
+		within(t, c, time.Second, TunnelWireGuard)
+		time.Sleep(time.Minute)
+
+		w.set(func() { w.noUDP = true })
+		within(t, c, 10*time.Second, TunnelTLS)
+		w.set(func() {
+			if w.pipe == nil || w.missed == 0 {
+				t.Errorf("carried by %v after %d missed probes", w.pipe, w.missed)
+			}
+			w.noUDP = false
+		})
+		within(t, c, 2*probeEvery+time.Second, TunnelWireGuard)
+		w.set(func() {
+			if w.pipe != nil {
+				t.Error("packets still go by the pipe")
+			}
+		})
+		select {
+		case <-w.last.done:
+		default:
+			t.Error("the pipe is left open")
+		}
+	})
+}
+
+// TestCarrierReplacesPipes has a pipe break, and another one fall silent.
+func TestCarrierReplacesPipes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &fakeWay{t: t, noUDP: true}
+		c := w.carrier(TunnelAuto)
+		within(t, c, 10*time.Second, TunnelQUIC)
+		first := w.last
+		w.set(func() { w.noQUIC = true })
+		first.Close()
+		if why := within(t, c, pipeTime+time.Second, TunnelTLS); !strings.Contains(why, "by QUIC broke: unexpected EOF") {
+			t.Errorf("because %q", why)
+		}
+		second := w.last
+		w.set(func() { w.noEcho, w.noQUIC = true, false })
+		if why := within(t, c, 15*time.Second, TunnelQUIC); !strings.Contains(why, "nothing came back by TLS") {
+			t.Errorf("because %q", why)
+		}
+		select {
+		case <-second.done:
+		default:
+			t.Error("the silent pipe is left open")
+		}
+	})
+}
+
+// TestCarrierWaitsForTheNetwork shows that one that has lost all finds its way again.
+func TestCarrierWaitsForTheNetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &fakeWay{t: t, noUDP: true, noQUIC: true, noTLS: true}
+		c := w.carrier(TunnelAuto)
+		<-c.settled
+		time.Sleep(time.Hour)
+		w.set(func() { w.noUDP = false })
+		within(t, c, pipeTime*2+5*time.Second, TunnelWireGuard)
+	})
+}
+
+// TestCarrierLooksWhenTold shows that there is no need to wait for the next probe.
+func TestCarrierLooksWhenTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &fakeWay{t: t}
+		c := w.carrier(TunnelAuto)
+		within(t, c, time.Second, TunnelWireGuard)
+		w.set(func() { w.noUDP = true })
+		for range probeFails {
+			c.look()
+		}
+		within(t, c, time.Duration(probeFails)*probeTime+100*time.Millisecond, TunnelQUIC)
+	})
+}
+
+func TestWatchedPipe(t *testing.T) {
+	p := newFakePipe()
+	w := &watchedPipe{Pipe: p, over: make(chan struct{})}
+	go p.Close()
+	if _, err := w.Receive(nil); err == nil {
+		t.Error("a broken pipe was read")
+	}
+	<-w.over
+	if err := w.failure(); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("got %v", err)
+	}
+}

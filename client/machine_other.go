@@ -1,0 +1,14 @@
+//go:build !linux
+
+package client
+
+import (
+	"errors"
+	"net/netip"
+)
+
+// MayInterface reports whether this process may try to make a network interface.
+func MayInterface() bool { return false }
+
+// resetConnections is not known here.
+func resetConnections([]netip.Addr) (int, error) { return 0, errors.ErrUnsupported }

@@ -1,0 +1,344 @@
+package server
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"cardea/address"
+	"cardea/api"
+	"cardea/dns"
+	"cardea/identity/certificate"
+	"cardea/store"
+	"cardea/tunnel"
+	"cardea/tunnel/quic"
+	"cardea/tunnel/wireguard"
+)
+
+// The forms of the private network in a process.
+const (
+	networkAuto      = "auto"
+	networkKernel    = "kernel"
+	networkUserspace = "userspace"
+	networkOff       = "off"
+)
+
+// A NetworkConfig says what part of the private network a process has.
+type NetworkConfig struct {
+	// Form says what the packets of tunnels go to: "kernel", a network interface;
+	// "userspace", a stack of the process's own; "off", nothing, there are no tunnels; ""
+	// or "auto", an interface where the process may make one and listens not on loopback
+	// alone.
+	Form string
+	// WireGuard is the port (UDP) of WireGuard, 0 is any; -1 is 51820 or, if that is taken,
+	// any.
+	WireGuard int
+	// Addresses are where clients reach the tunnels, IP addresses or host names; where
+	// they reach the API if there are none.
+	Addresses []string
+}
+
+const (
+	wireguardPort   = 51820
+	wireguardKey    = "keys/wireguard.key"
+	gatewayName     = "default"
+	kernelInterface = "cardea-gw"
+	// innerMTU is that of the private network: what IPv6 asks of every link, so that it
+	// passes everywhere.
+	innerMTU = 1280
+	// cutTime is for the resets of a Session that has ended to reach its client, before
+	// its tunnel ends.
+	cutTime = 30 * time.Millisecond
+	// reopenTime is the time between two attempts to open what the process before this one
+	// still has.
+	reopenTime = 50 * time.Millisecond
+)
+
+// A network is the part of the private network that this process has: the gateway, and
+// what it knows of the store. It follows the store; a tunnel is there because a Session
+// says so, and for no other reason.
+type network struct {
+	*house
+	gateway *wireguard.Gateway
+	quic    *quic.Server
+	names   *dns.Server
+	plan    address.Plan
+	form    string           // networkKernel or networkUserspace
+	ports   []netip.AddrPort // for WireGuard, the best first
+	quicAt  netip.AddrPort
+	udp     *net.UDPConn // of QUIC; nil if there is none
+	keyAt   time.Time    // when the gateway got its key
+	begun   time.Time
+	opened  atomic.Bool
+
+	mu       sync.RWMutex
+	services map[string]*api.Service // by full name
+	at       map[netip.Addr]string   // the Service at an address
+	sessions map[string]*api.Session // by uid, those that are connected
+	gateways map[string]*api.Gateway
+	changed  chan struct{} // closed, and made anew, when gateways change
+	pipes    map[string]map[*context.CancelFunc]struct{} // what carries packets, by uid of the Session
+	removing sync.WaitGroup
+}
+
+// newNetwork returns the network of a process, nil if it is to have none.
+func newNetwork(h *house) (*network, error) {
+	c := h.cfg.Network
+	n := &network{
+		house: h, begun: time.Now(), services: map[string]*api.Service{}, at: map[netip.Addr]string{}, sessions: map[string]*api.Session{},
+		gateways: map[string]*api.Gateway{}, changed: make(chan struct{}), pipes: map[string]map[*context.CancelFunc]struct{}{},
+	}
+	switch c.Form {
+	case "", networkAuto:
+		n.form = networkUserspace
+		if !isLoopback(h.socket.Addr()) && mayMakeInterfaces() {
+			n.form = networkKernel
+		}
+	case networkKernel, networkUserspace:
+		n.form = c.Form
+	case networkOff:
+		return nil, nil
+	default:
+		return nil, fmt.Errorf("--network %q: must be %s, %s, %s or %s", c.Form, networkAuto, networkKernel, networkUserspace, networkOff)
+	}
+	return n, nil
+}
+
+// prepare takes what can fail, once the store is known to be that of a cluster. Where
+// another process still has the ports, open is for later.
+func (n *network) prepare(ctx context.Context) error {
+	var cc *api.ClusterConfig
+	var known *api.Gateway
+	err := n.store.View(ctx, func(r store.Reader) (err error) {
+		cc, err = store.Get[*api.ClusterConfig](r, api.Key{Group: api.GroupCore, Kind: api.KindClusterConfig, Name: api.ClusterConfigName})
+		if err != nil {
+			return err
+		}
+		known, err = store.Get[*api.Gateway](r, n.key())
+		if api.HasCode(err, api.CodeNotFound) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if n.plan, err = address.ParsePlan(cc.Status.Network); err != nil {
+		return fmt.Errorf("the address plan of the private network: %w", err)
+	}
+	key, at, err := n.openKey()
+	if err != nil {
+		return err
+	}
+	n.keyAt = at
+	n.names = &dns.Server{
+		Domain: n.cfg.Domain, Find: n.find, At: n.nameAt, Services: n.plan.Services(), Own: n.plan.DNS(),
+		May: n.mayBeTold, Zone: n.settings.fallbackZone, Log: n.cfg.Log,
+	}
+	host := n.socket.Addr().(*net.TCPAddr).AddrPort()
+	n.quicAt = host
+	n.gateway = &wireguard.Gateway{
+		Handler: arrivals{n.gate, n.doors}, Find: n.serviceAt, Ports: n.tcpPorts, Answer: n.names.Answer, Tell: n.control.Tell,
+		Services: n.plan.Services(), Sessions: n.plan.Sessions(), DNS: n.plan.DNS(), Key: key, MTU: innerMTU, Log: n.cfg.Log,
+	}
+	if n.form == networkKernel {
+		n.gateway.Kernel = kernelInterface
+	}
+	n.quic = &quic.Server{
+		Handler: arrivals{n.gate, n.doors}, Domain: n.cfg.Domain, Certificate: n.serverCertificate, ClientCAs: n.authority.Pool,
+		Alive: n.alive, Session: sessionOf, Pipe: n.carry, Log: n.cfg.Log,
+	}
+	n.wireguardPorts(host.Addr(), known)
+	if n.cfg.Estate != nil {
+		return nil
+	}
+	return n.open()
+}
+
+// wireguardPorts says at which ports WireGuard may be, the best first: clients find the
+// one that they know without asking.
+func (n *network) wireguardPorts(host netip.Addr, known *api.Gateway) {
+	port := n.cfg.Network.WireGuard
+	ports := []int{port}
+	if port < 0 {
+		ports = []int{wireguardPort, 0}
+		if known != nil && known.Status.WireGuard != nil && known.Status.WireGuard.Port != wireguardPort {
+			ports = []int{known.Status.WireGuard.Port, wireguardPort, 0}
+		}
+	}
+	for _, p := range ports {
+		n.ports = append(n.ports, netip.AddrPortFrom(host, uint16(p)))
+	}
+}
+
+// open opens the gateway's sockets, and its interface.
+func (n *network) open() (err error) {
+	for i, at := range n.ports {
+		n.gateway.Listen = at
+		err = n.gateway.Open()
+		if err == nil || !errors.Is(err, syscall.EADDRINUSE) || i == len(n.ports)-1 {
+			break
+		}
+	}
+	if err != nil && n.form == networkKernel && n.cfg.Network.Form != networkKernel && n.cfg.Estate == nil {
+		n.cfg.Log.Warn("the private network has no network interface of this machine, and goes through a stack of this process: it is slower", "error", err)
+		n.form, n.gateway.Kernel = networkUserspace, ""
+		return n.open()
+	}
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("the port %d (UDP) for WireGuard is taken by another program; choose another with --wireguard-port, or have none: --network off", n.gateway.Listen.Port())
+	}
+	if err != nil {
+		return fmt.Errorf("the private network: %w; --network userspace needs no network interface, --network off has none", err)
+	}
+	udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(n.quicAt))
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE) && n.cfg.Estate == nil:
+		n.cfg.Log.Warn("there is no QUIC: the port is taken by another program", "port", n.quicAt.Port(), "protocol", "udp")
+	case err != nil:
+		n.gateway.Close()
+		return fmt.Errorf("the private network: QUIC at %s (UDP): %w", n.quicAt, err)
+	default:
+		n.udp = udp
+	}
+	n.opened.Store(true)
+	return nil
+}
+
+// close releases what open took, if run does not.
+func (n *network) close() error {
+	if n.gateway == nil {
+		return nil
+	}
+	if n.udp != nil {
+		n.udp.Close()
+	}
+	return n.gateway.Close()
+}
+
+// own are the addresses at which this process listens for tunnels.
+func (n *network) own() (own []netip.AddrPort) {
+	if n.opened.Load() {
+		host := n.quicAt.Addr()
+		own = append(own, netip.AddrPortFrom(host, uint16(n.gateway.Port())), n.quicAt)
+	}
+	return own
+}
+
+// run serves the private network until ctx is done, or another process has taken the
+// place of this one.
+func (n *network) run(ctx context.Context) error {
+	own, stop := context.WithCancel(ctx)
+	defer stop()
+	var rooms sync.WaitGroup
+	rooms.Go(func() {
+		select {
+		case <-n.left:
+			stop()
+		case <-own.Done():
+		}
+	})
+	err := n.reopen(own)
+	if err == nil {
+		err = n.serve(own)
+	}
+	stop()
+	rooms.Wait()
+	if n.isLeft() {
+		<-ctx.Done()
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// reopen opens what another process had until now.
+func (n *network) reopen(ctx context.Context) error {
+	if n.cfg.Estate == nil {
+		return nil
+	}
+	for said := false; ; {
+		err := n.open()
+		if err == nil {
+			return nil
+		}
+		if !said && time.Since(n.begun) > time.Second {
+			n.cfg.Log.Warn("the private network cannot be opened yet", "error", err)
+			said = true
+		}
+		select {
+		case <-time.After(reopenTime):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// serve runs the rooms of the network.
+func (n *network) serve(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	var rooms sync.WaitGroup
+	var once sync.Once
+	var first error
+	start := func(run func(context.Context) error) {
+		rooms.Go(func() {
+			if err := run(ctx); err != nil {
+				once.Do(func() { first = err })
+			}
+			stop()
+		})
+	}
+	start(n.gateway.Run)
+	start(n.names.Run)
+	start(n.follow)
+	start(n.keep)
+	if n.udp != nil {
+		start(func(ctx context.Context) error { return n.quic.Serve(ctx, n.udp) })
+	}
+	rooms.Wait()
+	stop()
+	n.removing.Wait()
+	return errors.Join(first, n.close())
+}
+
+// carry takes what carries the packets of a Session, until it is over.
+func (n *network) carry(ctx context.Context, leaf *x509.Certificate, p tunnel.Pipe) {
+	uid, ok := sessionOf(leaf)
+	if !ok || !n.alive(leaf) {
+		p.Close()
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	n.mu.Lock()
+	if n.pipes[uid] == nil {
+		n.pipes[uid] = map[*context.CancelFunc]struct{}{}
+	}
+	n.pipes[uid][&cancel] = struct{}{}
+	n.mu.Unlock()
+	defer func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		delete(n.pipes[uid], &cancel)
+		if len(n.pipes[uid]) == 0 {
+			delete(n.pipes, uid)
+		}
+	}()
+	n.gateway.Attach(ctx, uid, p)
+}
+
+// sessionOf returns the uid of the Session whose certificate leaf is.
+func sessionOf(leaf *x509.Certificate) (uid string, ok bool) {
+	if leaf == nil || len(leaf.URIs) != 1 {
+		return "", false
+	}
+	return certificate.SessionOf(leaf.URIs[0])
+}

@@ -1,0 +1,95 @@
+package quic
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"slices"
+	"sync"
+
+	"github.com/quic-go/quic-go"
+)
+
+// pipes are those of Sessions, by their uid; of one the oldest first.
+type pipes struct {
+	mu  sync.Mutex
+	all map[string][]*pipe
+}
+
+// add adds a pipe, and returns the one that there is no room for, nil if there is.
+func (s *pipes) add(session string, p *pipe, most int) (old *pipe) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all == nil {
+		s.all = map[string][]*pipe{}
+	}
+	all := append(s.all[session], p)
+	if len(all) > most {
+		old, all = all[0], slices.Delete(all, 0, 1)
+	}
+	s.all[session] = all
+	return old
+}
+
+func (s *pipes) remove(session string, p *pipe) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := slices.DeleteFunc(s.all[session], func(x *pipe) bool { return x == p })
+	if s.all[session] = all; len(all) == 0 {
+		delete(s.all, session)
+	}
+}
+
+func (s *pipes) of(session string) []*pipe {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.all[session])
+}
+
+var (
+	errNoSession = errors.New("the client certificate is not that of a Session")
+	errDeadOne   = errors.New("the Session of the client certificate is not there any more")
+)
+
+// pipe serves a pipe, and returns when it is over. The error says why it was none.
+func (s *Server) pipe(ctx context.Context, conn *quic.Conn, leaf *x509.Certificate) error {
+	session, ok := s.Session(leaf)
+	if !ok {
+		conn.CloseWithError(codeEnded, errNoSession.Error())
+		return errNoSession
+	}
+	p := newPipe(conn, nil)
+	defer p.Close()
+	stop := context.AfterFunc(ctx, func() { p.leave(codeNone, "the server is stopping") })
+	defer stop()
+	if old := s.pipes.add(session, p, s.Limits.Pipes); old != nil {
+		old.leave(codeNone, "the Session has made another one")
+	}
+	defer s.pipes.remove(session, p)
+	// DropSession knows of the pipe: there is no moment at which neither it nor Alive
+	// sees to a Session that ends.
+	if s.Alive != nil && !s.Alive(leaf) {
+		p.leave(codeEnded, errDeadOne.Error())
+		return errDeadOne
+	}
+	if p.welcome() != nil {
+		return nil // it went as it came
+	}
+	p.work.Go(func() {
+		if large, err := conn.AcceptUniStream(conn.Context()); err == nil {
+			p.receiveLarge(large)
+		}
+	})
+	s.counters.pipes.Add(1)
+	defer s.counters.pipes.Add(-1)
+	s.Pipe(ctx, leaf, p)
+	return nil
+}
+
+// DropSession ends the pipes of a Session at once. That others come is for Alive to
+// prevent.
+func (s *Server) DropSession(uid string) {
+	for _, p := range s.pipes.of(uid) {
+		p.leave(codeEnded, "the Session has ended")
+	}
+}

@@ -1,0 +1,580 @@
+package wireguard
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/device"
+
+	"cardea/api"
+	"cardea/tunnel"
+	"cardea/wire/packet"
+)
+
+// Name is what the road writes into Facts.Tunnel.
+const Name = "wireguard"
+
+// DefaultMTU is the size in bytes of the largest packet in a tunnel: what every link that
+// carries IPv6 can carry, less nothing, as the packets of WireGuard may be fragmented on
+// the way.
+const DefaultMTU = 1280
+
+// A Gateway is the end of WireGuard tunnels. Its fields must not be changed after Open.
+type Gateway struct {
+	// Handler takes what arrives: TCP connections and UDP flows. The conn of a flow has a
+	// method Datagram(): each Read and Write is a datagram.
+	Handler tunnel.Handler
+	// Find returns the Service (SERVICE or SERVICE.NAMESPACE) that is at an address, with
+	// protocol "tcp" or "udp". What is for none is dropped. It must not block.
+	Find func(to netip.AddrPort, protocol string) (service string, ok bool)
+	// Ports returns the TCP ports of all Services now. See [Gateway.Refresh].
+	Ports func() []int
+	// Answer answers a question to the name server, which may have come by TCP (stream);
+	// nil is no answer.
+	Answer func(ctx context.Context, session string, query []byte, stream bool) []byte
+	// Tell is told of a connection that was refused or cut, as TCP can carry no more than
+	// a reset. It must not block; it may be nil.
+	Tell func(session string, r api.NetworkRefusal)
+
+	// Services are the prefixes in which Services have their addresses, Sessions those of
+	// clients, and DNS the addresses of the name server, within Services.
+	Services, Sessions []netip.Prefix
+	DNS                []netip.Addr
+
+	// Kernel is the name of the network interface to make, behind which the kernel speaks
+	// TCP; with "" the Gateway does so itself.
+	Kernel string
+	// Listen is the UDP port; 0 is any. With an address, only what is sent to it is
+	// taken; the port is occupied for all addresses nevertheless.
+	Listen netip.AddrPort
+	Key    Key // private
+	MTU    int // in bytes; 0 is DefaultMTU
+	Log    *slog.Logger
+
+	bind    *bind
+	plane   *plane
+	device  *device.Device
+	epoch   epoch
+	probes  pace
+	buffers *buffers
+	public  atomic.Pointer[Key]
+	refresh chan struct{}
+
+	change   sync.Mutex // one change of peers at a time; before mu
+	mu       sync.RWMutex
+	sessions map[string]*session
+	byKey    map[Key]*session
+	byAddr   map[netip.Addr]*session
+	leaving  []leaving // in the order of time
+
+	life    sync.Mutex
+	ctx     context.Context // of Run
+	running atomic.Bool     // changed under life
+	tasks   sync.WaitGroup
+}
+
+// A Peer is a Session that may use the Gateway.
+type Peer struct {
+	Session   string // uid
+	PublicKey Key
+	Addresses []netip.Addr
+}
+
+// session is a Peer and what it has under way.
+type session struct {
+	id        string
+	key       Key          // guarded by Gateway.mu
+	addresses []netip.Addr // guarded by Gateway.mu
+
+	asks    atomic.Int32 // questions to the name server
+	opening atomic.Int32 // TCP connections whose handshake is under way
+
+	mu    sync.Mutex
+	gone  bool
+	flows map[flowKey]*flow
+	conns map[resetter]struct{} // TCP
+	parts *packet.Reassembler
+	pipes []*pipe // the oldest first
+}
+
+// resetter is a conn that can be cut.
+type resetter interface{ Reset(reason string) error }
+
+// leaving is a Session that was removed. Whoever decides about its connections cuts them,
+// and knows why; what is left of them at a time, the Gateway cuts.
+type leaving struct {
+	s  *session
+	at time.Time
+}
+
+// A PeerStatus is how a Session is connected.
+type PeerStatus struct {
+	Session        string
+	Endpoint       netip.AddrPort // where its packets come from; zero if nothing has come
+	Carrier        string         // CarrierUDP and the like; "" if nothing has come
+	Handshake      time.Time      // the last one; zero if there was none
+	Received, Sent uint64         // bytes, with what WireGuard adds
+}
+
+// Bounds of what a Session may have.
+const (
+	openingMost = 128              // TCP handshakes under way, form USERSPACE
+	pipesMost   = 2                // pipes; another one ends the oldest
+	proveWithin = 15 * time.Second // how long a pipe may go unused
+	tidyEvery   = time.Second
+	cutWithin   = 2 * time.Second // how long a removed Session's connections may outlive it
+	dnsIdle     = 10 * time.Second
+)
+
+// Open makes the device and begins to listen. What comes before Run is dropped.
+func (g *Gateway) Open() error {
+	if g.MTU == 0 {
+		g.MTU = DefaultMTU
+	}
+	g.epoch, g.probes = newEpoch(), pace{rate: 20_000}
+	g.refresh = make(chan struct{}, 1)
+	g.buffers = &buffers{size: max(2048, g.MTU+128)}
+	g.sessions, g.byKey, g.byAddr = map[string]*session{}, map[Key]*session{}, map[netip.Addr]*session{}
+	public := g.Key.Public()
+	g.public.Store(&public)
+	g.bind = newBind(g.Listen.Addr(), g.probed)
+	g.plane = &plane{nothing: nothing{g.MTU}, g: g, out: newQueue(g.MTU)}
+	var err error
+	if g.Kernel != "" {
+		g.plane.below, err = g.openKernel()
+	} else {
+		g.plane.below, err = g.openUserspace()
+	}
+	if err != nil {
+		return err
+	}
+	g.device = device.NewDevice(newSteady(g.plane), g.bind, logger(g.Log, func() { g.plane.drop(dropSource) }))
+	var s setting
+	s.add("private_key", g.Key.hex())
+	s.add("listen_port", fmt.Sprint(g.Listen.Port()))
+	if err := errors.Join(s.apply(g.device), g.device.Up()); err != nil {
+		g.device.Close()
+		return fmt.Errorf("WireGuard on UDP port %d: %w", g.Listen.Port(), err)
+	}
+	return nil
+}
+
+// Port returns the UDP port that the Gateway listens at.
+func (g *Gateway) Port() int { return g.bind.port() }
+
+// Run serves until ctx is done, and returns nil when all that it started has ended.
+func (g *Gateway) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g.life.Lock()
+	g.ctx = ctx
+	g.running.Store(true)
+	g.life.Unlock()
+	g.Refresh()
+	g.keep(ctx)
+	g.life.Lock()
+	g.running.Store(false)
+	g.life.Unlock()
+	if l, ok := g.plane.below.(listener); ok {
+		l.stop()
+	}
+	g.mu.RLock()
+	sessions := make([]*session, 0, len(g.sessions))
+	for _, s := range g.sessions {
+		sessions = append(sessions, s)
+	}
+	g.mu.RUnlock()
+	for _, s := range sessions {
+		s.cut("DRAINED")
+	}
+	cancel()
+	g.tasks.Wait()
+	return nil
+}
+
+// Close ends the device. It is called after Run has returned.
+func (g *Gateway) Close() error {
+	g.device.Close()
+	<-g.device.Wait()
+	return nil
+}
+
+// start runs a task that Run waits for, and reports whether it did: it does not before
+// Run and after its end.
+func (g *Gateway) start(task func()) bool {
+	g.life.Lock()
+	defer g.life.Unlock()
+	if !g.running.Load() {
+		return false
+	}
+	g.tasks.Go(task)
+	return true
+}
+
+// task has a question to the name server answered, and reports whether there was room.
+func (s *session) task(g *Gateway, answer func()) bool {
+	done := func() { s.asks.Add(-1) }
+	if s.asks.Add(1) <= asksMost && g.start(func() { defer done(); answer() }) {
+		return true
+	}
+	done()
+	return false
+}
+
+// session returns whose address it is, or nil.
+func (g *Gateway) session(a netip.Addr) *session {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.byAddr[a]
+}
+
+// Put adds a Session, or changes its key or addresses: what was encrypted under the old
+// key counts for nothing from then on. Connections that are under way stay.
+func (g *Gateway) Put(p Peer) error {
+	g.change.Lock()
+	defer g.change.Unlock()
+	prefixes := make([]netip.Prefix, len(p.Addresses))
+	for i, a := range p.Addresses {
+		prefixes[i] = netip.PrefixFrom(a, a.BitLen())
+	}
+	s, old, err := g.enter(p)
+	if s == nil || err != nil {
+		return err
+	}
+	// The device waits for packets that are on their way through the plane, which asks
+	// for Sessions: g.mu must not be held.
+	if !old.IsZero() && old != p.PublicKey {
+		g.device.RemovePeer(device.NoisePublicKey(old))
+	}
+	var set setting
+	set.peer(p.PublicKey)
+	set.allow(prefixes)
+	if err := set.apply(g.device); err != nil {
+		g.leave(s)
+		return fmt.Errorf("Session %s: %w", p.Session, err)
+	}
+	return nil
+}
+
+// enter puts a Session into the tables, and returns it with the key that it had. If there
+// is nothing to change it returns nil.
+func (g *Gateway) enter(p Peer) (s *session, old Key, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if o := g.byKey[p.PublicKey]; o != nil && o.id != p.Session {
+		return nil, Key{}, fmt.Errorf("another Session has the WireGuard key of Session %s", p.Session)
+	}
+	for _, a := range p.Addresses {
+		if o := g.byAddr[a]; o != nil && o.id != p.Session {
+			return nil, Key{}, fmt.Errorf("another Session has the address %s of Session %s", a, p.Session)
+		}
+		if !within(g.Sessions, a) {
+			return nil, Key{}, fmt.Errorf("the address %s of Session %s is not among those of Sessions", a, p.Session)
+		}
+	}
+	if s = g.sessions[p.Session]; s == nil {
+		s = &session{id: p.Session}
+	} else {
+		if s.key == p.PublicKey && slices.Equal(s.addresses, p.Addresses) {
+			return nil, Key{}, nil
+		}
+		old = s.key
+		g.forget(s)
+	}
+	s.key, s.addresses = p.PublicKey, slices.Clone(p.Addresses)
+	g.sessions[s.id], g.byKey[s.key] = s, s
+	for _, a := range s.addresses {
+		g.byAddr[a] = s
+	}
+	return s, old, nil
+}
+
+// forget takes a Session out of the tables. g.mu must be held.
+func (g *Gateway) forget(s *session) {
+	delete(g.sessions, s.id)
+	delete(g.byKey, s.key)
+	for _, a := range s.addresses {
+		delete(g.byAddr, a)
+	}
+}
+
+// Remove ends the tunnel of a Session: no packet comes from it or goes to it any more. Its
+// connections are left to whoever decides about them for a few seconds, and then reset.
+func (g *Gateway) Remove(id string) {
+	g.change.Lock()
+	defer g.change.Unlock()
+	g.mu.RLock()
+	s := g.sessions[id]
+	g.mu.RUnlock()
+	if s != nil {
+		g.leave(s)
+	}
+}
+
+// leave removes a Session. g.change must be held.
+func (g *Gateway) leave(s *session) {
+	g.mu.Lock()
+	key := s.key
+	g.forget(s)
+	g.leaving = append(g.leaving, leaving{s, time.Now().Add(cutWithin)})
+	g.mu.Unlock()
+	s.mu.Lock()
+	s.gone = true
+	s.parts = nil
+	pipes := s.pipes
+	s.pipes = nil
+	s.mu.Unlock()
+	for _, p := range pipes {
+		p.pipe.Close()
+	}
+	g.device.RemovePeer(device.NoisePublicKey(key))
+}
+
+// cut resets whatever a Session has under way.
+func (s *session) cut(reason string) {
+	s.mu.Lock()
+	var conns []resetter
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	for _, f := range s.flows {
+		conns = append(conns, f)
+	}
+	s.mu.Unlock()
+	for _, c := range conns {
+		c.Reset(reason)
+	}
+}
+
+// keep keeps everything as it should be, until ctx is done.
+func (g *Gateway) keep(ctx context.Context) {
+	every := time.NewTicker(tidyEvery)
+	defer every.Stop()
+	for {
+		select {
+		case now := <-every.C:
+			g.tidy(now)
+		case <-g.refresh:
+			if l, ok := g.plane.below.(listener); ok {
+				l.refresh()
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// tidy ends what has outlived its time.
+func (g *Gateway) tidy(now time.Time) {
+	g.mu.Lock()
+	var late []*session
+	for len(g.leaving) > 0 && !now.Before(g.leaving[0].at) {
+		late = append(late, g.leaving[0].s)
+		g.leaving = g.leaving[1:]
+	}
+	sessions := make([]*session, 0, len(g.sessions))
+	for _, s := range g.sessions {
+		sessions = append(sessions, s)
+	}
+	g.mu.Unlock()
+	for _, s := range late {
+		s.cut("SESSION_ENDED")
+	}
+	for _, s := range sessions {
+		for _, f := range s.idle(now) {
+			f.end(io.EOF, false)
+		}
+	}
+}
+
+// idle returns the flows that have been silent for too long, and forgets those whose
+// refusal is over.
+func (s *session) idle(now time.Time) (idle []*flow) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, f := range s.flows {
+		switch {
+		case f.refused && !now.Before(f.until):
+			delete(s.flows, key)
+		case !f.refused && now.UnixNano()-f.active.Load() >= int64(flowIdle):
+			idle = append(idle, f)
+		}
+	}
+	return idle
+}
+
+// SetKey gives the Gateway another private key. Peers that know its public key make a new
+// handshake; what they have sent under the old keys is still taken until then, and what
+// passes in the tunnel stays.
+func (g *Gateway) SetKey(k Key) error {
+	g.change.Lock()
+	defer g.change.Unlock()
+	public := k.Public()
+	if err := g.device.SetPrivateKey(device.NoisePrivateKey(k)); err != nil {
+		return err
+	}
+	g.public.Store(&public)
+	return nil
+}
+
+// Attach takes the packets of a carrier of a Session, until ctx is done or the pipe is
+// over, which it closes. One over which the Session's peer does not authenticate itself is
+// closed after some seconds. It returns nil when another one of the Session took its place.
+func (g *Gateway) Attach(ctx context.Context, id string, p tunnel.Pipe) error {
+	g.mu.RLock()
+	s := g.sessions[id]
+	g.mu.RUnlock()
+	if s == nil {
+		p.Close()
+		return fmt.Errorf("Session %s is not connected", id)
+	}
+	e := g.bind.add(p, g.buffers)
+	defer g.bind.drop(e)
+	s.mu.Lock()
+	if s.gone {
+		s.mu.Unlock()
+		return fmt.Errorf("Session %s is not connected", id)
+	}
+	s.pipes = append(s.pipes, e)
+	if len(s.pipes) > pipesMost {
+		s.pipes[0].pipe.Close()
+		s.pipes = slices.Delete(s.pipes, 0, 1)
+	}
+	s.mu.Unlock()
+	stop := context.AfterFunc(ctx, func() { p.Close() })
+	defer stop()
+	err := g.bind.read(e, proveWithin)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i := slices.Index(s.pipes, e); i >= 0 {
+		s.pipes = slices.Delete(s.pipes, i, i+1)
+		return err
+	}
+	return nil
+}
+
+// Peers returns how the Sessions are connected.
+func (g *Gateway) Peers() []PeerStatus {
+	peers, err := peersOf(g.device)
+	if err != nil {
+		return nil
+	}
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	all := make([]PeerStatus, 0, len(peers))
+	for _, p := range peers {
+		s := g.byKey[p.key]
+		if s == nil {
+			continue
+		}
+		st := PeerStatus{Session: s.id, Handshake: p.handshake, Received: p.received, Sent: p.sent}
+		st.Endpoint, st.Carrier = g.bind.where(p.endpoint)
+		all = append(all, st)
+	}
+	return all
+}
+
+// Dropped returns how many packets of clients were dropped, by the reason.
+func (g *Gateway) Dropped() map[string]int {
+	m := map[string]int{}
+	for i, name := range dropNames() {
+		if n := g.plane.dropped[i].Load(); n > 0 {
+			m[name] = int(n)
+		}
+	}
+	return m
+}
+
+// Refresh tells that Ports may have changed. Run looks at once.
+func (g *Gateway) Refresh() {
+	select {
+	case g.refresh <- struct{}{}:
+	default:
+	}
+}
+
+// probed answers a probe.
+func (g *Gateway) probed(b []byte) []byte {
+	if !g.probes.allow(time.Now()) {
+		return nil
+	}
+	key := *g.public.Load()
+	n, _, ok := readProbe(probeType, b, key)
+	if !ok {
+		return nil
+	}
+	return makeProbe(answerType, n, g.epoch, key)
+}
+
+// arrival is what a connection or a flow becomes.
+func (g *Gateway) arrival(c net.Conn, service string, s *session, from, to netip.AddrPort) api.Arrival {
+	return api.Arrival{
+		Conn:     c,
+		Service:  service,
+		Evidence: api.Evidence{Kind: api.EvidenceTunnel, Data: []byte(s.id)},
+		Facts:    api.Facts{IP: from.Addr().String(), Port: int(from.Port()), Listener: to.String(), Tunnel: Name},
+	}
+}
+
+// accepted is given a TCP connection that a client has opened. wrap makes of it the conn
+// of an Arrival.
+func (g *Gateway) accepted(c tunnel.Conn, from, to netip.AddrPort, wrap func(*registered) net.Conn) {
+	s := g.session(from.Addr())
+	if s == nil {
+		c.Reset("no Session")
+		return
+	}
+	r := &registered{Conn: c, s: s, teller: teller{g: g, session: s.id}}
+	if !s.register(r) {
+		c.Reset("no Session")
+		return
+	}
+	if slices.Contains(g.DNS, to.Addr()) {
+		if !s.task(g, func() { g.answerStream(r) }) {
+			r.Reset("too many questions")
+		}
+		return
+	}
+	service, ok := g.Find(to, "tcp")
+	if !ok {
+		r.Reset("no Service")
+		return
+	}
+	r.teller.service = api.ServiceName(service)
+	g.Handler.Arrive(g.arrival(wrap(r), r.teller.service, s, from, to))
+}
+
+// answerStream answers the questions of a TCP connection, one after the other (RFC 7766).
+func (g *Gateway) answerStream(c *registered) {
+	defer c.Close()
+	stop := context.AfterFunc(g.ctx, func() { c.Reset("DRAINED") })
+	defer stop()
+	for {
+		c.SetDeadline(time.Now().Add(dnsIdle))
+		var size [2]byte
+		if _, err := io.ReadFull(c, size[:]); err != nil {
+			return
+		}
+		query := make([]byte, binary.BigEndian.Uint16(size[:]))
+		if _, err := io.ReadFull(c, query); err != nil {
+			return
+		}
+		a := g.Answer(g.ctx, c.s.id, query, true)
+		if a == nil || len(a) > 65535 {
+			return
+		}
+		if _, err := c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(a))), a...)); err != nil {
+			return
+		}
+	}
+}
