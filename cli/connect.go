@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"time"
 
@@ -82,6 +84,11 @@ func (r *run) connect() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if s, err := me.Session(c.Context()); err == nil && wish.Network.Interface != "" && !f.asksIt && isLoopback(s.Address) {
+			// Nobody means to change the routes and names of the machine that the cluster
+			// itself runs on by a command without flags.
+			return r.reachable(c, "the cluster is on this machine, and --interface "+defaultInterface+" joins it all the same")
+		}
 		(&client.Names{Client: me}).Datagrams(c.Context(), wish.Ports)
 		if !client.KnowsPeers && !f.share && len(wish.Ports) > 0 {
 			fmt.Fprintln(r.Err, "warning: this system does not tell whose a local connection is: every user of this machine can use a TCP port")
@@ -100,6 +107,16 @@ func (r *run) connect() *cobra.Command {
 		return err
 	}
 	return c
+}
+
+// isLoopback reports whether HOST:PORT is of this machine alone.
+func isLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
 }
 
 // wish returns what the flags ask for.

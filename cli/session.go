@@ -342,6 +342,12 @@ func networkTable(t *table, n *client.NetworkStatus) {
 		t.add("Services", strings.Join(n.Services, ", ")+" go through it")
 	case client.FormStack:
 		t.add("Address", addressWords(n.Addresses)+", for published ports and the proxy alone")
+	case client.FormStreams:
+		road := client.TunnelTLS
+		if n.Tunnel == client.TunnelQUIC {
+			road = client.TunnelQUIC
+		}
+		t.add("Tunnel", road.Words()+", a stream for each connection")
 	}
 	if n.Form == client.FormInterface {
 		names := n.DNS

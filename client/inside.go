@@ -137,8 +137,9 @@ func (n *Network) openDNS(ctx context.Context, in *inside, s *api.NetworkState) 
 	}
 	names, err := resolver.Set(ctx, resolver.Config{
 		Interface: in.network, Servers: in.dns, Dir: n.Client.home,
-		Domains: []string{"svc." + s.Domain, "local." + s.Domain},
-		Search:  []string{"default.svc." + s.Domain, "svc." + s.Domain},
+		// Not the whole Domain: the way to the API must not depend on the tunnel.
+		Domains: []string{"svc." + s.Domain, "local." + s.Domain, "gateway." + s.Domain, "dns." + s.Domain},
+		Search:  []string{"svc." + s.Domain},
 	})
 	if err != nil {
 		in.form = "not set: " + err.Error()

@@ -108,6 +108,7 @@ type NetworkStatus struct {
 	// Form is INTERFACE, STACK (WireGuard within the process, for published ports) or
 	// STREAMS.
 	Form      string          `json:"form"`
+	Tunnel    Tunnel          `json:"tunnel"` // what was asked for
 	Interface string          `json:"interface,omitempty"`
 	Addresses api.Addresses   `json:"addresses,omitzero"`
 	Services  []string        `json:"services,omitempty"` // what goes through the tunnel
@@ -503,7 +504,7 @@ func (n *Network) Status() NetworkStatus {
 	n.init()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	s := NetworkStatus{Session: n.session, Form: FormStreams, Since: n.since, Problem: n.problem, Refusals: slices.Clone(n.refusals), Gateways: []GatewayStatus{}}
+	s := NetworkStatus{Session: n.session, Form: FormStreams, Tunnel: cmp.Or(n.Options.Tunnel, TunnelAuto), Since: n.since, Problem: n.problem, Refusals: slices.Clone(n.refusals), Gateways: []GatewayStatus{}}
 	if n.Options.packets() {
 		s.Form = FormStack
 	}

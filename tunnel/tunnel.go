@@ -1,9 +1,9 @@
 // Package tunnel is the road between a client and the house: on the house's
 // side a road ends in [api.Arrival]s, on the client's side in net.Conns.
 //
-// Implementations live beside it: memory (inside one process) and tls (mutual
-// TLS: raw streams by SNI, and the protocol cardea/1). Package tunneltest holds
-// the contract that they pass.
+// Implementations live beside it: memory (inside one process), tls (mutual TLS: raw
+// streams by SNI, the protocol cardea/1, and streams to devices that serve), quic and
+// wireguard. Package tunneltest holds the contract that they pass.
 //
 // # Contract
 //

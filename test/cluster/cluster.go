@@ -31,6 +31,7 @@ type Cluster struct {
 	Log    io.Writer // what the server says; nil is nowhere
 	Args   []string  // further flags of up
 	Prefix []string  // what runs the server: taskset, say
+	People []string  // what runs the program of people: ip netns exec, say
 
 	Took time.Duration // the last Up, until it served
 
@@ -218,7 +219,8 @@ func (c *Cluster) Home(who string) string { return filepath.Join(c.Dir, "home-"+
 
 // Run runs the program as somebody, and returns its standard output.
 func (c *Cluster) Run(ctx context.Context, who string, stdin io.Reader, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, c.Bin, args...)
+	argv := slices.Concat(c.People, []string{c.Bin}, args)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), "CARDEA_HOME="+c.Home(who))
 	cmd.Stdin = stdin
 	var out, stderr bytes.Buffer

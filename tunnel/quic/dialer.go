@@ -77,9 +77,8 @@ func (d *Dialer) Status() Status {
 	if l == nil || l.conn.Context().Err() != nil {
 		return Status{}
 	}
-	n, _, _ := l.state()
 	s := l.conn.ConnectionStats()
-	return Status{true, l.conn.RemoteAddr().String(), s.SmoothedRTT, s.BytesSent, s.BytesReceived, n}
+	return Status{true, l.conn.RemoteAddr().String(), s.SmoothedRTT, s.BytesSent, s.BytesReceived, l.now().streams}
 }
 
 // Dial implements [tunnel.Dialer]. It returns after the gateway's verdict. A gateway that
@@ -154,7 +153,7 @@ func (d *Dialer) current() *dialled {
 	if d.link == nil || d.link.conn.Context().Err() != nil {
 		return nil
 	}
-	if _, leaving, _ := d.link.state(); leaving {
+	if d.link.now().leaving {
 		return nil
 	}
 	return d.link
@@ -271,10 +270,10 @@ func (d *Dialer) dial(ctx context.Context, to net.UDPAddr, config *tls.Config) (
 		HandshakeIdleTimeout:           handshakeTime / 2,
 		MaxIdleTimeout:                 silence,
 		KeepAlivePeriod:                knocking,
-		InitialStreamReceiveWindow:     512 << 10,
-		MaxStreamReceiveWindow:         6 << 20,
-		InitialConnectionReceiveWindow: 1 << 20,
-		MaxConnectionReceiveWindow:     16 << 20,
+		InitialStreamReceiveWindow:     streamWindow,
+		MaxStreamReceiveWindow:         mostStreamWindow,
+		InitialConnectionReceiveWindow: connWindow,
+		MaxConnectionReceiveWindow:     connWindow,
 		MaxIncomingStreams:             -1,
 		MaxIncomingUniStreams:          1,
 		EnableDatagrams:                true,
@@ -298,7 +297,7 @@ func (d *Dialer) open(ctx context.Context, l *dialled, service string, open []by
 		return nil, ctx.Err()
 	}
 	if err != nil {
-		return nil, failure(l, service, err, first)
+		return nil, failure(service, err, err, first)
 	}
 	s := newStream(q, l.link)
 	s.over = func() {
@@ -329,7 +328,7 @@ func (d *Dialer) open(ctx context.Context, l *dialled, service string, open []by
 	}
 	if err != nil {
 		s.Reset("no verdict")
-		return nil, failure(l, service, err, first)
+		return nil, failure(service, err, s.lostBy(), first)
 	}
 	if v.Code == api.VerdictOK {
 		if doubt != nil && !doubt.Stop() && s.ended() != nil {
@@ -358,16 +357,13 @@ func (s *stream) ask(open []byte) (api.Verdict, error) {
 	return api.Verdict{Code: api.VerdictCode(v.Code), DecisionID: v.DecisionID, Words: v.Words}, err
 }
 
-// failure returns what Dial returns for an error of a connection or of ask.
-func failure(l *dialled, service string, err error, first bool) error {
-	dead := l.conn.Context().Err() != nil
-	if dead {
-		err = context.Cause(l.conn.Context())
-	}
-	if e := refusedCertificate(err); e != nil {
+// failure returns what Dial returns for an error, lost being that of the connection, if
+// that is the cause.
+func failure(service string, err, lost error, first bool) error {
+	if e := refusedCertificate(lost); e != nil {
 		return e
 	}
-	if err == errLeaving || !first && (dead || lossWords(err) == doubtful) {
+	if err == errLeaving || !first && (lost != nil || lossWords(err) == doubtful) {
 		return staleError{err}
 	}
 	return tunnel.Lost(service, lossWords(err))
@@ -426,21 +422,11 @@ func (d *Dialer) Close() error {
 		links = append(links, l)
 	}
 	d.mu.Unlock()
-	soon := time.NewTimer(acknowledging)
-	defer soon.Stop()
 	for _, l := range links {
 		l.leave()
-		if l.inUse() {
-			continue
+		if !l.now().inUse {
+			<-l.over
 		}
-		select {
-		case <-l.over:
-			continue
-		case <-soon.C:
-			soon.Reset(0)
-		}
-		l.conn.CloseWithError(codeNone, "")
-		<-l.over
 	}
 	return nil
 }

@@ -47,8 +47,19 @@ const (
 	acknowledging = 5 * time.Second  // for a Verdict to be taken
 	explaining    = time.Second      // for the reason of a reset to come after it
 	silence       = 20 * time.Second // of the peer, after which a connection is lost
-	knocking      = 5 * time.Second  // of the client, after which it asks whether the server is there
+	knocking      = 2 * time.Second  // of the client, after which it says something: so the server learns a new address of a client that only listens
 )
+
+// Windows of flow control, in bytes. That of a connection has room for many streams whose
+// reader is slow: the others wait for none of them.
+const (
+	streamWindow     = 256 << 10 // to begin with
+	mostStreamWindow = 4 << 20
+	connWindow       = 64 << 20
+)
+
+// mostRecords is how many bytes of records may wait to be written.
+const mostRecords = 1 << 20
 
 // all is the stream of a record that is about the connection.
 const all = quic.StreamID(math.MaxInt64)
@@ -68,8 +79,9 @@ type link struct {
 
 	work sync.WaitGroup // that serve waits for
 
-	telling sync.Mutex // held while a record is written
-	control *quic.SendStream
+	told    chan struct{} // there is something in records
+	telling sync.Mutex
+	records []byte // that wait to be written
 }
 
 // A crowd counts the connections that have no stream, which are to be no more than most.
@@ -81,49 +93,71 @@ type crowd struct {
 // newLink returns the link of a connection, to be served by [link.serve].
 func newLink(conn *quic.Conn, crowd *crowd, idleTime time.Duration) *link {
 	crowd.idle.Add(1)
-	return &link{conn: conn, crowd: crowd, idleTime: idleTime, changed: make(chan struct{}, 1), streams: map[quic.StreamID]*stream{}}
+	return &link{conn: conn, crowd: crowd, idleTime: idleTime, changed: make(chan struct{}, 1), told: make(chan struct{}, 1), streams: map[quic.StreamID]*stream{}}
 }
 
 // serve hears what the peer tells, and returns when the connection is over: it has
-// ended, it was left and has no stream any more, or it had none for too long.
+// ended, it was left and has no stream any more (but for those whose peer does not end
+// them in time), or it had none for too long.
 func (l *link) serve() {
 	defer l.work.Wait()
 	l.begin(l.hear)
-	idle := time.Time{} // since when
-	for {
-		n, leaving, broken := l.state()
-		if broken != nil {
-			l.conn.CloseWithError(codeProtocol, lossWords(broken))
+	l.begin(l.write)
+	for last := l.now(); ; {
+		now := l.now()
+		if now.broken != nil {
+			l.conn.CloseWithError(codeProtocol, lossWords(now.broken))
 		}
-		if n > 0 {
-			idle = time.Time{}
-		} else if idle.IsZero() {
-			idle = time.Now()
-		}
-		if n == 0 && (leaving || time.Since(idle) >= l.idleTime) && l.finish() {
+		if now.leaving && now.streams == 0 && l.finish() {
 			l.conn.CloseWithError(codeNone, "")
 			return
 		}
-		var timer <-chan time.Time
-		if n == 0 {
-			timer = time.After(l.idleTime - time.Since(idle))
+		limit := time.Duration(math.MaxInt64)
+		switch {
+		case now.leaving && !now.inUse:
+			limit = acknowledging
+		case now.streams == 0:
+			limit = l.idleTime
 		}
+		if now.leaving == last.leaving && now.inUse == last.inUse && now.streams == 0 == (last.streams == 0) {
+			now.since = last.since
+		}
+		last = now
+		timer := time.NewTimer(limit - time.Since(now.since))
 		select {
 		case <-l.changed:
-		case <-timer:
+		case <-timer.C:
+			l.leave()
+			if now.leaving {
+				l.conn.CloseWithError(codeNone, "")
+			}
 		case <-l.conn.Context().Done():
 			l.finish()
+			timer.Stop()
 			return
 		}
+		timer.Stop()
 	}
 }
 
-// state returns how many streams there are, whether there shall be others, and why the
-// connection is to be ended, if so.
-func (l *link) state() (streams int, leaving bool, broken error) {
+// A moment is how a link stands.
+type moment struct {
+	streams int   // that it has
+	inUse   bool  // a user has one of them
+	leaving bool  // there shall be no other
+	broken  error // why the connection is to be ended, if so
+	since   time.Time
+}
+
+// now returns how the link stands.
+func (l *link) now() moment {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.streams), l.leaving, l.broken
+	m := moment{streams: len(l.streams), leaving: l.leaving, broken: l.broken, since: time.Now()}
+	for _, s := range l.streams {
+		m.inUse = m.inUse || !s.isLeft()
+	}
+	return m
 }
 
 // finish lets no stream begin any more, and reports false if there is one, unless the
@@ -146,18 +180,6 @@ func (l *link) begin(f func()) bool {
 		l.work.Go(f)
 	}
 	return !l.ended
-}
-
-// inUse tells whether there is a stream that a user has.
-func (l *link) inUse() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, s := range l.streams {
-		if !s.isLeft() {
-			return true
-		}
-	}
-	return false
 }
 
 // change changes what mu guards, and wakes serve.
@@ -206,21 +228,45 @@ func (l *link) find(id quic.StreamID) *stream {
 	return l.streams[id]
 }
 
-// tell writes a record. A peer that does not read records has lost its connection.
+// tell has a record written, and waits for nobody.
 func (l *link) tell(id quic.StreamID, f []byte) {
 	l.telling.Lock()
-	defer l.telling.Unlock()
-	if l.control == nil {
-		control, err := l.conn.OpenUniStream()
-		if err != nil {
-			l.fail(fmt.Errorf("no control stream: %w", err))
+	l.records = append(binary.BigEndian.AppendUint64(l.records, uint64(id)), f...)
+	tooMany := len(l.records) > mostRecords
+	l.telling.Unlock()
+	if tooMany {
+		l.fail(errors.New("the peer does not read records"))
+	}
+	select {
+	case l.told <- struct{}{}:
+	default:
+	}
+}
+
+// write writes what was told, until the connection is over.
+func (l *link) write() {
+	var control *quic.SendStream
+	for {
+		select {
+		case <-l.told:
+		case <-l.conn.Context().Done():
 			return
 		}
-		l.control = control
-	}
-	record := append(binary.BigEndian.AppendUint64(nil, uint64(id)), f...)
-	if err := l.control.TryWriteAll(record); err != nil {
-		l.fail(fmt.Errorf("no record can be written: %w", err))
+		l.telling.Lock()
+		b := l.records
+		l.records = nil
+		l.telling.Unlock()
+		if control == nil {
+			var err error
+			if control, err = l.conn.OpenUniStream(); err != nil {
+				l.fail(fmt.Errorf("no control stream: %w", err))
+				return
+			}
+		}
+		if _, err := control.Write(b); err != nil {
+			l.fail(fmt.Errorf("no record can be written: %w", err))
+			return
+		}
 	}
 }
 

@@ -90,10 +90,10 @@ func (n *network) forth() {
 		}
 		n.mu.Lock()
 		n.client = from
-		far, lost := n.far, n.lose()
+		far, server, lost := n.far, n.server, n.lose()
 		n.mu.Unlock()
 		if !lost {
-			far.WriteTo(b[:size], n.server)
+			far.WriteTo(b[:size], server)
 		}
 	}
 }
@@ -165,14 +165,39 @@ func (n *network) through(g *gateway, t *testing.T) *quic.Dialer {
 
 func dial(t *testing.T, d *quic.Dialer) tunnel.Conn {
 	t.Helper()
+	c, ok := <-dialling(t, d)
+	if !ok {
+		t.FailNow()
+	}
+	return c
+}
+
+// dialling dials, and then sends the conn, or closes the channel.
+func dialling(t *testing.T, d *quic.Dialer) <-chan tunnel.Conn {
+	conns := make(chan tunnel.Conn, 1)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	c, err := d.Dial(ctx, "nats")
-	if err != nil {
+	t.Cleanup(cancel)
+	go func() {
+		defer close(conns)
+		c, err := d.Dial(ctx, "nats")
+		if err != nil {
+			t.Errorf("dial: %v", err)
+			return
+		}
+		conns <- c.(tunnel.Conn)
+	}()
+	return conns
+}
+
+// both returns the ends of a stream.
+func both(t *testing.T, d *quic.Dialer, h *house) (client, served tunnel.Conn) {
+	t.Helper()
+	conns := dialling(t, d)
+	a := <-h.arrivals
+	if err := a.Conn.(tunnel.Teller).Verdict(ok); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() })
-	return c.(tunnel.Conn)
+	return <-conns, a.Conn.(tunnel.Conn)
 }
 
 // The address of a client changes in the middle of a stream: it goes on, and the next
@@ -185,9 +210,13 @@ func TestMigration(t *testing.T) {
 	c := dial(t, d)
 	first := <-h.arrivals
 	exchange(t, c, 8<<20, n.move)
-	exchange(t, dial(t, d), 1<<20, n.move)
+	c.Close()
+	for _, then := range []func(){n.move, func() {}} {
+		c := dial(t, d)
+		exchange(t, c, 1<<20, then)
+		c.Close()
+	}
 	<-h.arrivals
-	exchange(t, dial(t, d), 1<<20, func() {})
 	if last := <-h.arrivals; last.Facts.Port == first.Facts.Port || last.Facts.IP != "127.0.0.1" {
 		t.Errorf("from %s:%d, after %s:%d", last.Facts.IP, last.Facts.Port, first.Facts.IP, first.Facts.Port)
 	}
@@ -204,8 +233,11 @@ func TestLoss(t *testing.T) {
 	n.set(func() bool { return r.IntN(20) == 0 })
 	d := n.through(g, t)
 	for range 4 {
-		exchange(t, dial(t, d), 1<<20, func() {})
+		c := dial(t, d)
+		exchange(t, c, 1<<20, func() {})
+		c.Close()
 	}
+	n.set(func() bool { return false }) // should the last word be lost, the gateway would wait
 }
 
 // A network that is gone for a while cuts nothing.
@@ -213,8 +245,10 @@ func TestOutage(t *testing.T) {
 	g := serve(t, &quic.Server{Handler: newEcho()})
 	n := newNetwork(t, g.addr)
 	d := n.through(g, t)
-	exchange(t, dial(t, d), 4<<20, func() {
-		left := 200 // packets
+	c := dial(t, d)
+	defer c.Close()
+	exchange(t, c, 4<<20, func() {
+		left := 30 // packets
 		n.set(func() bool { left--; return left > 0 })
 	})
 }
@@ -227,8 +261,7 @@ func TestRestart(t *testing.T) {
 	n := newNetwork(t, g.addr)
 	d := n.through(g, t)
 	c := dial(t, d)
-	// The process is killed: it says nothing any more.
-	n.set(func() bool { return true })
+	g.kill()
 	after := run(t, &quic.Server{
 		Handler: h, ResetKey: key, Domain: g.Domain, Certificate: g.Certificate, ClientCAs: g.ClientCAs, Log: g.Log,
 	}, g.ca, "127.0.0.1:0")
@@ -238,13 +271,14 @@ func TestRestart(t *testing.T) {
 	}
 	n.mu.Lock()
 	n.server = to
-	n.lose = func() bool { return false }
 	n.mu.Unlock()
-	exchange(t, dial(t, d), 1<<20, func() {})
+	another := dial(t, d)
+	exchange(t, another, 1<<20, func() {})
+	another.Close()
+	defer c.Close()
 	if _, err := c.Read(make([]byte, 1)); err == nil || err == io.EOF {
 		t.Errorf("a stream of the former process: %v", err)
 	}
-	g.stop()
 }
 
 // When the server ends, a stream goes on to its end, and what is asked for next is asked
@@ -254,24 +288,13 @@ func TestServerStops(t *testing.T) {
 	g := serve(t, &quic.Server{Handler: h})
 	n := newNetwork(t, g.addr)
 	d := n.through(g, t)
-	open := func() (client, house tunnel.Conn) {
-		t.Helper()
-		conns := make(chan tunnel.Conn)
-		go func() { conns <- dial(t, d) }()
-		a := <-h.arrivals
-		if err := a.Conn.(tunnel.Teller).Verdict(ok); err != nil {
-			t.Fatal(err)
-		}
-		return <-conns, a.Conn.(tunnel.Conn)
-	}
-	client, served := open()
+	client, served := both(t, d, h)
 	g.stop()
 	after := run(t, &quic.Server{Handler: h, Domain: g.Domain, Certificate: g.Certificate, ClientCAs: g.ClientCAs, Log: g.Log}, g.ca, "127.0.0.1:0")
 	to, err := net.ResolveUDPAddr("udp", after.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	both := n.server
 	exchanged := make(chan struct{})
 	go func() {
 		defer close(exchanged)
@@ -287,8 +310,35 @@ func TestServerStops(t *testing.T) {
 	n.mu.Lock()
 	n.server = to
 	n.mu.Unlock()
-	client, served = open()
+	client, served = both(t, d, h)
 	served.Close()
 	client.Close()
-	_ = both
+}
+
+// Streams that nobody reads hold up no other, nor the end of one.
+func TestSlowReadersHoldUpNobody(t *testing.T) {
+	h := newHouse()
+	g := serve(t, &quic.Server{Handler: h})
+	d := g.dialer(t, always(g.ca.session()))
+	var writing sync.WaitGroup
+	for range 20 {
+		client, served := both(t, d, h)
+		writing.Go(func() { client.Write(make([]byte, 64<<20)) })
+		defer served.Reset("the test is over")
+		defer client.Reset("the test is over")
+	}
+	client, served := both(t, d, h)
+	go func() {
+		io.Copy(served, served)
+		served.Close()
+	}()
+	exchange(t, client, 1<<20, func() {})
+	client.Close()
+	client, served = both(t, d, h)
+	served.Reset("REVOKED")
+	if _, err := client.Read(make([]byte, 1)); err == nil || err.Error() != "stream reset: REVOKED" {
+		t.Errorf("the client reads %v", err)
+	}
+	client.Close()
+	t.Cleanup(writing.Wait)
 }

@@ -141,10 +141,10 @@ func (s *Server) Serve(ctx context.Context, pc net.PacketConn) error {
 	l, err := transport.Listen(&tls.Config{MinVersion: tls.VersionTLS13, GetConfigForClient: s.configFor}, &quic.Config{
 		HandshakeIdleTimeout:           s.Limits.Handshake / 2, // of silence; twice that in all
 		MaxIdleTimeout:                 silence,
-		InitialStreamReceiveWindow:     256 << 10,
-		MaxStreamReceiveWindow:         4 << 20,
-		InitialConnectionReceiveWindow: 512 << 10,
-		MaxConnectionReceiveWindow:     16 << 20,
+		InitialStreamReceiveWindow:     streamWindow,
+		MaxStreamReceiveWindow:         mostStreamWindow,
+		InitialConnectionReceiveWindow: connWindow,
+		MaxConnectionReceiveWindow:     connWindow,
 		MaxIncomingStreams:             int64(s.Limits.Streams),
 		MaxIncomingUniStreams:          1,
 		EnableDatagrams:                true,

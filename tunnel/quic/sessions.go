@@ -25,7 +25,8 @@ func (s *pipes) add(session string, p *pipe, most int) (old *pipe) {
 	}
 	all := append(s.all[session], p)
 	if len(all) > most {
-		old, all = all[0], slices.Delete(all, 0, 1)
+		old = all[0]
+		all = slices.Delete(all, 0, 1)
 	}
 	s.all[session] = all
 	return old

@@ -41,6 +41,7 @@ type stream struct {
 	sentEOF bool        // FIN was sent
 	gotEOF  bool        // FIN was read
 	done    bool        // confirmed is closed
+	lost    error       // of the connection, by which the stream was lost
 	cut     *time.Timer // the peer has cut the stream, and the reason is due
 }
 
@@ -161,6 +162,10 @@ func (s *stream) explain(err error) error {
 		s.lose(errLeaving)
 	} else if ok {
 		err = &tunnel.ResetError{Reason: "the peer has cut the stream"}
+	} else {
+		s.mu.Lock()
+		s.lost = err
+		s.mu.Unlock()
 	}
 	s.lose(&tunnel.ResetError{Reason: lossWords(err)})
 	return s.ended()
@@ -302,6 +307,7 @@ func (s *stream) settle() {
 	if s.isCut() {
 		return
 	}
+	s.link.change(func() {}) // nobody uses it any more
 	until := time.Now().Add(lingering)
 	s.reading.Lock() // the user's call has come back
 	defer s.reading.Unlock()
@@ -329,6 +335,13 @@ func (s *stream) settle() {
 	case <-timer.C:
 	case <-s.link.conn.Context().Done():
 	}
+}
+
+// lostBy returns the error of the connection by which the stream was lost, if it was.
+func (s *stream) lostBy() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lost
 }
 
 func (s *stream) isLeft() bool {

@@ -147,6 +147,9 @@ func (b *bind) receive(closed <-chan struct{}, packets [][]byte, sizes []int, ep
 	}
 	for {
 		sizes[n], eps[n] = copy(packets[n], (*a.buffer)[:a.size]), a.from
+		if a.from.gone.Load() {
+			sizes[n] = 0 // the peer must not be looked for where it has just left
+		}
 		a.from.buffers.put(a.buffer)
 		if n++; n == len(packets) {
 			return n, nil
@@ -218,6 +221,7 @@ type pipe struct {
 	// proven is that something was sent to it that the device sends only to a peer that
 	// has authenticated itself: the answer to a handshake, or data.
 	proven         atomic.Bool
+	gone           atomic.Bool // nothing can be sent to it any more
 	received, sent atomic.Uint64
 }
 
@@ -270,6 +274,7 @@ func (b *bind) add(p tunnel.Pipe, free *buffers) *pipe {
 
 // drop forgets a pipe and closes it.
 func (b *bind) drop(e *pipe) {
+	e.gone.Store(true)
 	b.mu.Lock()
 	delete(b.pipes, e.id)
 	b.mu.Unlock()
@@ -315,6 +320,7 @@ func (b *bind) read(e *pipe, within time.Duration) error {
 		buffer := e.buffers.get()
 		n, err := e.pipe.Receive(*buffer)
 		if err != nil {
+			e.gone.Store(true)
 			e.buffers.put(buffer)
 			if within > 0 && !e.proven.Load() {
 				return fmt.Errorf("nobody has authenticated himself over the pipe from %s: %w", e.address, err)

@@ -33,7 +33,8 @@ type Client struct {
 	device  *device.Device
 	stack   *netstack
 	buffers *buffers
-	readers sync.WaitGroup
+	tasks   sync.WaitGroup
+	done    chan struct{} // closed by Close
 
 	mu      sync.Mutex
 	closed  bool
@@ -69,6 +70,13 @@ type LinkStatus struct {
 // that a NAT on the way remembers.
 const keepalive = "25"
 
+// After a change of carrier the gateway is greeted again after this time, and after twice
+// as much each time.
+const (
+	greetAgain = 50 * time.Millisecond
+	greetUntil = 2 * time.Second
+)
+
 // probeAgain is how long a probe waits for its answer before it asks again.
 const probeAgain = 300 * time.Millisecond
 
@@ -78,6 +86,7 @@ func (c *Client) Open() error {
 		c.MTU = DefaultMTU
 	}
 	c.buffers = &buffers{size: max(2048, c.MTU+128)}
+	c.done = make(chan struct{})
 	c.remotes, c.probes = map[string]*remote{}, map[nonce]chan epoch{}
 	c.bind = newBind(netip.Addr{}, c.probed)
 	d := c.TUN
@@ -104,14 +113,19 @@ func (c *Client) Open() error {
 // Close ends the device with all of its pipes, and its network interface or stack.
 func (c *Client) Close() error {
 	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil
+	}
 	c.closed = true
+	close(c.done)
 	for _, r := range c.remotes {
 		if r.via != nil {
 			c.bind.drop(r.via)
 		}
 	}
 	c.mu.Unlock()
-	c.readers.Wait()
+	c.tasks.Wait()
 	c.device.Close()
 	<-c.device.Wait()
 	return nil
@@ -225,21 +239,39 @@ func (c *Client) Via(name string, p tunnel.Pipe) error {
 		c.bind.drop(old)
 	}
 	if via := r.via; via != nil {
-		c.readers.Go(func() { c.bind.read(via, 0) })
+		c.tasks.Go(func() { c.bind.read(via, 0) })
 	}
 	c.greet(r)
 	return nil
 }
 
 // greet has the gateway learn how it is reached: by what is encrypted under the keys that
-// it has, and by a handshake, should it have lost these.
+// it has, and by a handshake, should it have lost these. It says so more than once: a
+// packet may be lost, or one that went the old way may come later. c.mu must be held.
 func (c *Client) greet(r *remote) {
-	peer := c.device.LookupPeer(device.NoisePublicKey(r.PublicKey))
-	if peer == nil {
-		return
+	via, key := r.via, r.PublicKey
+	if peer := c.device.LookupPeer(device.NoisePublicKey(key)); peer != nil {
+		peer.SendKeepalive()
+		peer.SendHandshakeInitiation(false)
 	}
-	peer.SendKeepalive()
-	peer.SendHandshakeInitiation(false)
+	c.tasks.Go(func() {
+		for again := greetAgain; again <= greetUntil; again *= 2 {
+			select {
+			case <-time.After(again):
+			case <-c.done:
+				return
+			}
+			c.mu.Lock()
+			same := c.remotes[r.Name] == r && r.via == via && r.PublicKey == key
+			c.mu.Unlock()
+			if !same {
+				return
+			}
+			if peer := c.device.LookupPeer(device.NoisePublicKey(key)); peer != nil {
+				peer.SendKeepalive()
+			}
+		}
+	})
 }
 
 // Renew makes a new handshake with a gateway at once: for who knows that it has started

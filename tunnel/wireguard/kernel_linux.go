@@ -2,6 +2,7 @@ package wireguard
 
 import (
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -241,6 +242,9 @@ func (c *kernelConn) LocalAddr() net.Addr { return c.local }
 // Read implements net.Conn.
 func (c *kernelConn) Read(p []byte) (int, error) {
 	n, err := c.TCPConn.Read(p)
+	if err == io.EOF && !c.finished.Load() && isClosed(c.TCPConn) {
+		err = syscall.ECONNRESET // and a Write has been told
+	}
 	return n, c.failure(err)
 }
 
@@ -281,6 +285,21 @@ func (c *kernelConn) Reset(reason string) error {
 		return err
 	}
 	return nil
+}
+
+// isClosed reports whether the kernel has closed a connection, which it does before both
+// ends have finished only when it was reset or lost.
+func isClosed(c *net.TCPConn) (yes bool) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	raw.Control(func(fd uintptr) {
+		const closed = 7 // TCP_CLOSE
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		yes = err == nil && info.State == closed
+	})
+	return yes
 }
 
 // transparent is registered over a TCP connection of the kernel: an engine that has what

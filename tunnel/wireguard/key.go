@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"strings"
 )
 
 // A Key is a private or a public key of WireGuard: X25519 (RFC 7748). It never prints:
@@ -25,7 +26,7 @@ func NewKey() Key {
 func ParseKey(s string) (Key, error) {
 	var k Key
 	b, err := base64.StdEncoding.Strict().DecodeString(s)
-	if err != nil || len(b) != len(k) { // never quote it: it may be a private one
+	if err != nil || len(b) != len(k) || strings.ContainsAny(s, "\r\n") { // never quote it: it may be a private one
 		return Key{}, fmt.Errorf("a WireGuard key is 32 bytes in base64, 44 characters")
 	}
 	if copy(k[:], b); k.IsZero() {

@@ -209,6 +209,16 @@ func (c *kernelClient) CloseWrite() error {
 
 func (c *kernelClient) Read(p []byte) (int, error) {
 	n, err := c.tcp.Read(p)
+	if err == io.EOF && !c.shut.Load() {
+		raw, _ := c.tcp.SyscallConn()
+		raw.Control(func(fd uintptr) {
+			// Closed by the kernel, though this end has not finished: it was reset, and
+			// a Write has been told.
+			if i, e := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); e == nil && i.State == 7 {
+				err = syscall.ECONNRESET
+			}
+		})
+	}
 	return n, c.failure(err)
 }
 
