@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -18,7 +17,9 @@ import (
 type dialFunc func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error)
 
 const (
-	askTimes = 8
+	// WireGuard repeats a handshake that was lost after 5 seconds: who asks is patient for
+	// longer than two of those.
+	askTimes = 24
 	askAgain = 500 * time.Millisecond // after which it is asked again: packets get lost
 )
 
@@ -51,7 +52,7 @@ func ask(ctx context.Context, dial dialFunc, server netip.Addr, name string, t d
 		if err == nil {
 			return m, nil
 		}
-		if ctx.Err() != nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+		if late, ok := errors.AsType[net.Error](err); ctx.Err() != nil || !ok || !late.Timeout() {
 			return nil, err
 		}
 	}

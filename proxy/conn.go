@@ -456,6 +456,9 @@ func (c *Conn) leg() net.Conn {
 	if _, ok := c.Conn.(relay.CloseWriter); !ok {
 		return c.Conn
 	}
+	if _, ok := c.Conn.(relay.Transparent); ok {
+		return &transparentLeg{streamLeg{l}}
+	}
 	return &streamLeg{l}
 }
 
@@ -491,6 +494,12 @@ type streamLeg struct{ leg }
 
 // CloseWrite implements relay.CloseWriter.
 func (l *streamLeg) CloseWrite() error { return l.Conn.(relay.CloseWriter).CloseWrite() }
+
+// A transparentLeg is one of a relay.Transparent: an engine finds the socket beneath.
+type transparentLeg struct{ streamLeg }
+
+// Unread implements relay.Transparent: what was read ahead, the conn itself tells.
+func (*transparentLeg) Unread() []byte { return nil }
 
 // A datagramLeg is one of a relay.Datagram.
 type datagramLeg struct{ leg }

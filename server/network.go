@@ -47,7 +47,8 @@ type NetworkConfig struct {
 
 const (
 	wireguardPort   = 51820
-	wireguardKey    = "keys/wireguard.key"
+	gatewayKeyFile  = "keys/gateway.key"
+	resetKeySize    = 32
 	gatewayName     = "default"
 	kernelInterface = "cardea-gw"
 	// innerMTU is that of the private network: what IPv6 asks of every link, so that it
@@ -74,7 +75,7 @@ type network struct {
 	ports   []netip.AddrPort // for WireGuard, the best first
 	quicAt  netip.AddrPort
 	udp     *net.UDPConn // of QUIC; nil if there is none
-	keyAt   time.Time    // when the gateway got its key
+	keys    gatewayKeys
 	begun   time.Time
 	opened  atomic.Bool
 
@@ -83,7 +84,7 @@ type network struct {
 	at       map[netip.Addr]string   // the Service at an address
 	sessions map[string]*api.Session // by uid, those that are connected
 	gateways map[string]*api.Gateway
-	changed  chan struct{} // closed, and made anew, when gateways change
+	changed  chan struct{}                               // closed, and made anew, when gateways change
 	pipes    map[string]map[*context.CancelFunc]struct{} // what carries packets, by uid of the Session
 	removing sync.WaitGroup
 }
@@ -133,11 +134,9 @@ func (n *network) prepare(ctx context.Context) error {
 	if n.plan, err = address.ParsePlan(cc.Status.Network); err != nil {
 		return fmt.Errorf("the address plan of the private network: %w", err)
 	}
-	key, at, err := n.openKey()
-	if err != nil {
+	if err := n.openKeys(); err != nil {
 		return err
 	}
-	n.keyAt = at
 	n.names = &dns.Server{
 		Domain: n.cfg.Domain, Find: n.find, At: n.nameAt, Services: n.plan.Services(), Own: n.plan.DNS(),
 		May: n.mayBeTold, Zone: n.settings.fallbackZone, Log: n.cfg.Log,
@@ -146,14 +145,14 @@ func (n *network) prepare(ctx context.Context) error {
 	n.quicAt = host
 	n.gateway = &wireguard.Gateway{
 		Handler: arrivals{n.gate, n.doors}, Find: n.serviceAt, Ports: n.tcpPorts, Answer: n.names.Answer, Tell: n.control.Tell,
-		Services: n.plan.Services(), Sessions: n.plan.Sessions(), DNS: n.plan.DNS(), Key: key, MTU: innerMTU, Log: n.cfg.Log,
+		Services: n.plan.Services(), Sessions: n.plan.Sessions(), DNS: n.plan.DNS(), Key: wireguard.Key(n.keys.Private), MTU: innerMTU, Log: n.cfg.Log,
 	}
 	if n.form == networkKernel {
 		n.gateway.Kernel = kernelInterface
 	}
 	n.quic = &quic.Server{
 		Handler: arrivals{n.gate, n.doors}, Domain: n.cfg.Domain, Certificate: n.serverCertificate, ClientCAs: n.authority.Pool,
-		Alive: n.alive, Session: sessionOf, Pipe: n.carry, Log: n.cfg.Log,
+		Alive: n.alive, Session: sessionOf, Pipe: n.carry, ResetKey: [resetKeySize]byte(n.keys.Reset), Log: n.cfg.Log,
 	}
 	n.wireguardPorts(host.Addr(), known)
 	if n.cfg.Estate != nil {
@@ -212,9 +211,10 @@ func (n *network) open() (err error) {
 	return nil
 }
 
-// close releases what open took, if run does not.
+// close releases what open took. It may be called more than once, and not while run is
+// under way.
 func (n *network) close() error {
-	if n.gateway == nil {
+	if !n.opened.Swap(false) {
 		return nil
 	}
 	if n.udp != nil {

@@ -262,6 +262,9 @@ func (h *house) close() error {
 			errs = append(errs, err)
 		}
 	}
+	if h.network != nil {
+		errs = append(errs, h.network.close())
+	}
 	if h.store != nil {
 		errs = append(errs, h.store.Close())
 	}
@@ -312,7 +315,6 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 		if err := h.network.prepare(ctx); err != nil {
 			return err
 		}
-		defer h.network.close()
 	}
 	start(h.kin.run)
 	start(h.outlive, h.reap)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -365,18 +366,29 @@ func (n *network) keep(ctx context.Context) error {
 	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for {
+	var later time.Time // not before that
+	for told := true; ; {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		if time.Since(n.keyAt) < n.settings.keyRotation() {
+		if time.Now().Before(later) {
 			continue
 		}
-		if err := n.rotateKey(ctx); err != nil && ctx.Err() == nil {
-			n.cfg.Log.Error("the gateway keeps its old WireGuard key", "error", err)
-			n.keyAt = time.Now().Add(time.Minute - n.settings.keyRotation()) // once more in a minute
+		var err error
+		if time.Since(n.keys.At) >= n.settings.keyRotation() {
+			if err = n.rotateKey(); err == nil {
+				told = false
+			}
+		}
+		if err == nil && !told {
+			err = n.announce(ctx)
+			told = err == nil
+		}
+		if err != nil && ctx.Err() == nil {
+			n.cfg.Log.Error("the WireGuard key of the gateway could not be renewed; it is tried again in a minute", "error", err)
+			later = time.Now().Add(time.Minute)
 		}
 	}
 }
@@ -390,7 +402,7 @@ func (n *network) announce(ctx context.Context) error {
 	g := &api.Gateway{Head: api.Head{Metadata: api.Metadata{Name: gatewayName, Description: "The tunnels of this cluster."}}, Status: api.GatewayStatus{
 		RegionRef: *api.Key{Group: api.GroupCore, Kind: api.KindRegion, Name: api.DefaultRegion}.Ref(),
 		PublicIPs: n.cfg.Network.Addresses, Hostname: host, Form: strings.ToUpper(n.form),
-		WireGuard: &api.GatewayWireGuard{Port: n.gateway.Port(), PublicKey: n.gateway.Key.Public().Text(), KeyRotatedAt: n.keyAt.UTC().Truncate(time.Second)},
+		WireGuard: &api.GatewayWireGuard{Port: n.gateway.Port(), PublicKey: wireguard.Key(n.keys.Private).Public().Text(), KeyRotatedAt: n.keys.At.UTC().Truncate(time.Second)},
 	}}
 	if n.udp != nil {
 		g.Status.QUIC = &api.GatewayQUIC{Port: int(n.quicAt.Port())}
@@ -403,49 +415,52 @@ func (n *network) announce(ctx context.Context) error {
 
 // rotateKey gives the gateway another key. What goes through the tunnels goes on: each
 // client makes a new handshake with the key that it is told.
-func (n *network) rotateKey(ctx context.Context) error {
-	key := wireguard.NewKey()
-	if err := n.saveKey(key); err != nil {
+func (n *network) rotateKey() error {
+	key, next := wireguard.NewKey(), n.keys
+	next.Private, next.At = key[:], time.Now()
+	if err := n.saveKeys(next); err != nil {
 		return err
 	}
 	if err := n.gateway.SetKey(key); err != nil {
-		return err
+		return errors.Join(err, n.saveKeys(n.keys))
 	}
-	n.gateway.Key, n.keyAt = key, time.Now()
-	return n.announce(ctx)
+	n.keys = next
+	return nil
 }
 
-// A keyFileContent is the WireGuard key of a Gateway, as its file has it.
-type wireguardKeyFile struct {
-	Private []byte    `json:"private"`
-	At      time.Time `json:"at"`
+// A gatewayKeys is what a Gateway has to keep secret, as its file has it.
+type gatewayKeys struct {
+	Private []byte    `json:"private"` // of WireGuard
+	At      time.Time `json:"at"`      // when it was made
+	Reset   []byte    `json:"reset"`   // signs QUIC's stateless resets (RFC 9000, section 10.3)
 }
 
-// openKey reads the key of this Gateway, or makes it.
-func (n *network) openKey() (key wireguard.Key, at time.Time, err error) {
-	path := filepath.Join(n.cfg.DataDir, wireguardKey)
+// openKeys reads the keys of this Gateway, or makes them.
+func (n *network) openKeys() error {
+	path := filepath.Join(n.cfg.DataDir, gatewayKeyFile)
 	text, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		key = wireguard.NewKey()
-		return key, time.Now(), n.saveKey(key)
+		key := wireguard.NewKey()
+		n.keys = gatewayKeys{Private: key[:], At: time.Now(), Reset: make([]byte, resetKeySize)}
+		rand.Read(n.keys.Reset)
+		return n.saveKeys(n.keys)
 	}
-	if err != nil {
-		return key, at, err
-	}
-	var f wireguardKeyFile
-	if err := json.Unmarshal(text, &f); err != nil || len(f.Private) != len(key) {
-		return key, at, fmt.Errorf("%s does not hold a WireGuard key; remove it, and another one is made", path)
-	}
-	return wireguard.Key(f.Private), f.At, nil
-}
-
-// saveKey writes the key of this Gateway, whole or not at all.
-func (n *network) saveKey(key wireguard.Key) error {
-	text, err := json.Marshal(wireguardKeyFile{Private: key[:], At: time.Now().UTC()})
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(n.cfg.DataDir, wireguardKey)
+	if err := json.Unmarshal(text, &n.keys); err != nil || len(n.keys.Private) != len(wireguard.Key{}) || len(n.keys.Reset) != resetKeySize {
+		return fmt.Errorf("%s does not hold the keys of a gateway; remove it, and others are made", path)
+	}
+	return nil
+}
+
+// saveKeys writes the keys of this Gateway, whole or not at all.
+func (n *network) saveKeys(keys gatewayKeys) error {
+	text, err := json.Marshal(keys)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(n.cfg.DataDir, gatewayKeyFile)
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // mode 0600
 	if err != nil {
 		return err

@@ -18,6 +18,8 @@ var version string
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal does not wait for the first
+	// quic-go would tell of small socket buffers on standard error, in words of its own.
+	os.Setenv("QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING", "true")
 	p := cli.Program{Version: cmp.Or(version, "unknown"), In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv}
 	status := p.Run(ctx, os.Args[1:])
 	stop()
