@@ -20,7 +20,7 @@ import (
 )
 
 func main() {
-	if at := os.Getenv("CARDEA_PROFILER"); at != "" && len(os.Args) > 1 && os.Args[1] == "up" {
+	if at := os.Getenv("CARDEA_PROFILER"); at != "" && len(os.Args) > 1 && (os.Args[1] == "up" || os.Args[1] == "connect") {
 		if err := profile(at); err != nil {
 			fmt.Fprintln(os.Stderr, "error:", err)
 			os.Exit(1)

@@ -38,7 +38,7 @@ const Retention = "audit: {retention: {maxSizeMegabytes: 50000}}"
 // EngineNames returns the engines of Options that the program has, one "" if it
 // knows no such switch.
 func (r *Rig) EngineNames(ctx context.Context) ([]string, error) {
-	has, err := cluster.Engines(ctx, r.bin)
+	has, err := cluster.Engines(ctx, r.Bin)
 	if err != nil || has[0] == "" {
 		return has, err
 	}
@@ -60,7 +60,7 @@ func (r *Rig) Cardea(ctx context.Context, engine string) (*Cardea, error) {
 			return nil, err
 		}
 		c.profiler = At(port)
-		prefix = append([]string{"env", profilerAddress + "=" + c.profiler}, prefix...)
+		prefix = append([]string{"env", ProfilerAddress + "=" + c.profiler}, prefix...)
 	}
 	port, err := cluster.FreePort()
 	if err != nil {
@@ -70,7 +70,7 @@ func (r *Rig) Cardea(ctx context.Context, engine string) (*Cardea, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
-	c.Cluster = &cluster.Cluster{Bin: r.bin, Dir: dir, Listen: At(port), Args: args, Prefix: prefix}
+	c.Cluster = &cluster.Cluster{Bin: r.Bin, Dir: dir, Listen: At(port), Args: args, Prefix: prefix}
 	if err := c.Start(ctx); err != nil {
 		return nil, err
 	}
@@ -80,7 +80,10 @@ func (r *Rig) Cardea(ctx context.Context, engine string) (*Cardea, error) {
 
 // Target returns one of it. sink may be nil.
 func (c *Cardea) Target(road string, echo, sink Dial) *Target {
-	t := &Target{Name: c.Name + road, PID: PID(c.PID()), Echo: c.Counted(echo), cardea: c}
+	t := &Target{Name: c.Name + road, PID: PID(c.PID()), Echo: c.Counted(echo)}
+	if c.profiler != "" {
+		t.Profilers = map[string]Dial{"": Plain(c.profiler)}
+	}
 	if sink != nil {
 		t.Sink = c.Counted(sink)
 	}

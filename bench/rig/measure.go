@@ -76,7 +76,7 @@ func (r *Rig) Bytes(ctx context.Context, t *Target) ([]float64, error) {
 		conns[i] = c
 	}
 	chunk := make([]byte, 256<<10)
-	before, used := r.Up.taken.Load(), from(t.PID)
+	before, used := r.Up.taken.Load(), From(t)
 	took, err := r.during(ctx, streams, func(ctx context.Context, i int) error {
 		deadline, _ := ctx.Deadline()
 		conns[i].SetWriteDeadline(deadline)
@@ -87,7 +87,7 @@ func (r *Rig) Bytes(ctx context.Context, t *Target) ([]float64, error) {
 		return err
 	})
 	gb := float64(r.Up.taken.Load()-before) / 1e9
-	own, all := used.per(gb)
+	own, all := used.Per(gb)
 	return []float64{gb / took.Seconds(), own.Seconds(), all.Seconds()}, err
 }
 
@@ -96,7 +96,7 @@ func (r *Rig) Bytes(ctx context.Context, t *Target) ([]float64, error) {
 func (r *Rig) Conns(callers int) Measure {
 	return func(ctx context.Context, t *Target) ([]float64, error) {
 		var n, told, resumed atomic.Int64
-		used := from(t.PID)
+		used := From(t)
 		took, err := r.during(ctx, callers, func(ctx context.Context, _ int) error {
 			c, err := t.Echo(context.WithoutCancel(ctx))
 			if err != nil {
@@ -118,7 +118,7 @@ func (r *Rig) Conns(callers int) Measure {
 		if all := told.Load(); all > 100 && (resumed.Load() > all/2) != t.Resumes {
 			err = errors.Join(err, fmt.Errorf("%d of %d handshakes were resumed", resumed.Load(), all))
 		}
-		own, all := used.per(float64(n.Load()))
+		own, all := used.Per(float64(n.Load()))
 		return []float64{float64(n.Load()) / took.Seconds(), micros(own), micros(all)}, err
 	}
 }

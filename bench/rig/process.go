@@ -69,18 +69,27 @@ func busy() (sum time.Duration) {
 	return sum
 }
 
-// A cost is CPU time: of a process, and of the whole machine meanwhile.
-type cost struct {
-	of       PID
+// A Cost is CPU time: of the processes of a Target, and of the whole machine meanwhile.
+type Cost struct {
+	of       *Target
 	own, all time.Duration
 }
 
-// from begins to count.
-func from(p PID) cost { return cost{p, p.CPU(), busy()} }
+// From begins to count.
+func From(t *Target) Cost { return Cost{t, t.cpu(), busy()} }
 
-// per returns what was used since for each of n things.
-func (c cost) per(n float64) (own, all time.Duration) {
-	return time.Duration(float64(c.of.CPU()-c.own) / n), time.Duration(float64(busy()-c.all) / n)
+// Per returns what was used since for each of n things.
+func (c Cost) Per(n float64) (own, all time.Duration) {
+	return time.Duration(float64(c.of.cpu()-c.own) / n), time.Duration(float64(busy()-c.all) / n)
+}
+
+// cpu returns the CPU time that all of its processes have used.
+func (t *Target) cpu() time.Duration {
+	sum := t.PID.CPU()
+	for _, p := range t.With {
+		sum += p.CPU()
+	}
+	return sum
 }
 
 // Resident returns its resident bytes.

@@ -3,6 +3,7 @@ package rig
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -11,8 +12,8 @@ import (
 	"strings"
 )
 
-// profilerAddress names the variable that tells bench/profile where to listen.
-const profilerAddress = "CARDEA_PROFILER"
+// ProfilerAddress names the variable that tells bench/profile where to listen.
+const ProfilerAddress = "CARDEA_PROFILER"
 
 // buildProfiled builds the program that can be profiled, with its symbols.
 func (r *Rig) buildProfiled(ctx context.Context) (string, error) {
@@ -28,37 +29,49 @@ func (r *Rig) buildProfiled(ctx context.Context) (string, error) {
 	return bin, nil
 }
 
-// profiled measures a Target while its CPU is profiled, if it is one of a Cardea
-// that can be. What it did, and what it held in memory at the end, is in two files
-// whose names begin with those of the row and of the Target.
+// profiled measures a Target while the CPU of its processes that can be is profiled.
+// What they did, and what they held in memory at the end, is in two files each whose
+// names begin with those of the row and of the Target.
 func (r *Rig) profiled(ctx context.Context, row string, t *Target, measure Measure) ([]float64, error) {
-	if t.cardea == nil || t.cardea.profiler == "" {
+	if r.Profile == "" || len(t.Profilers) == 0 {
 		return measure(ctx, t)
 	}
 	dir, err := filepath.Abs(r.Profile)
 	if err != nil {
 		return nil, err
 	}
-	name := strings.NewReplacer(" ", "-", "(", "", ")", "", ",", "", "/", "-").Replace(row + "-" + t.Name)
-	call := func(path, suffix string) error {
-		res, err := http.Get("http://" + t.cardea.profiler + path + "?file=" + url.QueryEscape(filepath.Join(dir, name+suffix)))
-		if err != nil {
-			return err
-		}
-		defer res.Body.Close()
-		if res.StatusCode != http.StatusOK {
-			return fmt.Errorf("the profiler answers %s", res.Status)
+	all := func(path, suffix string) error {
+		for process, dial := range t.Profilers {
+			name := strings.NewReplacer(" ", "-", "(", "", ")", "", ",", "", "/", "-").Replace(row + "-" + t.Name + process)
+			if err := call(dial, path+"?file="+url.QueryEscape(filepath.Join(dir, name+suffix))); err != nil {
+				return err
+			}
 		}
 		return nil
 	}
-	if err := call("/start", ".cpu"); err != nil {
+	if err := all("/start", ".cpu"); err != nil {
 		return nil, err
 	}
-	t.Held = func() error { return call("/heap", ".heap") }
+	t.Held = func() error { return all("/heap", ".heap") }
 	v, err := measure(ctx, t)
 	t.Held = nil
 	if err != nil {
 		return nil, err
 	}
-	return v, call("/stop", ".cpu")
+	return v, all("/stop", ".cpu")
+}
+
+// call asks a profiler for something.
+func call(dial Dial, path string) error {
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }}
+	defer transport.CloseIdleConnections()
+	res, err := (&http.Client{Transport: transport}).Get("http://profiler" + path)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("the profiler answers %s", res.Status)
+	}
+	return nil
 }

@@ -32,6 +32,7 @@ type Options struct {
 	Targets string        // parts of names, with commas; "" is all
 	Engines string        // of Cardea, with commas
 	Profile string        // a directory for profiles of Cardea; "" makes none
+	Shared  bool          // nothing has cores of its own: not a flag
 	quick   bool
 	pinned  bool
 }
@@ -71,9 +72,12 @@ func (o *Options) settle() {
 	}
 }
 
-// Wants reports whether a row is to be measured.
+// Wants reports whether a row is to be measured, or any of those whose names begin with
+// that and a hyphen. Who wants those wants each of them.
 func (o *Options) Wants(row string) bool {
-	return o.Rows == "" || slices.Contains(strings.Split(o.Rows, ","), row)
+	return o.Rows == "" || slices.ContainsFunc(strings.Split(o.Rows, ","), func(said string) bool {
+		return said == row || strings.HasPrefix(row, said+"-") || strings.HasPrefix(said, row+"-")
+	})
 }
 
 // of returns the Targets that are to be measured.
@@ -90,9 +94,9 @@ func (o *Options) of(list []*Target) []*Target {
 type Rig struct {
 	*Options
 	Dir string // everything is below it
+	Bin string // Cardea
 	Up  *Upstreams
 
-	bin     string   // Cardea
 	prefix  []string // what runs a proxy: taskset, say
 	cardeas []*Cardea
 	started []*exec.Cmd
@@ -114,9 +118,12 @@ func Main(o *Options, f func(context.Context, *Rig) error) {
 }
 
 func run(ctx context.Context, o *Options, f func(context.Context, *Rig) error) (err error) {
-	prefix, done, err := pin(ctx, o.pinned)
-	if done || err != nil {
-		return err
+	var prefix []string
+	if !o.Shared {
+		var done bool
+		if prefix, done, err = pin(ctx, o.pinned); done || err != nil {
+			return err
+		}
 	}
 	dir, err := os.MkdirTemp("", "cardea-bench")
 	if err != nil {
@@ -129,9 +136,9 @@ func run(ctx context.Context, o *Options, f func(context.Context, *Rig) error) (
 	}
 	defer func() { err = errors.Join(err, r.close(ctx)) }()
 	if o.Profile != "" {
-		r.bin, err = r.buildProfiled(ctx)
+		r.Bin, err = r.buildProfiled(ctx)
 	} else {
-		r.bin, err = cluster.Build(ctx, dir)
+		r.Bin, err = cluster.Build(ctx, dir)
 	}
 	if err != nil {
 		return err

@@ -10,8 +10,9 @@ import (
 // A Target is one proxy, in one configuration.
 type Target struct {
 	Name  string
-	PID   PID  // 0 is no proxy at all
-	Rival bool // whom the others are compared with
+	PID   PID   // 0 is no proxy at all
+	With  []PID // what else belongs to it: its CPU counts too
+	Rival bool  // whom the others are compared with
 	// Echo opens a connection to an upstream that sends back what it gets; Sink one to
 	// an upstream that takes what it gets, and counts it.
 	Echo, Sink Dial
@@ -24,7 +25,9 @@ type Target struct {
 	// Held, if it is there, is called by a Measure when the proxy holds most.
 	Held func() error
 
-	cardea *Cardea // whose it is; nil of others
+	// Profilers are how those of its processes are reached, by names, that are
+	// bench/profile; their CPU is profiled if Options say so.
+	Profilers map[string]Dial
 }
 
 // A Measure returns one figure for each unit of its row.

@@ -534,24 +534,24 @@ func (g *Gateway) accepted(c tunnel.Conn, from, to netip.AddrPort, wrap func(*re
 		c.Reset("no Session")
 		return
 	}
-	r := &registered{Conn: c, s: s, teller: teller{g: g, session: s.id}}
-	if !s.register(r) {
-		c.Reset("no Session")
-		return
-	}
-	if slices.Contains(g.DNS, to.Addr()) {
-		if !s.task(g, func() { g.answerStream(r) }) {
-			r.Reset("too many questions")
+	asks, service := slices.Contains(g.DNS, to.Addr()), ""
+	if !asks {
+		name, ok := g.Find(to, "tcp")
+		if !ok {
+			c.Reset("no Service")
+			return
 		}
-		return
+		service = api.ServiceName(name)
 	}
-	service, ok := g.Find(to, "tcp")
-	if !ok {
-		r.Reset("no Service")
-		return
+	r := &registered{Conn: c, s: s, teller: teller{g: g, session: s.id, service: service}}
+	switch {
+	case !s.register(r):
+		c.Reset("no Session")
+	case !asks:
+		g.Handler.Arrive(g.arrival(wrap(r), service, s, from, to))
+	case !s.task(g, func() { g.answerStream(r) }):
+		r.Reset("too many questions")
 	}
-	r.teller.service = api.ServiceName(service)
-	g.Handler.Arrive(g.arrival(wrap(r), r.teller.service, s, from, to))
 }
 
 // answerStream answers the questions of a TCP connection, one after the other (RFC 7766).
