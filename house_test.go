@@ -70,6 +70,7 @@ const plan = `
 	cmd/*            : cli
 	examples/*       : api client
 	bench/*          : *
+	bench/network/*  : *
 	test/*           : *
 	test/network/*   : *
 `

@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
@@ -166,7 +168,7 @@ func (b *bind) receive(closed <-chan struct{}, packets [][]byte, sizes []int, ep
 func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 	p, ok := to.(*pipe)
 	if !ok {
-		return b.Bind.Send(bufs, to)
+		return b.sendUDP(bufs, to)
 	}
 	if p.pipe == nil {
 		return nil
@@ -181,6 +183,21 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 		p.sent.Add(uint64(len(packet)))
 	}
 	return nil
+}
+
+// sendUDP sends packets by UDP. Several go to the kernel as one, which it cuts up but does
+// not fragment: over a link that is too small for them, they have to go one by one. What
+// has gone already is sent twice then; WireGuard takes nothing twice.
+func (b *bind) sendUDP(bufs [][]byte, to conn.Endpoint) error {
+	err := b.Bind.Send(bufs, to)
+	if len(bufs) < 2 || !errors.Is(err, syscall.EMSGSIZE) && !errors.Is(err, syscall.EINVAL) {
+		return err
+	}
+	var failed error
+	for i := range bufs {
+		failed = cmp.Or(failed, b.Bind.Send(bufs[i:i+1], to))
+	}
+	return failed
 }
 
 // ParseEndpoint implements conn.Bind.
