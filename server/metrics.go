@@ -206,13 +206,13 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	rev := f.settings.revision()
 	gauge("revision", "Revision of the store that is in force.", float64(rev.Number), "epoch", strconv.FormatUint(rev.Epoch, 10))
 	used, limit := f.descriptors()
-	if n := f.network; n != nil && n.opened.Load() {
-		t := n.traffic()
+	if g := f.network.current(); g != nil {
+		t := trafficOf(g)
 		gauge("gateway_sessions", "Sessions whose tunnel is alive.", float64(t.alive))
 		gauge("gateway_peers", "Sessions that have a tunnel.", float64(t.peers))
 		counter("gateway_received_bytes_total", "Bytes that came through the tunnels that there are.", t.received)
 		counter("gateway_sent_bytes_total", "Bytes that went through the tunnels that there are.", t.sent)
-		for reason, n := range n.gateway.Dropped() {
+		for reason, n := range g.Dropped() {
 			counter("gateway_dropped_packets_total", "Packets of tunnels that were dropped.", int64(n), "reason", reason)
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -58,8 +57,9 @@ const (
 	// its tunnel ends.
 	cutTime = 30 * time.Millisecond
 	// reopenTime is the time between two attempts to open what the process before this one
-	// still has.
-	reopenTime = 50 * time.Millisecond
+	// still has, and inheritTime how long that should take at most.
+	reopenTime  = 50 * time.Millisecond
+	inheritTime = 3 * time.Second
 )
 
 // A network is the part of the private network that this process has: the gateway, and
@@ -76,10 +76,9 @@ type network struct {
 	quicAt  netip.AddrPort
 	udp     *net.UDPConn // of QUIC; nil if there is none
 	keys    gatewayKeys
-	begun   time.Time
-	opened  atomic.Bool
 
 	mu       sync.RWMutex
+	opened   bool                    // gateway and udp are open
 	services map[string]*api.Service // by full name
 	at       map[netip.Addr]string   // the Service at an address
 	sessions map[string]*api.Session // by uid, those that are connected
@@ -93,7 +92,7 @@ type network struct {
 func newNetwork(h *house) (*network, error) {
 	c := h.cfg.Network
 	n := &network{
-		house: h, begun: time.Now(), services: map[string]*api.Service{}, at: map[netip.Addr]string{}, sessions: map[string]*api.Session{},
+		house: h, quicAt: h.socket.Addr().(*net.TCPAddr).AddrPort(), services: map[string]*api.Service{}, at: map[netip.Addr]string{}, sessions: map[string]*api.Session{},
 		gateways: map[string]*api.Gateway{}, changed: make(chan struct{}), pipes: map[string]map[*context.CancelFunc]struct{}{},
 	}
 	switch c.Form {
@@ -113,8 +112,19 @@ func newNetwork(h *house) (*network, error) {
 }
 
 // prepare takes what can fail, once the store is known to be that of a cluster. Where
-// another process still has the ports, open is for later.
+// another process still has the ports, that is for later.
 func (n *network) prepare(ctx context.Context) error {
+	if err := n.openKeys(); err != nil {
+		return err
+	}
+	if err := n.build(ctx); err != nil || n.cfg.Estate != nil {
+		return err
+	}
+	return n.open(n.cfg.Network.Form != networkKernel)
+}
+
+// build makes the rooms of the network anew, for the address plan as it is.
+func (n *network) build(ctx context.Context) error {
 	var cc *api.ClusterConfig
 	var known *api.Gateway
 	err := n.store.View(ctx, func(r store.Reader) (err error) {
@@ -131,54 +141,53 @@ func (n *network) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if n.plan, err = address.ParsePlan(cc.Status.Network); err != nil {
+	plan, err := address.ParsePlan(cc.Status.Network)
+	if err != nil {
 		return fmt.Errorf("the address plan of the private network: %w", err)
 	}
-	if err := n.openKeys(); err != nil {
-		return err
-	}
+	n.ports = n.wireguardPorts(known)
 	n.names = &dns.Server{
-		Domain: n.cfg.Domain, Find: n.find, At: n.nameAt, Services: n.plan.Services(), Own: n.plan.DNS(),
+		Domain: n.cfg.Domain, Find: n.find, At: n.nameAt, Services: plan.Services(), Own: plan.DNS(),
 		May: n.mayBeTold, Zone: n.settings.fallbackZone, Log: n.cfg.Log,
 	}
-	host := n.socket.Addr().(*net.TCPAddr).AddrPort()
-	n.quicAt = host
-	n.gateway = &wireguard.Gateway{
+	gateway := &wireguard.Gateway{
 		Handler: arrivals{n.gate, n.doors}, Find: n.serviceAt, Ports: n.tcpPorts, Answer: n.names.Answer, Tell: n.control.Tell,
-		Services: n.plan.Services(), Sessions: n.plan.Sessions(), DNS: n.plan.DNS(), Key: wireguard.Key(n.keys.Private), MTU: innerMTU, Log: n.cfg.Log,
+		Services: plan.Services(), Sessions: plan.Sessions(), DNS: plan.DNS(), Key: wireguard.Key(n.keys.Private), MTU: innerMTU, Log: n.cfg.Log,
 	}
-	if n.form == networkKernel {
-		n.gateway.Kernel = kernelInterface
-	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.plan, n.gateway = plan, gateway
+	n.sessions = map[string]*api.Session{} // so that each becomes a peer
 	n.quic = &quic.Server{
 		Handler: arrivals{n.gate, n.doors}, Domain: n.cfg.Domain, Certificate: n.serverCertificate, ClientCAs: n.authority.Pool,
 		Alive: n.alive, Session: sessionOf, Pipe: n.carry, ResetKey: [resetKeySize]byte(n.keys.Reset), Log: n.cfg.Log,
 	}
-	n.wireguardPorts(host.Addr(), known)
-	if n.cfg.Estate != nil {
-		return nil
-	}
-	return n.open()
+	return nil
 }
 
 // wireguardPorts says at which ports WireGuard may be, the best first: clients find the
 // one that they know without asking.
-func (n *network) wireguardPorts(host netip.Addr, known *api.Gateway) {
-	port := n.cfg.Network.WireGuard
-	ports := []int{port}
-	if port < 0 {
+func (n *network) wireguardPorts(known *api.Gateway) (at []netip.AddrPort) {
+	ports := []int{n.cfg.Network.WireGuard}
+	if ports[0] < 0 {
 		ports = []int{wireguardPort, 0}
 		if known != nil && known.Status.WireGuard != nil && known.Status.WireGuard.Port != wireguardPort {
 			ports = []int{known.Status.WireGuard.Port, wireguardPort, 0}
 		}
 	}
 	for _, p := range ports {
-		n.ports = append(n.ports, netip.AddrPortFrom(host, uint16(p)))
+		at = append(at, netip.AddrPortFrom(n.quicAt.Addr(), uint16(p)))
 	}
+	return at
 }
 
-// open opens the gateway's sockets, and its interface.
-func (n *network) open() (err error) {
+// open opens the gateway's sockets, and its interface. If there can be none, and
+// otherwise allows it, it goes without.
+func (n *network) open(otherwise bool) (err error) {
+	n.gateway.Kernel = ""
+	if n.form == networkKernel {
+		n.gateway.Kernel = kernelInterface
+	}
 	for i, at := range n.ports {
 		n.gateway.Listen = at
 		err = n.gateway.Open()
@@ -186,35 +195,38 @@ func (n *network) open() (err error) {
 			break
 		}
 	}
-	if err != nil && n.form == networkKernel && n.cfg.Network.Form != networkKernel && n.cfg.Estate == nil {
-		n.cfg.Log.Warn("the private network has no network interface of this machine, and goes through a stack of this process: it is slower", "error", err)
-		n.form, n.gateway.Kernel = networkUserspace, ""
-		return n.open()
-	}
-	if errors.Is(err, syscall.EADDRINUSE) {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("the port %d (UDP) for WireGuard is taken by another program; choose another with --wireguard-port, or have none: --network off", n.gateway.Listen.Port())
-	}
-	if err != nil {
+	case err != nil && n.form == networkKernel && otherwise:
+		n.cfg.Log.Warn("the private network has no network interface of this machine, and goes through a stack of this process: it is slower", "error", err)
+		n.form = networkUserspace
+		return n.open(false)
+	case err != nil:
 		return fmt.Errorf("the private network: %w; --network userspace needs no network interface, --network off has none", err)
 	}
-	udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(n.quicAt))
+	n.udp, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(n.quicAt))
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE) && n.cfg.Estate == nil:
+		n.udp = nil
 		n.cfg.Log.Warn("there is no QUIC: the port is taken by another program", "port", n.quicAt.Port(), "protocol", "udp")
 	case err != nil:
-		n.gateway.Close()
-		return fmt.Errorf("the private network: QUIC at %s (UDP): %w", n.quicAt, err)
-	default:
-		n.udp = udp
+		return errors.Join(fmt.Errorf("the private network: QUIC at %s (UDP): %w", n.quicAt, err), n.gateway.Close())
 	}
-	n.opened.Store(true)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.opened = true
 	return nil
 }
 
 // close releases what open took. It may be called more than once, and not while run is
 // under way.
 func (n *network) close() error {
-	if !n.opened.Swap(false) {
+	n.mu.Lock()
+	was := n.opened
+	n.opened = false
+	n.mu.Unlock()
+	if !was {
 		return nil
 	}
 	if n.udp != nil {
@@ -223,11 +235,23 @@ func (n *network) close() error {
 	return n.gateway.Close()
 }
 
+// current returns the gateway, nil if there is none now. n may be nil.
+func (n *network) current() *wireguard.Gateway {
+	if n == nil {
+		return nil
+	}
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if !n.opened {
+		return nil
+	}
+	return n.gateway
+}
+
 // own are the addresses at which this process listens for tunnels.
 func (n *network) own() (own []netip.AddrPort) {
-	if n.opened.Load() {
-		host := n.quicAt.Addr()
-		own = append(own, netip.AddrPortFrom(host, uint16(n.gateway.Port())), n.quicAt)
+	if g := n.current(); g != nil {
+		own = append(own, netip.AddrPortFrom(n.quicAt.Addr(), uint16(g.Port())), n.quicAt)
 	}
 	return own
 }
@@ -236,21 +260,25 @@ func (n *network) own() (own []netip.AddrPort) {
 // place of this one.
 func (n *network) run(ctx context.Context) error {
 	own, stop := context.WithCancel(ctx)
-	defer stop()
-	var rooms sync.WaitGroup
-	rooms.Go(func() {
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
 		select {
 		case <-n.left:
 			stop()
 		case <-own.Done():
 		}
 	})
-	err := n.reopen(own)
-	if err == nil {
-		err = n.serve(own)
+	err := n.inherit(own)
+	for err == nil {
+		if err = n.serve(own); errors.Is(err, errReplan) {
+			err = n.build(own)
+			if err == nil {
+				err = n.open(false)
+			}
+		}
 	}
 	stop()
-	rooms.Wait()
+	waiting.Wait()
 	if n.isLeft() {
 		<-ctx.Done()
 	}
@@ -260,17 +288,28 @@ func (n *network) run(ctx context.Context) error {
 	return err
 }
 
-// reopen opens what another process had until now.
-func (n *network) reopen(ctx context.Context) error {
+// errReplan ends the rooms of a network whose address plan is another one now. Nobody
+// has an address in the old one then.
+var errReplan = errors.New("the address plan has changed")
+
+// inherit opens what the process before this one had, when that has left it.
+func (n *network) inherit(ctx context.Context) error {
 	if n.cfg.Estate == nil {
 		return nil
 	}
-	for said := false; ; {
-		err := n.open()
+	select {
+	case <-n.mine:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	begun, said := time.Now(), false
+	for {
+		late := time.Since(begun) > inheritTime
+		err := n.open(late && n.cfg.Network.Form != networkKernel)
 		if err == nil {
 			return nil
 		}
-		if !said && time.Since(n.begun) > time.Second {
+		if late && !said {
 			n.cfg.Log.Warn("the private network cannot be opened yet", "error", err)
 			said = true
 		}
@@ -332,7 +371,9 @@ func (n *network) carry(ctx context.Context, leaf *x509.Certificate, p tunnel.Pi
 			delete(n.pipes, uid)
 		}
 	}()
-	n.gateway.Attach(ctx, uid, p)
+	if g := n.current(); g != nil {
+		g.Attach(ctx, uid, p)
+	}
 }
 
 // sessionOf returns the uid of the Session whose certificate leaf is.

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"cardea/address"
 	"cardea/api"
 	"cardea/dns"
 	"cardea/store"
@@ -23,6 +24,12 @@ import (
 
 func (n *network) key() api.Key {
 	return api.Key{Group: api.GroupCore, Kind: api.KindGateway, Name: gatewayName}
+}
+
+// networkKinds are the kinds of which something of the network follows, in the order in
+// which they are read.
+func networkKinds() []string {
+	return []string{api.KindClusterConfig, api.KindService, api.KindGateway, api.KindSession}
 }
 
 // follow keeps what is known of the store, and the peers of the gateway, until ctx is
@@ -45,7 +52,7 @@ func (n *network) load(ctx context.Context) (at api.Revision, err error) {
 	var all []store.Record
 	err = n.store.View(ctx, func(r store.Reader) error {
 		at = r.Revision()
-		for _, kind := range []string{api.KindService, api.KindSession, api.KindGateway} {
+		for _, kind := range networkKinds() {
 			for rec, err := range r.List(api.GroupCore, kind) {
 				if err != nil {
 					return err
@@ -111,7 +118,7 @@ func (n *network) watch(ctx context.Context, from api.Revision) error {
 
 // see notes an Object, or that it is gone.
 func (n *network) see(ctx context.Context, at api.Revision, rec store.Record, deleted bool) error {
-	if rec.Key.Group != api.GroupCore || !slices.Contains([]string{api.KindService, api.KindSession, api.KindGateway}, rec.Key.Kind) {
+	if rec.Key.Group != api.GroupCore || !slices.Contains(networkKinds(), rec.Key.Kind) {
 		return nil
 	}
 	var o api.Object
@@ -122,6 +129,12 @@ func (n *network) see(ctx context.Context, at api.Revision, rec store.Record, de
 		}
 	}
 	switch rec.Key.Kind {
+	case api.KindClusterConfig:
+		if c, ok := o.(*api.ClusterConfig); ok {
+			if plan, err := address.ParsePlan(c.Status.Network); err != nil || plan != n.plan {
+				return errors.Join(err, errReplan)
+			}
+		}
 	case api.KindService:
 		s, _ := o.(*api.Service)
 		n.seeService(rec.Key.Name, s)
@@ -479,8 +492,8 @@ func (n *network) saveKeys(keys gatewayKeys) error {
 // describe adds to a Gateway what is true of it now.
 func (n *network) describe(g *api.Gateway) api.Object {
 	c := *g
-	if n.opened.Load() && g.Metadata.Name == gatewayName {
-		c.Status.Sessions, c.Status.Dropped = n.traffic().alive, n.gateway.Dropped()
+	if gw := n.current(); gw != nil && g.Metadata.Name == gatewayName {
+		c.Status.Sessions, c.Status.Dropped = trafficOf(gw).alive, gw.Dropped()
 	}
 	return &c
 }
@@ -491,8 +504,8 @@ type traffic struct {
 	received, sent int64 // bytes
 }
 
-func (n *network) traffic() (t traffic) {
-	for _, p := range n.gateway.Peers() {
+func trafficOf(g *wireguard.Gateway) (t traffic) {
+	for _, p := range g.Peers() {
 		t.peers++
 		if time.Since(p.Handshake) < aliveTime {
 			t.alive++
