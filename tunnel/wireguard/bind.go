@@ -18,13 +18,10 @@ import (
 	"cardea/tunnel"
 )
 
-// bind carries the packets of a device: by UDP, as the device's own bind does, with all
-// of its batches and offloads, and by pipes. It also sorts out probes.
+// bind carries the packets of a device: by UDP, and by pipes. It also sorts out probes.
 type bind struct {
 	conn.Bind // UDP
 
-	// only is the local address that is listened at, if not at all of them.
-	only netip.Addr
 	// probe is given what claims to be a probe, and returns the answer, if any.
 	probe func(packet []byte) []byte
 
@@ -69,12 +66,10 @@ func (b *buffers) put(p *[]byte) {
 	}
 }
 
-func newBind(only netip.Addr, probe func([]byte) []byte) *bind {
-	if only.IsUnspecified() {
-		only = netip.Addr{}
-	}
+// newBind returns a bind over one of UDP.
+func newBind(udp conn.Bind, probe func([]byte) []byte) *bind {
 	return &bind{
-		Bind: conn.NewStdNetBind(), only: only.Unmap(), probe: probe,
+		Bind: udp, probe: probe,
 		pipes: map[uint64]*pipe{}, packets: make(chan arrived, waiting),
 	}
 }
@@ -119,14 +114,10 @@ func (b *bind) Close() error {
 	return b.Bind.Close()
 }
 
-// sort takes probes out of what has come, and what came to another address.
+// sort takes probes out of what has come.
 func (b *bind) sort(packets [][]byte, sizes []int, eps []conn.Endpoint) {
 	for i, size := range sizes {
 		if size == 0 {
-			continue
-		}
-		if at := eps[i].SrcIP(); b.only.IsValid() && at.IsValid() && at.Unmap() != b.only {
-			sizes[i] = 0
 			continue
 		}
 		if size == probeSize && isProbe(packets[i]) {

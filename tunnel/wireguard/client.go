@@ -55,6 +55,8 @@ type remote struct {
 	Remote
 	via   *pipe // nil is UDP
 	epoch epoch // of its last answer to a probe
+	// renewAt is when its keys were to be renewed; zero if that is done.
+	renewAt time.Time
 }
 
 // A LinkStatus is how a gateway is connected.
@@ -77,6 +79,13 @@ const (
 	greetUntil = 2 * time.Second
 )
 
+// What renews the keys looks after this time whether there was a handshake, and after twice
+// as much each time, and if not begins another.
+const (
+	renewAgain = 500 * time.Millisecond
+	renewUntil = 4 * time.Second
+)
+
 // probeAgain is how long a probe waits for its answer before it asks again.
 const probeAgain = 300 * time.Millisecond
 
@@ -88,7 +97,7 @@ func (c *Client) Open() error {
 	c.buffers = &buffers{size: max(2048, c.MTU+128)}
 	c.done = make(chan struct{})
 	c.remotes, c.probes = map[string]*remote{}, map[nonce]chan epoch{}
-	c.bind = newBind(netip.Addr{}, c.probed)
+	c.bind = newBind(newUDP(netip.Addr{}, false), c.probed)
 	d := c.TUN
 	if d == nil {
 		out := newQueue(c.MTU)
@@ -285,9 +294,49 @@ func (c *Client) Renew(name string) {
 	}
 }
 
-// renew forgets the keys of a gateway and makes new ones. c.mu must be held.
+// renew forgets the keys of a gateway and makes new ones. A gateway that has just started
+// may not know its peers yet, and WireGuard would ask again only after five seconds; but
+// two handshakes at once end with keys that only one side has. So there is one task that
+// sees to it, however often this is called. c.mu must be held.
 func (c *Client) renew(r *remote) {
-	if peer := c.device.LookupPeer(device.NoisePublicKey(r.PublicKey)); peer != nil {
+	isUnderWay := !r.renewAt.IsZero()
+	r.renewAt = time.Now()
+	if isUnderWay {
+		return
+	}
+	c.shake(r.PublicKey)
+	c.tasks.Go(func() {
+		for again := renewAgain; ; again = min(2*again, renewUntil) {
+			select {
+			case <-time.After(again):
+			case <-c.done:
+				return
+			}
+			if c.isRenewed(r) {
+				return
+			}
+		}
+	})
+}
+
+// isRenewed reports whether there was a handshake with a gateway since renew was called,
+// and begins another if not. It is over, too, if the gateway is none any more.
+func (c *Client) isRenewed(r *remote) bool {
+	peers, err := peersOf(c.device)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.IndexFunc(peers, func(p peerStatus) bool { return p.key == r.PublicKey })
+	if err != nil || i < 0 || peers[i].handshake.After(r.renewAt) {
+		r.renewAt = time.Time{}
+		return true
+	}
+	c.shake(r.PublicKey)
+	return false
+}
+
+// shake forgets the keys that are shared with a gateway, and begins a handshake.
+func (c *Client) shake(gateway Key) {
+	if peer := c.device.LookupPeer(device.NoisePublicKey(gateway)); peer != nil {
 		peer.ExpireCurrentKeypairs()
 		peer.SendKeepalive()
 	}
@@ -342,7 +391,7 @@ func (c *Client) answered(name string, key Key, e epoch) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.remotes[name]
-	if r == nil || r.PublicKey != key {
+	if r == nil || r.PublicKey != key || c.closed {
 		return
 	}
 	if r.epoch != 0 && r.epoch != e {

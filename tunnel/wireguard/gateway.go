@@ -54,8 +54,8 @@ type Gateway struct {
 	// Kernel is the name of the network interface to make, behind which the kernel speaks
 	// TCP; with "" the Gateway does so itself.
 	Kernel string
-	// Listen is the UDP port; 0 is any. With an address, only what is sent to it is
-	// taken; the port is occupied for all addresses nevertheless.
+	// Listen is the UDP port, 0 is any, and the address that is listened at, unless it is
+	// unspecified. (On systems other than Linux it is always all.)
 	Listen netip.AddrPort
 	Key    Key // private
 	MTU    int // in bytes; 0 is DefaultMTU
@@ -147,7 +147,11 @@ func (g *Gateway) Open() error {
 	g.sessions, g.byKey, g.byAddr = map[string]*session{}, map[Key]*session{}, map[netip.Addr]*session{}
 	public := g.Key.Public()
 	g.public.Store(&public)
-	g.bind = newBind(g.Listen.Addr(), g.probed)
+	only := g.Listen.Addr().Unmap()
+	if only.IsUnspecified() {
+		only = netip.Addr{}
+	}
+	g.bind = newBind(newUDP(only, true), g.probed)
 	g.plane = &plane{nothing: nothing{g.MTU}, g: g, out: newQueue(g.MTU)}
 	var err error
 	if g.Kernel != "" {
