@@ -1,0 +1,278 @@
+package network_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"cardea/api"
+	"cardea/test/network/lab"
+	"cardea/tunnel/wireguard"
+)
+
+// watch notes who comes to TCP and UDP of a port of a host.
+func watch(t *testing.T, h *lab.Host, port uint16) *atomic.Int64 {
+	t.Helper()
+	count := new(atomic.Int64)
+	listen(t, h, port, func(net.Conn) { count.Add(1) })
+	p, err := h.ListenPacket("udp", netip.AddrPortFrom(netip.IPv6Unspecified(), port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		b := make([]byte, 100)
+		for {
+			if _, _, err := p.ReadFrom(b); err != nil {
+				return
+			}
+			count.Add(1)
+		}
+	})
+	t.Cleanup(func() {
+		p.Close()
+		reading.Wait()
+	})
+	return count
+}
+
+// TestHostileClient has a client send through its tunnel what no client should: nothing
+// of it arrives anywhere, and the Gateway counts it.
+func TestHostileClient(t *testing.T) {
+	for _, form := range []string{"kernel", "userspace"} {
+		t.Run(form, func(t *testing.T) {
+			t.Parallel()
+			hostileClient(t, form)
+		})
+	}
+}
+
+func hostileClient(t *testing.T, form string) {
+	w := newWorld(t, lab.Config{Clients: 2}, serviceYAML("web", 80, "tcp://10.3.0.2:8000")+serviceYAML("udp", 7, "udp://10.3.0.2:7007"), "--network", form)
+	web(t, w.Upstream, 8000, "the web")
+	packets(t, w.Upstream, 7007)
+	alice, mallory := w.login(w.Clients[0], "alice"), w.loginRaw(w.Clients[1], "mallory")
+	alice.connect()
+	x, err := w.raw(mallory, wireguard.NewKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	web4, web6 := w.at("web")
+	udp4, udp6 := w.at("udp")
+	own := func(to netip.AddrPort) netip.AddrPort { return x.from(to.Addr(), 40000) }
+
+	// What it may do, it can.
+	for _, to := range []netip.AddrPort{web4, web6} {
+		if flags := x.answer(t, syn(own(to), to), to); flags != 0x12 { // SYN, ACK
+			t.Errorf("%v answers a request for a connection with the flags %#x", to, flags)
+		}
+		shut := netip.AddrPortFrom(to.Addr(), 81)
+		if flags := x.answer(t, syn(own(shut), shut), shut); flags&0x04 == 0 { // RST
+			t.Errorf("%v, which is no port of the Service, answers with the flags %#x", shut, flags)
+		}
+	}
+
+	const secret = 9999
+	strangers := map[string]*atomic.Int64{}
+	for _, h := range []*lab.Host{w.Gateway, w.Upstream, w.Clients[0]} {
+		strangers[h.Name] = watch(t, h, secret)
+	}
+	alices := alice.place().Addresses
+	alice4, alice6 := netip.MustParseAddr(alices.IPv4), netip.MustParseAddr(alices.IPv6)
+	at := func(text string) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr(text), secret) }
+	for _, c := range []struct {
+		name, why string
+		packets   [][]byte
+	}{
+		{"the source of another Session", "source", [][]byte{
+			syn(netip.AddrPortFrom(alice4, 40001), web4), syn(netip.AddrPortFrom(alice6, 40001), web6),
+			udp(netip.AddrPortFrom(alice4, 40001), udp4), udp(netip.AddrPortFrom(alice6, 40001), udp6),
+		}},
+		{"a source of nobody", "source", [][]byte{
+			syn(at("10.3.0.2"), web4), syn(at("127.0.0.1"), web4), udp(at("203.0.113.2"), udp4), syn(at("fd10:3::2"), web6), syn(at("::1"), web6),
+		}},
+		{"the gateway itself", "destination", [][]byte{
+			syn(own(web4), at("203.0.113.2")), syn(own(web4), at("10.3.0.1")), syn(own(web4), at("127.0.0.1")), udp(own(web4), at("10.3.0.1")),
+			syn(own(web6), at("2001:db8:113::2")), syn(own(web6), at("::1")), udp(own(web6), at("fd10:3::1")),
+		}},
+		{"another host behind it", "destination", [][]byte{
+			syn(own(web4), at("10.3.0.2")), udp(own(web4), at("10.3.0.2")), syn(own(web6), at("fd10:3::2")),
+		}},
+		{"another client", "destination", [][]byte{
+			syn(own(web4), netip.AddrPortFrom(alice4, secret)), udp(own(web4), netip.AddrPortFrom(alice4, secret)), syn(own(web6), netip.AddrPortFrom(alice6, secret)),
+		}},
+		{"everybody", "destination", [][]byte{
+			udp(own(web4), at("224.0.0.1")), udp(own(web4), at("255.255.255.255")), udp(own(web6), at("ff02::1")),
+		}},
+		{"a port of the gateway at the address of a Service", "service", [][]byte{
+			syn(own(web4), netip.AddrPortFrom(web4.Addr(), secret)), udp(own(web4), netip.AddrPortFrom(web4.Addr(), secret)),
+			syn(own(web6), netip.AddrPortFrom(web6.Addr(), 8443)), syn(own(web6), netip.AddrPortFrom(web6.Addr(), secret)),
+		}},
+		{"other protocols", "protocol", [][]byte{
+			plain(own(web4).Addr(), web4.Addr(), protocolICMP, []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0}), plain(own(web4).Addr(), web4.Addr(), protocolGRE, make([]byte, 40)),
+			plain(own(web6).Addr(), web6.Addr(), protocolGRE, make([]byte, 40)),
+		}},
+		{"options", "options", [][]byte{
+			// Loose source routing (RFC 791) by the Upstream, and an option that does nothing.
+			ip(own(web4).Addr(), web4.Addr(), protocolTCP, segment(own(web4), web4), []byte{131, 7, 4, 10, 3, 0, 2, 0}, 0, nil),
+			ip(own(web4).Addr(), web4.Addr(), protocolTCP, segment(own(web4), web4), []byte{1, 1, 1, 0}, 0, nil),
+			ip(own(web6).Addr(), web6.Addr(), protocolTCP, segment(own(web6), web6), nil, extensionHopByHop, []byte{0, 0, 1, 4, 0, 0, 0, 0}),
+			ip(own(web6).Addr(), web6.Addr(), protocolTCP, segment(own(web6), web6), nil, extensionDestination, []byte{0, 0, 1, 4, 0, 0, 0, 0}),
+			ip(own(web6).Addr(), web6.Addr(), protocolTCP, segment(own(web6), web6), nil, extensionRouting, []byte{0, 0, 0, 0, 0, 0, 0, 0}),
+		}},
+		{"fragments", "fragment", [][]byte{
+			// The first part, of which each but the last is a multiple of 8 bytes, and the last.
+			fragment(plain(own(web4).Addr(), web4.Addr(), protocolTCP, append(segment(own(web4), web4), 0, 0, 0, 0)), 0x2000),
+			fragment(syn(own(web4), web4), 1),
+			ip(own(web6).Addr(), web6.Addr(), protocolTCP, append(segment(own(web6), web6), 0, 0, 0, 0), nil, extensionFragment, []byte{0, 0, 0, 1, 0, 0, 0, 7}),
+			ip(own(web6).Addr(), web6.Addr(), protocolTCP, segment(own(web6), web6), nil, extensionFragment, []byte{0, 0, 0, 8, 0, 0, 0, 7}),
+		}},
+	} {
+		before := w.gateway().Status.Dropped[c.why]
+		for _, p := range c.packets {
+			x.tun.out <- p
+		}
+		w.until(c.name+" is dropped and counted", func() error {
+			if n := w.gateway().Status.Dropped[c.why] - before; n < len(c.packets) {
+				return fmt.Errorf("%d of %d are dropped because of %q; all that is dropped: %v", n, len(c.packets), c.why, w.gateway().Status.Dropped)
+			}
+			return nil
+		})
+	}
+	if yaml := w.root("get", "gateways", "-o", "yaml"); !strings.Contains(yaml, "dropped:") {
+		t.Errorf("cardea get gateways -o yaml does not show what was dropped:\n%s", yaml)
+	}
+	for name, count := range strangers {
+		if n := count.Load(); n != 0 {
+			t.Errorf("%d of these arrived at %s", n, name)
+		}
+	}
+	if out := w.root("conns", "-o", "json"); strings.Contains(out, `"alice"`) {
+		t.Errorf("there is a connection as alice:\n%s", out)
+	}
+
+	// A key is one Session's.
+	bob := w.loginRaw(w.Clients[1], "bob")
+	if _, err := w.raw(bob, x.key); !api.HasCode(err, api.CodeConflict) {
+		t.Errorf("bob asks for a place with mallory's key: %v", err)
+	}
+
+	// A deleted Session has nothing any more, and its address is nobody's for a while.
+	w.root("delete", "session", w.session("mallory").Metadata.Name)
+	select {
+	case err := <-x.ended:
+		if e, ok := errors.AsType[*api.Error](err); !ok || e.Message == "" {
+			t.Errorf("mallory's Session is deleted, and what is said is: %v", err)
+		}
+	case <-time.After(patience):
+		t.Error("mallory's Session is deleted, and nobody says so")
+	}
+	again := w.loginRaw(w.Clients[1], "mallory")
+	y, err := w.raw(again, wireguard.NewKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if y.Addresses.IPv4 == x.Addresses.IPv4 || y.Addresses.IPv6 == x.Addresses.IPv6 {
+		t.Errorf("the addresses of a Session that was deleted a moment ago are given to another: %v", y.Addresses)
+	}
+	for len(x.tun.in) > 0 {
+		<-x.tun.in
+	}
+	from := netip.AddrPortFrom(own(web4).Addr(), 40002)
+	x.tun.out <- syn(from, web4)
+	if flags := y.answer(t, syn(y.from(web4.Addr(), 40000), web4), web4); flags != 0x12 {
+		t.Errorf("the new Session is answered with the flags %#x", flags)
+	}
+	for len(x.tun.in) > 0 {
+		if flags, ok := isAnswer(<-x.tun.in, web4); ok {
+			t.Errorf("the deleted Session is answered with the flags %#x", flags)
+		}
+	}
+}
+
+// fragment sets the field of an IPv4 packet that says what part of one it is.
+func fragment(p []byte, field uint16) []byte {
+	p[6], p[7], p[10], p[11] = byte(field>>8), byte(field), 0, 0
+	s := sum(p[:20])
+	p[10], p[11] = byte(s>>8), byte(s)
+	return p
+}
+
+// loginRaw is login, with the certificate beside the home.
+func (w *world) loginRaw(h *lab.Host, user string) *person {
+	w.Helper()
+	home := w.homeOf(h, user)
+	return w.login(h, user, "--cert-out", home+"-cert")
+}
+
+// answer sends a packet until one of TCP comes back from an address, and returns the
+// flags of that.
+func (x *peer) answer(t *testing.T, p []byte, from netip.AddrPort) byte {
+	t.Helper()
+	late := time.After(patience)
+	for {
+		x.tun.out <- p
+		again := time.After(time.Second)
+		for waiting := true; waiting; {
+			select {
+			case got := <-x.tun.in:
+				if flags, ok := isAnswer(got, from); ok {
+					return flags
+				}
+			case <-again:
+				waiting = false
+			case <-late:
+				t.Fatalf("no answer from %v", from)
+			}
+		}
+	}
+}
+
+// TestHostileNetwork has a host outside send to addresses of Services, and from those of
+// a Session: they exist in the tunnel alone.
+func TestHostileNetwork(t *testing.T) {
+	t.Parallel()
+	w, alice, _ := newEcho(t, lab.Config{})
+	own := alice.place().Addresses
+	v4, v6 := w.at("web")
+	w.NAT.Run("ip", "addr", "add", own.IPv4+"/32", "dev", "lo")
+	w.NAT.Run("ip", "-6", "addr", "add", own.IPv6+"/128", "dev", "lo", "nodad")
+	w.NAT.Run("ip", "route", "add", v4.Addr().String(), "via", w.Gateway.IPv4.String(), "src", own.IPv4)
+	w.NAT.Run("ip", "-6", "route", "add", v6.Addr().String(), "via", w.Gateway.IPv6.String(), "src", own.IPv6)
+	captured := w.Gateway.Capture("eth0")
+	for _, to := range []netip.AddrPort{v4, v6} {
+		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond) // a request for a connection and another one
+		if c, err := w.NAT.Dial(ctx, "tcp", to); err == nil {
+			t.Errorf("a host outside has a connection to %v as %v", to, c.LocalAddr())
+			c.Close()
+		}
+		cancel()
+		u4, u6 := w.at("udp")
+		echo := map[bool]netip.AddrPort{true: u4, false: u6}[to.Addr().Is4()]
+		if c, err := w.NAT.Dial(t.Context(), "udp", echo); err == nil {
+			c.Write([]byte("hello"))
+			c.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+			if n, err := c.Read(make([]byte, 10)); err == nil {
+				t.Errorf("a host outside is answered %d bytes by %v", n, echo)
+			}
+			c.Close()
+		}
+	}
+	if len(captured("tcp port 80")) < 2 {
+		t.Error("the requests did not come to the gateway: this test shows nothing")
+	}
+	if got := run(t, alice.as(need(t, "curl"), "-sS", "-m", "20", "http://web")); got != "the web" {
+		t.Errorf("meanwhile alice gets %q", got)
+	}
+	logs := w.root("logs", "-o", "json", "--service", "web")
+	if n := strings.Count(logs, `"type":"START"`); n > 1 {
+		t.Errorf("there were %d connections to web, and one was alice's:\n%s", n, logs)
+	}
+}
