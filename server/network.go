@@ -76,6 +76,7 @@ type network struct {
 	quicAt  netip.AddrPort
 	udp     *net.UDPConn // of QUIC; nil if there is none
 	keys    gatewayKeys
+	loaded  *api.Revision // of which the peers are, if that is known; nil if not
 
 	mu       sync.RWMutex
 	opened   bool                    // gateway and udp are open
@@ -120,7 +121,14 @@ func (n *network) prepare(ctx context.Context) error {
 	if err := n.build(ctx); err != nil || n.cfg.Estate != nil {
 		return err
 	}
-	return n.open(n.cfg.Network.Form != networkKernel)
+	if err := n.open(n.cfg.Network.Form != networkKernel); err != nil {
+		return err
+	}
+	// Who comes as soon as the doors are open finds his tunnel: WireGuard asks again only
+	// after 5 seconds.
+	at, err := n.load(ctx)
+	n.loaded = &at
+	return err
 }
 
 // build makes the rooms of the network anew, for the address plan as it is.
@@ -323,6 +331,15 @@ func (n *network) inherit(ctx context.Context) error {
 
 // serve runs the rooms of the network.
 func (n *network) serve(ctx context.Context) error {
+	if n.loaded == nil {
+		at, err := n.load(ctx)
+		if err != nil {
+			return errors.Join(err, n.close())
+		}
+		n.loaded = &at
+	}
+	at := *n.loaded
+	n.loaded = nil
 	ctx, stop := context.WithCancel(ctx)
 	var rooms sync.WaitGroup
 	var once sync.Once
@@ -337,7 +354,7 @@ func (n *network) serve(ctx context.Context) error {
 	}
 	start(n.gateway.Run)
 	start(n.names.Run)
-	start(n.follow)
+	start(func(ctx context.Context) error { return n.follow(ctx, at) })
 	start(n.keep)
 	if n.udp != nil {
 		start(func(ctx context.Context) error { return n.quic.Serve(ctx, n.udp) })

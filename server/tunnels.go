@@ -32,19 +32,21 @@ func networkKinds() []string {
 	return []string{api.KindClusterConfig, api.KindService, api.KindGateway, api.KindSession}
 }
 
-// follow keeps what is known of the store, and the peers of the gateway, until ctx is
-// done.
-func (n *network) follow(ctx context.Context) error {
-	for ctx.Err() == nil {
-		at, err := n.load(ctx)
-		if err == nil {
-			err = n.watch(ctx, at)
+// follow keeps what is known of the store, and the peers of the gateway, what they are
+// after that revision, until ctx is done.
+func (n *network) follow(ctx context.Context, at api.Revision) error {
+	for {
+		err := n.watch(ctx, at)
+		if err == nil || errors.Is(err, store.ErrCompacted) {
+			at, err = n.load(ctx)
 		}
-		if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrCompacted) {
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 	}
-	return nil
 }
 
 // load reads everything.

@@ -43,7 +43,7 @@ func (r *Rig) profiled(ctx context.Context, row string, t *Target, measure Measu
 	all := func(path, suffix string) error {
 		for process, dial := range t.Profilers {
 			name := strings.NewReplacer(" ", "-", "(", "", ")", "", ",", "", "/", "-").Replace(row + "-" + t.Name + process)
-			if err := call(dial, path+"?file="+url.QueryEscape(filepath.Join(dir, name+suffix))); err != nil {
+			if err := Call(dial, path+"?file="+url.QueryEscape(filepath.Join(dir, name+suffix))); err != nil {
 				return err
 			}
 		}
@@ -61,8 +61,8 @@ func (r *Rig) profiled(ctx context.Context, row string, t *Target, measure Measu
 	return v, all("/stop", ".cpu")
 }
 
-// call asks a profiler for something.
-func call(dial Dial, path string) error {
+// Call asks a profiler for something.
+func Call(dial Dial, path string) error {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }}
 	defer transport.CloseIdleConnections()
 	res, err := (&http.Client{Transport: transport}).Get("http://profiler" + path)

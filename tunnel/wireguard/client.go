@@ -76,7 +76,7 @@ const keepalive = "25"
 // as much each time.
 const (
 	greetAgain = 50 * time.Millisecond
-	greetUntil = 2 * time.Second
+	greetUntil = 15 * time.Second
 )
 
 // What renews the keys looks after this time whether there was a handshake, and after twice
@@ -189,7 +189,8 @@ func (c *Client) Set(remotes []Remote) error {
 // set adds or changes one. c.mu must be held.
 func (c *Client) set(n Remote) error {
 	r := c.remotes[n.Name]
-	if r == nil {
+	isKnown := r != nil
+	if !isKnown {
 		r = &remote{}
 	}
 	isNew := r.PublicKey != n.PublicKey
@@ -207,6 +208,9 @@ func (c *Client) set(n Remote) error {
 		return fmt.Errorf("gateway %s: %w", n.Name, err)
 	}
 	c.remotes[n.Name] = r
+	if isNew && isKnown { // WireGuard repeats a handshake that was lost only after 5 s
+		c.renew(r)
+	}
 	return nil
 }
 
