@@ -10,3 +10,11 @@ func (g *Gate) Drain(most int) {
 		c.cut(relay.Drained, "another process serves now, and the time to drain is over", nil)
 	}
 }
+
+// DrainTunnel cuts the live connections that came by a tunnel, as Facts.Tunnel has it,
+// which ends in this process (DRAINED): nothing of them can come any more.
+func (g *Gate) DrainTunnel(name string) {
+	for _, c := range g.registry.find(func(c *Conn) bool { return c.from.facts.Tunnel == name }) {
+		c.cut(relay.Drained, "its tunnel is another process's now", nil)
+	}
+}

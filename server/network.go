@@ -272,6 +272,8 @@ func (n *network) run(ctx context.Context) error {
 	waiting.Go(func() {
 		select {
 		case <-n.left:
+			// The kernel would keep those of an interface that is gone for minutes.
+			n.gate.DrainTunnel(wireguard.Name)
 			stop()
 		case <-own.Done():
 		}

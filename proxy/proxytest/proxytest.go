@@ -688,6 +688,18 @@ func run(t *testing.T, s Subject) {
 		w.Decider.Set(func(d *Decider) { d.service = "another" }, session("ann"))
 		wantReset(t, c)
 	})
+	in("the end of a tunnel ends what came by it", func(t *testing.T, w *World) {
+		c, _ := open(t, w)
+		if w.Gate.DrainTunnel("another"); len(w.Gate.List()) != 1 {
+			t.Fatal("what came by another tunnel was cut")
+		}
+		w.Gate.DrainTunnel("memory")
+		wantReset(t, c)
+		log := wantLog(t, w, api.LogStart, api.LogEnd)
+		if tcp := log[1].Entry.Info.Flow(); tcp.CloseReason != string(relay.Drained) {
+			t.Errorf("END = %+v", tcp)
+		}
+	})
 	in("kill ends one connection", func(t *testing.T, w *World) {
 		c, _ := open(t, w)
 		live := w.Gate.List()
