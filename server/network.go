@@ -191,15 +191,19 @@ func (n *network) wireguardPorts(known *api.Gateway) (at []netip.AddrPort) {
 
 // open opens the gateway's sockets, and its interface. If there can be none, and
 // otherwise allows it, it goes without.
-func (n *network) open(otherwise bool) (err error) {
+func (n *network) open(otherwise bool) error { return n.openAt(n.ports, otherwise, true) }
+
+// openAt is open with WireGuard at the first of the ports that is free, and without QUIC,
+// if withoutQUIC allows that, where its port is taken.
+func (n *network) openAt(ports []netip.AddrPort, otherwise, withoutQUIC bool) (err error) {
 	n.gateway.Kernel = ""
 	if n.form == networkKernel {
 		n.gateway.Kernel = kernelInterface
 	}
-	for i, at := range n.ports {
+	for i, at := range ports {
 		n.gateway.Listen = at
 		err = n.gateway.Open()
-		if err == nil || !errors.Is(err, syscall.EADDRINUSE) || i == len(n.ports)-1 {
+		if err == nil || !errors.Is(err, syscall.EADDRINUSE) || i == len(ports)-1 {
 			break
 		}
 	}
@@ -209,13 +213,13 @@ func (n *network) open(otherwise bool) (err error) {
 	case err != nil && n.form == networkKernel && otherwise:
 		n.cfg.Log.Warn("the private network has no network interface of this machine, and goes through a stack of this process: it is slower", "error", err)
 		n.form = networkUserspace
-		return n.open(false)
+		return n.openAt(ports, false, withoutQUIC)
 	case err != nil:
 		return fmt.Errorf("the private network: %w; --network userspace needs no network interface, --network off has none", err)
 	}
 	n.udp, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(n.quicAt))
 	switch {
-	case errors.Is(err, syscall.EADDRINUSE) && n.cfg.Estate == nil:
+	case errors.Is(err, syscall.EADDRINUSE) && withoutQUIC:
 		n.udp = nil
 		n.cfg.Log.Warn("there is no QUIC: the port is taken by another program", "port", n.quicAt.Port(), "protocol", "udp")
 	case err != nil:
@@ -314,8 +318,12 @@ func (n *network) inherit(ctx context.Context) error {
 	}
 	begun, said := time.Now(), false
 	for {
-		late := time.Since(begun) > inheritTime
-		err := n.open(late && n.cfg.Network.Form != networkKernel)
+		// Clients and firewalls know the first port: it is waited for.
+		late, ports := time.Since(begun) > inheritTime, n.ports[:1]
+		if late {
+			ports = n.ports
+		}
+		err := n.openAt(ports, late && n.cfg.Network.Form != networkKernel, late)
 		if err == nil {
 			return nil
 		}

@@ -1,0 +1,67 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"cardea/handover"
+	"cardea/tunnel/wireguard"
+)
+
+// heir returns the network of a process that takes the place of another one.
+func heir(ports ...netip.AddrPort) *network {
+	log := slog.New(slog.DiscardHandler)
+	h := &house{}
+	h.cfg.Log, h.cfg.Estate, h.mine = log, new(handover.Estate), make(chan struct{})
+	close(h.mine)
+	return &network{
+		house: h, form: networkUserspace, ports: ports, quicAt: netip.MustParseAddrPort("127.0.0.1:0"),
+		gateway: &wireguard.Gateway{Key: wireguard.NewKey(), Log: log},
+	}
+}
+
+func taken(t *testing.T) (*net.UDPConn, netip.AddrPort) {
+	t.Helper()
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c, c.LocalAddr().(*net.UDPAddr).AddrPort()
+}
+
+// Firewalls and clients know the port: the process before this one, which still has it,
+// is waited for.
+func TestAnUpgradeKeepsThePortOfWireGuard(t *testing.T) {
+	before, at := taken(t)
+	n := heir(at, netip.MustParseAddrPort("127.0.0.1:0"))
+	time.AfterFunc(300*time.Millisecond, func() { before.Close() })
+	if err := n.inherit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer n.close()
+	if got := n.gateway.Port(); got != int(at.Port()) {
+		t.Errorf("WireGuard is at port %d now, and was at %d", got, at.Port())
+	}
+}
+
+// Where another program has the port of QUIC, there are tunnels without it, also after an
+// upgrade.
+func TestAnUpgradeWithoutQUIC(t *testing.T) {
+	_, at := taken(t)
+	n := heir(netip.MustParseAddrPort("127.0.0.1:0"))
+	n.quicAt = at
+	within, cancel := context.WithTimeout(t.Context(), inheritTime+5*time.Second)
+	defer cancel()
+	if err := n.inherit(within); err != nil {
+		t.Fatal(err)
+	}
+	defer n.close()
+	if n.udp != nil {
+		t.Error("there is a socket for QUIC")
+	}
+}
