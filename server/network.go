@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -92,6 +93,9 @@ type network struct {
 // newNetwork returns the network of a process, nil if it is to have none.
 func newNetwork(h *house) (*network, error) {
 	c := h.cfg.Network
+	if err := c.check(); err != nil {
+		return nil, err
+	}
 	n := &network{
 		house: h, quicAt: h.socket.Addr().(*net.TCPAddr).AddrPort(), services: map[string]*api.Service{}, at: map[netip.Addr]string{}, sessions: map[string]*api.Session{},
 		gateways: map[string]*api.Gateway{}, changed: make(chan struct{}), pipes: map[string]map[*context.CancelFunc]struct{}{},
@@ -110,6 +114,19 @@ func newNetwork(h *house) (*network, error) {
 		return nil, fmt.Errorf("--network %q: must be %s, %s, %s or %s", c.Form, networkAuto, networkKernel, networkUserspace, networkOff)
 	}
 	return n, nil
+}
+
+// check reports what is wrong with the numbers and names of c.
+func (c *NetworkConfig) check() error {
+	if c.WireGuard < -1 || c.WireGuard > 65535 {
+		return fmt.Errorf("--wireguard-port %d: must be from 1 to 65535, or 0 for any that is free", c.WireGuard)
+	}
+	for _, a := range c.Addresses {
+		if _, err := netip.ParseAddr(a); err != nil && (a == "" || strings.ContainsAny(a, ":/[]@ \t")) {
+			return fmt.Errorf("--gateway-address %q: must be an IP address or the name of a host, without a port", a)
+		}
+	}
+	return nil
 }
 
 // prepare takes what can fail, once the store is known to be that of a cluster. Where

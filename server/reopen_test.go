@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -63,5 +64,18 @@ func TestAnUpgradeWithoutQUIC(t *testing.T) {
 	defer n.close()
 	if n.udp != nil {
 		t.Error("there is a socket for QUIC")
+	}
+}
+
+func TestNetworkConfigsThatCannotBe(t *testing.T) {
+	for want, c := range map[string]NetworkConfig{
+		"--wireguard-port 70000":        {WireGuard: 70000},
+		"--wireguard-port -5":           {WireGuard: -5},
+		`--gateway-address "1.2.3.4:5"`: {Addresses: []string{"2001:db8::1", "1.2.3.4:5"}},
+		`--gateway-address ""`:          {Addresses: []string{"gateway.example", ""}},
+	} {
+		if err := c.check(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: %v", c, err)
+		}
 	}
 }
