@@ -100,7 +100,7 @@ const (
 	errTooMany   = Overload("too many handshakes at once")
 	errDisplaced = Overload("too many handshakes at once: this one was silent or slow, and another needed its place")
 	errCrowded   = Overload("almost no descriptors left: only networks from which a Session was proved lately are let in")
-	errFull      = Overload("too few descriptors left for the connections of public ports")
+	errFull      = Overload("too few descriptors left for another connection")
 	errStopping  = Overload("the server is stopping")
 )
 
@@ -389,11 +389,11 @@ func (a *Admission) leave(p *place, proved bool) error {
 	return nil
 }
 
-// admit tells whether a connection that has proved nothing, and will not, may be
+// Admit tells whether a connection that needs no handshake here, or is past it, may be
 // relayed: not while descriptors are short, wherever it comes from. What it takes
 // is counted at once, so that no more are let in before the next count than there
 // is room for.
-func (a *Admission) admit() error {
+func (a *Admission) Admit() error {
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -292,7 +292,7 @@ func TestFewDescriptors(t *testing.T) {
 				t.Fatalf("a stranger: %v", err)
 			}
 			in(t, a, "192.0.2.1").leave(false)
-			if err := a.admit(); err != errFull {
+			if err := a.Admit(); err != errFull {
 				t.Fatalf("who proves nothing: %v", err)
 			}
 		}
@@ -313,7 +313,7 @@ func TestConnectionsOfPublicPortsAreCounted(t *testing.T) {
 		a := &Admission{Limits: AdmissionLimits{Share: 80}, Descriptors: func() (int, int) { return used, 1000 }}
 		admitted := func() (n int) {
 			for range 1000 {
-				if a.admit() == nil {
+				if a.Admit() == nil {
 					n++
 				}
 			}

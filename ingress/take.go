@@ -194,7 +194,7 @@ func (v *visit) enter() error {
 	if v.listener == nil {
 		return noRoute("nothing is served at this address any more")
 	}
-	if err := v.router.Admission.admit(); err != nil {
+	if err := v.router.Admission.Admit(); err != nil {
 		return err
 	}
 	if v.listener.proxied {

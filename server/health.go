@@ -18,10 +18,13 @@ import (
 const descriptorsPerConnection = 2
 
 // The per cent of descriptors that may be open before public ports take no more,
-// and before strangers at the cluster's own port are refused: who holds all that
-// there is for public ports keeps nobody from logging in.
+// before Sessions get no further connection, and before strangers at the cluster's own
+// port are refused: who holds all that there is for public ports keeps no Session out, and
+// who holds all that there is for Sessions keeps nobody from logging in, or from ending
+// them.
 const (
 	publicShare   = 92
+	sessionShare  = 94
 	strangerShare = 96
 )
 

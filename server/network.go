@@ -176,7 +176,7 @@ func (n *network) build(ctx context.Context) error {
 		May: n.mayBeTold, Zone: n.settings.fallbackZone, Log: n.cfg.Log,
 	}
 	gateway := &wireguard.Gateway{
-		Handler: arrivals{n.gate, n.doors}, Find: n.serviceAt, Ports: n.tcpPorts, Answer: n.names.Answer, Tell: n.control.Tell,
+		Handler: arrivals{n.gate, n.doors, n.house.sessions}, Find: n.serviceAt, Ports: n.tcpPorts, Answer: n.names.Answer, Tell: n.control.Tell,
 		Services: plan.Services(), Sessions: plan.Sessions(), DNS: plan.DNS(), Key: wireguard.Key(n.keys.Private), MTU: innerMTU, Log: n.cfg.Log,
 	}
 	n.mu.Lock()
@@ -184,7 +184,7 @@ func (n *network) build(ctx context.Context) error {
 	n.plan, n.gateway = plan, gateway
 	n.sessions = map[string]*api.Session{} // so that each becomes a peer
 	n.quic = &quic.Server{
-		Handler: arrivals{n.gate, n.doors}, Domain: n.cfg.Domain, Certificate: n.serverCertificate, ClientCAs: n.authority.Pool,
+		Handler: arrivals{n.gate, n.doors, n.house.sessions}, Domain: n.cfg.Domain, Certificate: n.serverCertificate, ClientCAs: n.authority.Pool,
 		Alive: n.alive, Session: sessionOf, Pipe: n.carry, ResetKey: [resetKeySize]byte(n.keys.Reset), Log: n.cfg.Log,
 	}
 	return nil

@@ -39,6 +39,7 @@ import (
 	"cardea/relay/datagram"
 	"cardea/secret"
 	"cardea/store/backup"
+	"cardea/tunnel"
 	"cardea/tunnel/tls"
 	"cardea/upstream"
 )
@@ -138,6 +139,7 @@ type house struct {
 	doors     *doors
 	admission *ingress.Admission // of the cluster's own port
 	crowd     *ingress.Admission // of public ports
+	sessions  *ingress.Admission // of what comes by a road: descriptors only
 	router    *ingress.Router
 	routing   *routing
 	upstreams *upstream.Dialer
@@ -210,6 +212,7 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	h.admission = &ingress.Admission{Descriptors: h.descriptors, Limits: ingress.AdmissionLimits{Share: strangerShare}}
 	// Of one network Public limits the rate.
 	h.crowd = &ingress.Admission{Descriptors: h.descriptors, Limits: ingress.AdmissionLimits{Rate: -1, Share: publicShare}}
+	h.sessions = &ingress.Admission{Descriptors: h.descriptors, Limits: ingress.AdmissionLimits{Share: sessionShare}}
 	h.settings = &settings{store: h.store, journal: h.journal.Journal}
 	uses := &secret.Uses{Keeper: h.keeper, Store: h.store, Now: time.Now}
 	if h.engine, err = engineOf(cfg); err != nil {
@@ -238,7 +241,7 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	}
 	h.expirer = &control.Expirer{Store: h.store, Audit: h.journal, Log: cfg.Log, Now: time.Now}
 	h.tunnels = &tls.Server{
-		Handler: arrivals{h.gate, h.doors}, Domain: cfg.Domain, Certificate: h.serverCertificate,
+		Handler: arrivals{h.gate, h.doors, h.sessions}, Domain: cfg.Domain, Certificate: h.serverCertificate,
 		ClientCAs: h.authority.Pool, Public: h.router.PublicName, Admit: h.admission.Enter, Alive: h.alive, Log: cfg.Log,
 	}
 	if h.network, err = newNetwork(h); err != nil {
@@ -549,6 +552,20 @@ func (h *house) rotate(ctx context.Context, what string) (api.RotateResponse, er
 type arrivals struct {
 	*proxy.Gate
 	doors *doors
+	room  *ingress.Admission
+}
+
+// Arrive implements tunnel.Handler.
+func (a arrivals) Arrive(x api.Arrival) {
+	if err := a.room.Admit(); err != nil {
+		a.Refused(api.Refusal{Facts: x.Facts, Reason: api.ReasonOverload, Datagrams: relay.IsDatagram(x.Conn), Words: err.Error()})
+		if t, ok := x.Conn.(tunnel.Teller); ok {
+			t.Verdict(api.Verdict{Code: api.VerdictUnavailable, Words: "the cluster has too many connections; try again later"})
+		}
+		relay.Reset(x.Conn, relay.Limit)
+		return
+	}
+	a.Gate.Arrive(x)
 }
 
 // Refused implements tunnel.Handler.
