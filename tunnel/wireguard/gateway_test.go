@@ -568,3 +568,24 @@ func TestFlows(t *testing.T) {
 		t.Error("all of it fits")
 	}
 }
+
+// A client that does not read cannot have the gateway hold much for it: it may have many
+// connections.
+func TestSlowReaderIsCheap(t *testing.T) {
+	arrivals := make(chan net.Conn, 1)
+	g := gateway(t, handler{func(a api.Arrival) { arrivals <- a.Conn }})
+	c := client(t, g, "s-1", addresses)
+	mute, err := c.DialContext(t.Context(), "tcp", echo4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mute.Close()
+	conn := <-arrivals
+	defer conn.Close()
+	conn.SetWriteDeadline(time.Now().Add(2 * time.Second))
+	// The client's end holds as much again.
+	n, err := conn.Write(make([]byte, 8<<20))
+	if !errors.Is(err, os.ErrDeadlineExceeded) || n > 512<<10 {
+		t.Errorf("%d bytes are held for a client that does not read; %v", n, err)
+	}
+}

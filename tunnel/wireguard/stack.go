@@ -39,6 +39,11 @@ const (
 	keepaliveCount    = 8
 )
 
+// bufferSize is how many bytes a TCP connection holds in each direction to begin with. The
+// stack gives more to one whose peer takes what it holds; one whose peer does not read
+// keeps that.
+const bufferSize = 128 << 10
+
 // newNetstack returns one that sends its packets to out. With addresses it has these, and
 // without it takes what comes for any.
 func newNetstack(mtu int, addresses []netip.Addr, out *queue) (*netstack, error) {
@@ -64,7 +69,9 @@ func (n *netstack) set(mtu int, addresses []netip.Addr) error {
 	sack := tcpip.TCPSACKEnabled(true)
 	moderate := tcpip.TCPModerateReceiveBufferOption(true)
 	cubic := tcpip.CongestionControlOption("cubic")
-	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &moderate, &cubic} {
+	send := tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: bufferSize, Max: tcp.MaxBufferSize}
+	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: bufferSize, Max: tcp.MaxBufferSize}
+	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &moderate, &cubic, &send, &receive} {
 		if err := n.stack.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
 			return fmt.Errorf("network stack: %s", err)
 		}
