@@ -366,3 +366,45 @@ func TestLossIsNoEnd(t *testing.T) {
 	}
 	served.Close()
 }
+
+// One Session cannot make any number of connections, each of which holds memory and has a
+// window of its own; others are not concerned, and those that end make room.
+func TestConnectionsOfASession(t *testing.T) {
+	h := newEcho()
+	g := serve(t, &quic.Server{Handler: h, Session: sessionOf, Limits: quic.Limits{Conns: 2}})
+	alice := always(g.ca.session())
+	bob := always(g.ca.session(func(c *x509.Certificate) { c.URIs[0].Path = "/s-2" }))
+	end := func() {}
+	try := func(who func() *stdtls.Certificate) error {
+		d := g.dialer(t, who)
+		c, err := d.Dial(t.Context(), "echo")
+		if err == nil {
+			t.Cleanup(func() { c.Close() })
+			exchange(t, c.(tunnel.Conn), 10, func() {})
+			end = func() {
+				c.Close()
+				d.Close()
+			}
+		}
+		return err
+	}
+	if err := errors.Join(try(alice), try(alice)); err != nil {
+		t.Fatal(err)
+	}
+	err := try(alice)
+	if !api.HasCode(err, api.CodeUnavailable) || !strings.Contains(err.Error(), "too many connections") {
+		t.Errorf("one more: %v", err)
+	}
+	if r := <-h.refusals; r.Facts.TLS == nil {
+		t.Errorf("%+v", r)
+	}
+	leave := end
+	if err := try(bob); err != nil {
+		t.Errorf("another Session: %v", err)
+	}
+	leave()
+	for err != nil && t.Context().Err() == nil {
+		time.Sleep(10 * time.Millisecond)
+		err = try(alice)
+	}
+}

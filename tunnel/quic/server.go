@@ -32,7 +32,7 @@ type Server struct {
 	// pipes; whose Arrivals get in is not for the road to say. If it is nil, it is.
 	Alive func(leaf *x509.Certificate) bool
 	// Session returns the uid of the Session of a certificate that verifies. If it is
-	// nil, there are no pipes.
+	// nil, there are no pipes, and each certificate counts as a Session.
 	Session func(leaf *x509.Certificate) (uid string, ok bool)
 	// Pipe is given the pipes of Sessions, and returns when one is over: p.Receive fails
 	// then, also when ctx is done, or by [Server.DropSession]. p is closed when Pipe has
@@ -50,6 +50,7 @@ type Server struct {
 	packets  *tls.Config
 	crowd    crowd
 	door     door
+	heads    heads
 	pipes    pipes
 	counters counters
 }
@@ -61,6 +62,7 @@ type Limits struct {
 	Idle       int           // connections without a stream; 4096. Beyond that one is closed when its last stream ends
 	IdleTime   time.Duration // of one; 5 minutes
 	Streams    int           // of one connection; 1024. The client waits for one to end
+	Conns      int           // with streams or for them, of one Session; 32. One more is refused
 	Pipes      int           // of one Session; 4. One more ends the oldest
 }
 
@@ -68,7 +70,7 @@ func (l Limits) withDefaults() Limits {
 	for _, x := range []struct {
 		n   *int
 		def int
-	}{{&l.Handshakes, 256}, {&l.Idle, 4096}, {&l.Streams, 1024}, {&l.Pipes, 4}} {
+	}{{&l.Handshakes, 256}, {&l.Idle, 4096}, {&l.Streams, 1024}, {&l.Conns, 32}, {&l.Pipes, 4}} {
 		if *x.n <= 0 {
 			*x.n = x.def
 		}
@@ -225,6 +227,13 @@ func (s *Server) conn(ctx context.Context, conn *quic.Conn) {
 		}
 		return
 	}
+	session := s.owner(leaf)
+	if !s.heads.enter(session, s.Limits.Conns) {
+		conn.CloseWithError(codeNone, errManyConns.Error())
+		s.refuse(facts, errManyConns)
+		return
+	}
+	defer s.heads.leave(session)
 	facts.Tunnel = Name
 	a := api.Arrival{Facts: facts, Evidence: api.Evidence{Kind: api.EvidenceCertificate, Data: leaf.Raw}}
 	l := newLink(conn, &s.crowd, s.Limits.IdleTime)

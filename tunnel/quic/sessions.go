@@ -10,6 +10,44 @@ import (
 	"github.com/quic-go/quic-go"
 )
 
+// heads counts the connections of Sessions that carry streams: each may hold memory.
+type heads struct {
+	mu sync.Mutex
+	of map[string]int
+}
+
+// enter counts one more, and reports false if there are enough.
+func (h *heads) enter(session string, most int) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.of[session] >= most {
+		return false
+	}
+	if h.of == nil {
+		h.of = map[string]int{}
+	}
+	h.of[session]++
+	return true
+}
+
+func (h *heads) leave(session string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.of[session]--; h.of[session] == 0 {
+		delete(h.of, session)
+	}
+}
+
+// owner names the Session of a certificate.
+func (s *Server) owner(leaf *x509.Certificate) string {
+	if s.Session != nil {
+		if uid, ok := s.Session(leaf); ok {
+			return uid
+		}
+	}
+	return string(leaf.Raw)
+}
+
 // pipes are those of Sessions, by their uid; of one the oldest first.
 type pipes struct {
 	mu  sync.Mutex
@@ -49,6 +87,7 @@ func (s *pipes) of(session string) []*pipe {
 
 var (
 	errNoSession = errors.New("the client certificate is not that of a Session")
+	errManyConns = errors.New("the Session has too many connections to the gateway")
 	errDeadOne   = errors.New("the Session of the client certificate is not there any more")
 )
 
