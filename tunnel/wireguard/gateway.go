@@ -395,17 +395,21 @@ func (g *Gateway) tidy(now time.Time) {
 		s.cut("SESSION_ENDED")
 	}
 	for _, s := range sessions {
-		for _, f := range s.idle(now) {
+		for _, f := range s.idle(g.plane, now) {
 			f.end(io.EOF, false)
 		}
 	}
 }
 
 // idle returns the flows that have been silent for too long, and forgets those whose
-// refusal is over.
-func (s *session) idle(now time.Time) (idle []*flow) {
+// refusal is over, and the parts of what did not come whole.
+func (s *session) idle(pl *plane, now time.Time) (idle []*flow) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.parts != nil {
+		s.parts.Expire(now)
+		pl.dropped[dropFragment].Add(int64(s.parts.Dropped()))
+	}
 	for key, f := range s.flows {
 		switch {
 		case f.refused && !now.Before(f.until):

@@ -238,6 +238,13 @@ func TestReassemblerBounds(t *testing.T) {
 	if put(last[1]) != nil {
 		t.Error("put together from parts that came too late")
 	}
+	// Time, when nothing comes any more.
+	put(partsOf(2, 2000)[0])
+	r.Dropped()
+	r.Expire(now.Add(time.Second))
+	if r.Dropped() == 0 || len(r.held) != 0 || r.bytes != 0 {
+		t.Errorf("%d are held, of %d bytes", len(r.held), r.bytes)
+	}
 	// Overlap: the datagram is given up, and stays so.
 	now = now.Add(time.Second)
 	all := partsOf(7, 5000)

@@ -55,7 +55,7 @@ func (r *Reassembler) Dropped() int {
 // otherwise nil. The packet may be larger than what an IP header can say, and is not if
 // Parse takes it.
 func (r *Reassembler) Add(b []byte, i *Info, now time.Time) []byte {
-	r.expire(now)
+	r.Expire(now)
 	piece := b[i.Transport:]
 	at := span{i.part.offset, i.part.offset + len(piece)}
 	if i.part.offset == 0 && !i.part.more { // all of it in one
@@ -148,8 +148,9 @@ func (p *parts) take(s span, more bool) bool {
 	return true
 }
 
-// expire gives up what has waited too long.
-func (r *Reassembler) expire(now time.Time) {
+// Expire gives up what has waited too long. Add does so too: it is for who gets no more
+// fragments.
+func (r *Reassembler) Expire(now time.Time) {
 	for r.oldest != nil && now.Sub(r.oldest.since) >= r.Within {
 		if !r.oldest.dead {
 			r.dropped++
