@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -146,7 +147,11 @@ func (f *connectFlags) wish() (w client.Wish, err error) {
 		return w, usagef("--tunnel: %v", err)
 	}
 	for _, s := range f.serve {
-		n.Serve = append(n.Serve, api.ServiceName(s))
+		name, err := client.ParseService(s)
+		if err != nil {
+			return w, usagef("--serve: %v", err)
+		}
+		n.Serve = append(n.Serve, name)
 	}
 	n.ServeAll, n.ServeAnyURL, n.NoDNS = f.serveAll, f.serveAnyURL, f.noDNS
 	if n.ServeAnyURL && !n.ServeAll && len(n.Serve) == 0 {
@@ -196,6 +201,9 @@ func (r *run) portsOnly(ctx context.Context, me *client.Client, ports []client.P
 		return err
 	}
 	r.printPorts(open)
+	if s, err := me.Session(ctx); err == nil { // what is printed to r.Out are the ports, for programs too
+		fmt.Fprintf(r.Err, "connections go by TLS to %s; refusals and cuts are told here\n", s.Address)
+	}
 	all.Wait()
 	return nil
 }
@@ -244,21 +252,17 @@ func newDaemon(home string, me *client.Client) *client.Daemon {
 // detach has the process in the background do what is wished; it starts it if there is
 // none.
 func (r *run) detach(ctx context.Context, home string, wish client.Wish) error {
-	daemon, err := client.Running(ctx, home)
-	if errors.Is(err, client.ErrNotRunning) {
-		self, err := os.Executable()
-		if err != nil {
-			return err
-		}
-		started := client.Detach(home, self, "connect", "--daemon", "--home", home)
-		// Another may have been started at the same time: either is good.
-		if daemon, err = client.Running(ctx, home); err != nil {
-			return errors.Join(started, err)
-		}
-	} else if err != nil {
-		return err
+	var open []client.Port
+	var status client.Status
+	daemon, err := inBackground(ctx, home)
+	if err == nil {
+		open, status, err = daemon.Connect(ctx, wish)
 	}
-	open, status, err := daemon.Connect(ctx, wish)
+	if errors.Is(err, client.ErrNotRunning) { // it was just ending
+		if daemon, err = inBackground(ctx, home); err == nil {
+			open, status, err = daemon.Connect(ctx, wish)
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -266,8 +270,31 @@ func (r *run) detach(ctx context.Context, home string, wish client.Wish) error {
 	if wish.Network.IsNeeded() {
 		r.printNetwork(status.Network)
 	}
-	fmt.Fprintf(r.Err, "refusals and cuts are told in %s\n", client.LogFile(home))
+	fmt.Fprintf(r.Err, "refusals and cuts are told in %s\n", logWords(status))
 	return nil
+}
+
+// inBackground returns the process in the background, which it starts if there is none.
+func inBackground(ctx context.Context, home string) (*client.Control, error) {
+	daemon, err := client.Running(ctx, home)
+	if !errors.Is(err, client.ErrNotRunning) {
+		return daemon, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	started := client.Detach(home, self, "connect", "--daemon", "--home", home)
+	// Another may have been started at the same time: either is good.
+	if daemon, err = client.Running(ctx, home); err != nil {
+		return nil, errors.Join(started, err)
+	}
+	return daemon, nil
+}
+
+// logWords says where what connect runs tells what goes wrong.
+func logWords(s client.Status) string {
+	return cmp.Or(s.Log, fmt.Sprintf("what process %d writes to its standard error", s.PID))
 }
 
 // background is the process in the background.
@@ -279,7 +306,9 @@ func (r *run) background(ctx context.Context, home string) error {
 	defer file.Close()
 	me := &client.Client{Home: home, Log: slog.New(slog.NewTextHandler(file, nil))}
 	defer me.Close()
-	return newDaemon(home, me).Run(ctx, func() { fmt.Fprint(r.Out, client.ReadyLine) })
+	d := newDaemon(home, me)
+	d.File = client.LogFile(home)
+	return d.Run(ctx, func() { fmt.Fprint(r.Out, client.ReadyLine) })
 }
 
 func (r *run) printPorts(ports []client.Port) {
@@ -330,8 +359,17 @@ func (r *run) disconnect() *cobra.Command {
 			}
 			daemon, err := client.Running(c.Context(), home)
 			if errors.Is(err, client.ErrNotRunning) {
-				if err := client.Restore(home); err != nil {
-					return err
+				end := client.LastEnd(home) // which Restore forgets
+				back, failure := client.Restore(home)
+				if failure != nil {
+					return failure
+				}
+				if back {
+					fmt.Fprintln(r.Out, "connect had been killed: the name servers of this machine were put back")
+					return nil
+				}
+				if end != nil {
+					err = fmt.Errorf("%w; the last one ended at %s: %s", err, stamp(end.At), end.Words)
 				}
 				return hinted(err, "cardea connect -p SERVICE:PORT --detach starts it; Ctrl-C ends one in the foreground")
 			}

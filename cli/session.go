@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -73,6 +74,9 @@ func (r *run) login() *cobra.Command {
 		}
 		if errors.Is(err, syscall.ECONNREFUSED) {
 			return err // which says what to look at
+		}
+		if file, ok := errors.AsType[*fs.PathError](err); ok {
+			return hinted(fmt.Errorf("the Session cannot be kept in %s: %w; the token was not used", home, file), "name a directory that you may write by --home or CARDEA_HOME")
 		}
 		if _, told := errors.AsType[*api.Error](err); err != nil && !told {
 			return hinted(err, "compare the address and the fingerprint with what cardea up prints")
@@ -327,7 +331,7 @@ func (s homeStatus) table() *table {
 	if s.Connect.Network != nil {
 		networkTable(t, s.Connect.Network)
 	}
-	t.add("Told in", s.Connect.Log)
+	t.add("Told in", logWords(*s.Connect))
 	if s.Connect.Trouble != "" {
 		t.add("Last trouble", s.Connect.Trouble)
 	}
@@ -342,12 +346,6 @@ func networkTable(t *table, n *client.NetworkStatus) {
 		t.add("Services", strings.Join(n.Services, ", ")+" go through it")
 	case client.FormStack:
 		t.add("Address", addressWords(n.Addresses)+", for published ports and the proxy alone")
-	case client.FormStreams:
-		road := client.TunnelTLS
-		if n.Tunnel == client.TunnelQUIC {
-			road = client.TunnelQUIC
-		}
-		t.add("Tunnel", road.Words()+", a stream for each connection")
 	}
 	if n.Form == client.FormInterface {
 		names := n.DNS
@@ -385,32 +383,38 @@ func networkTable(t *table, n *client.NetworkStatus) {
 // gatewayRows adds how a gateway is reached.
 func gatewayRows(t *table, g *client.GatewayStatus, form string) {
 	name := g.Name
-	if g.Region != "" {
+	if g.Region != "" && g.Region != g.Name {
 		name += " in " + g.Region
 	}
-	if form == client.FormStreams {
-		t.add("Gateway", name)
-		return
-	}
 	if g.Transport == "" {
-		t.add("Gateway", name+": not reached")
+		t.add("Gateway", strings.TrimSpace(cmp.Or(name, g.Address)+": not reached"))
 		t.add("", cmp.Or(g.Why, "it is being tried"))
 		return
 	}
-	words := name + " by " + g.Transport.Words()
-	if g.Address != "" && g.Transport == client.TunnelWireGuard {
+	words := strings.TrimSpace(name + " by " + g.Transport.Words())
+	if g.Address != "" {
 		words += " at " + g.Address
 	}
 	if g.LatencyMilliseconds > 0 {
 		words += fmt.Sprintf(", %.1f ms", g.LatencyMilliseconds)
 	}
 	t.add("Gateway", words)
-	t.add("", "because "+g.Why+", since "+stamp(g.Since))
-	shake := "no handshake yet"
-	if !g.HandshakeAt.IsZero() {
-		shake = "last handshake " + stamp(g.HandshakeAt)
+	why := "because " + g.Why
+	if !g.Since.IsZero() {
+		why += ", since " + stamp(g.Since)
 	}
-	t.add("", fmt.Sprintf("%s, %d bytes received, %d sent", shake, g.ReceivedBytes, g.SentBytes))
+	t.add("", why)
+	traffic := fmt.Sprintf("%d bytes received, %d sent", g.ReceivedBytes, g.SentBytes)
+	switch {
+	case form == client.FormStreams && g.Transport == client.TunnelTLS:
+		return // each connection has one of its own
+	case form == client.FormStreams:
+	case g.HandshakeAt.IsZero():
+		traffic = "no handshake yet, " + traffic
+	default:
+		traffic = "last handshake " + stamp(g.HandshakeAt) + ", " + traffic
+	}
+	t.add("", traffic)
 }
 
 func addressWords(a api.Addresses) string {
@@ -423,7 +427,9 @@ func serveWords(s *client.ServeStatus) string {
 	if s.Config != "" {
 		words += "/" + s.Config
 	}
-	words += " at " + s.URL
+	if s.URL != "" {
+		words += " at " + s.URL
+	}
 	switch {
 	case s.Problem != "":
 		return words + ": not served: " + s.Problem

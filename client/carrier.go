@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -48,12 +49,19 @@ func (t Tunnel) Words() string {
 	return "none"
 }
 
+// Traffic has to go on within ten seconds after UDP was blocked. What is inside is TCP as a
+// rule, which repeats what is lost after r, 2r, 4r, … seconds, its first time-out being r:
+// if the packets go another way T seconds after the block, TCP tries again at 2T + r at the
+// latest. So T is to be 4.5 seconds at most; it is probeEvery + 2 * probeTime, if another
+// way can be opened in one probeTime.
 const (
 	probeEvery = 2 * time.Second         // while all is well
-	probeTime  = time.Second             // for an answer; and between probes that get none
-	probeFails = 3                       // so many in a row, and another carrier is taken
+	probeTime  = time.Second             // for an answer
+	probeAgain = probeTime / 2           // after which it is asked again
+	probeFails = 3                       // so many without an answer, and another carrier is taken
 	probeGood  = 2                       // so many in a row, and UDP is taken again
 	pipeTime   = 2500 * time.Millisecond // to open a pipe
+	pipeLead   = probeTime               // for which a pipe that is liked better is waited for
 	pipeAgain  = time.Second             // between two attempts to open one
 )
 
@@ -79,6 +87,7 @@ type carrier struct {
 	mu      sync.Mutex
 	now     Tunnel // "" before there was one, and while there is none
 	why     string
+	at      string // the other end of the pipe; "" with UDP
 	since   time.Time
 	latency time.Duration
 	settled chan struct{} // closed when it is known what the carrier is, or that there is none
@@ -94,16 +103,14 @@ type pipeKind struct {
 // run carries until ctx is done.
 func (c *carrier) run(ctx context.Context) {
 	defer c.closePipe()
-	misses := 0
 	for ctx.Err() == nil {
 		switch {
 		case c.pipe != nil:
 			c.onPipe(ctx)
-			misses = 0
 		case !c.mayUDP():
-			c.open(ctx, c.noUDP())
+			c.open(ctx, c.race(ctx), c.noUDP())
 		default:
-			misses = c.onUDP(ctx, misses)
+			c.onUDP(ctx)
 		}
 	}
 }
@@ -121,56 +128,107 @@ func (c *carrier) noUDP() string {
 	return "asked for by --tunnel"
 }
 
-// onUDP probes once, and waits. It returns how many probes in a row were not answered.
-func (c *carrier) onUDP(ctx context.Context, misses int) int {
-	began := time.Now()
-	rtt, err := c.try(ctx, c.probe)
-	if ctx.Err() != nil {
-		return 0
-	}
-	if err == nil {
+// onUDP sees whether UDP passes, and waits; if it does not, it takes another carrier.
+func (c *carrier) onUDP(ctx context.Context) {
+	rtt, race, err := c.ask(ctx)
+	switch {
+	case ctx.Err() != nil:
+		race.close()
+	case err == nil:
+		race.close()
 		why := "UDP passes"
 		if c.tunnel == TunnelWireGuard {
 			why = "asked for by --tunnel"
 		}
-		c.use(TunnelWireGuard, why)
+		c.use(TunnelWireGuard, "", why)
 		c.measured(rtt)
 		c.wait(ctx, probeEvery)
-		return 0
+	case race == nil:
+		c.lost(err.Error() + ", and --tunnel wireguard allows nothing else")
+	default:
+		c.open(ctx, race, err.Error())
 	}
-	misses++
-	c.missed()
-	if misses%probeFails != 0 {
-		c.wait(ctx, probeTime-time.Since(began))
-		return misses
+}
+
+// ask probes by UDP up to probeFails times, each time with probeTime for the answer. After
+// the first that is missed it has pipes opened, if there may be any: a race, which is the
+// caller's then.
+func (c *carrier) ask(ctx context.Context) (rtt time.Duration, r *race, err error) {
+	type answer struct {
+		rtt time.Duration
+		err error
 	}
-	words := fmt.Sprintf("%d probes by UDP were not answered", probeFails)
-	if c.tunnel == TunnelWireGuard {
-		c.lost(words + ", and --tunnel wireguard allows nothing else")
-		return misses
+	asking, stop := context.WithCancel(ctx)
+	answers := make(chan answer, probeFails)
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer stop()
+	probe := func() {
+		all.Go(func() {
+			rtt, err := c.try(asking, c.probe)
+			answers <- answer{rtt, err}
+		})
 	}
-	c.open(ctx, words)
-	return misses
+	probe()
+	late := time.NewTimer(probeAgain)
+	defer late.Stop()
+	for misses := 0; misses < probeFails; {
+		select {
+		case <-ctx.Done():
+			return 0, r, ctx.Err()
+		case <-late.C:
+			probe()
+		case a := <-answers:
+			if a.err == nil {
+				return a.rtt, r, nil
+			}
+			c.missed()
+			if misses++; misses > 1 {
+				continue
+			}
+			probe() // at another address of the gateway, if it has one
+			if c.tunnel != TunnelWireGuard {
+				r = c.race(ctx)
+			}
+		}
+	}
+	return 0, r, fmt.Errorf("%d probes by UDP were not answered", probeFails)
 }
 
 // onPipe watches a pipe until something is to be done, and does it.
 func (c *carrier) onPipe(ctx context.Context) {
 	good, silent := 0, 0
 	for {
+		pause := probeEvery
+		if silent > 0 {
+			pause = probeAgain
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-c.pipe.over:
 			err := c.pipe.failure()
 			c.closePipe()
-			c.open(ctx, fmt.Sprintf("the carrier by %s broke: %v", c.now.Words(), err))
+			c.open(ctx, c.race(ctx), fmt.Sprintf("the carrier by %s broke: %v", c.now.Words(), err))
 			return
-		case <-time.After(probeEvery):
+		case <-time.After(pause):
 		case <-c.kick:
 		}
+		var rtt, inner time.Duration
+		var missed, mute error
+		var both sync.WaitGroup
 		if c.mayUDP() {
-			rtt, err := c.try(ctx, c.probe)
-			if good++; err != nil {
+			both.Go(func() { rtt, missed = c.try(ctx, c.probe) })
+		}
+		if c.echo != nil {
+			both.Go(func() { inner, mute = c.try(ctx, c.echo) })
+		}
+		both.Wait()
+		if ctx.Err() != nil {
+			return
+		}
+		if c.mayUDP() {
+			if good++; missed != nil {
 				good = 0
 				c.missed()
 			}
@@ -182,14 +240,13 @@ func (c *carrier) onPipe(ctx context.Context) {
 		if c.echo == nil {
 			continue
 		}
-		rtt, err := c.try(ctx, c.echo)
-		if err == nil {
+		if mute == nil {
 			silent = 0
-			c.measured(rtt)
-		} else if silent++; silent == probeFails && ctx.Err() == nil {
+			c.measured(inner)
+		} else if silent++; silent == probeFails {
 			was := c.now.Words()
 			c.closePipe()
-			c.open(ctx, fmt.Sprintf("nothing came back by %s", was))
+			c.open(ctx, c.race(ctx), fmt.Sprintf("nothing came back by %s", was))
 			return
 		}
 	}
@@ -202,40 +259,64 @@ func (c *carrier) backToUDP(rtt time.Duration) {
 		return
 	}
 	c.closePipe()
-	c.use(TunnelWireGuard, "UDP passes again")
+	c.use(TunnelWireGuard, "", "UDP passes again")
 	c.measured(rtt)
 }
 
-// open takes the first of the pipes that can be opened, for a reason. If there is none it
-// waits, and returns.
-func (c *carrier) open(ctx context.Context, why string) {
-	var failures []string
-	for _, k := range c.pipes {
-		if c.tunnel != TunnelAuto && c.tunnel != k.tunnel {
-			continue
-		}
-		brief, cancel := context.WithTimeout(ctx, pipeTime)
-		p, err := k.open(brief)
-		cancel()
+// open takes the pipe that wins a race, for a reason. If there is none it waits, and
+// returns.
+func (c *carrier) open(ctx context.Context, r *race, why string) {
+	defer r.close()
+	for {
+		k, p := r.take()
 		if ctx.Err() != nil {
-			if err == nil {
+			if p != nil {
 				p.Close()
 			}
 			return
 		}
-		if err == nil {
-			w := &watchedPipe{Pipe: p, over: make(chan struct{})}
-			if err = c.via(w); err == nil {
-				c.pipe = w
-				c.use(k.tunnel, strings.Join(append([]string{why}, failures...), "; "))
-				return
-			}
-			p.Close()
+		if p == nil {
+			break
 		}
-		failures = append(failures, fmt.Sprintf("%s failed: %v", k.tunnel.Words(), err))
+		w := &watchedPipe{Pipe: p, over: make(chan struct{})}
+		err := c.via(w)
+		if err == nil {
+			c.pipe = w
+			c.use(k, p.RemoteAddr().String(), strings.Join(append([]string{why}, r.words(k)...), "; "))
+			return
+		}
+		p.Close()
+		r.failed(k, err)
 	}
-	c.lost(strings.Join(append([]string{why}, failures...), "; "))
+	c.lost(strings.Join(append([]string{why}, r.words("")...), "; "))
 	c.wait(ctx, pipeAgain)
+}
+
+// race begins to open all pipes that may carry.
+func (c *carrier) race(ctx context.Context) *race {
+	ctx, cancel := context.WithTimeout(ctx, pipeTime)
+	r := &race{cancel: cancel, lead: time.After(pipeLead)}
+	for _, k := range c.pipes {
+		if c.tunnel == TunnelAuto || c.tunnel == k.tunnel {
+			r.runners = append(r.runners, runner{tunnel: k.tunnel})
+		}
+	}
+	r.ended = make(chan runner, len(r.runners))
+	for _, k := range c.pipes {
+		if c.tunnel == TunnelAuto || c.tunnel == k.tunnel {
+			r.all.Go(func() {
+				p, err := k.open(ctx)
+				if err != nil {
+					err = fmt.Errorf("failed: %w", err)
+				}
+				if errors.Is(err, context.DeadlineExceeded) {
+					err = fmt.Errorf("did not answer within %v", pipeTime)
+				}
+				r.ended <- runner{k.tunnel, p, err}
+			})
+		}
+	}
+	return r
 }
 
 // closePipe ends the pipe, if there is one.
@@ -272,15 +353,16 @@ func (c *carrier) look() {
 	}
 }
 
-// use notes what the carrier is now.
-func (c *carrier) use(t Tunnel, why string) {
+// use notes what the carrier is now, and where it leads to if that is not where WireGuard
+// does by itself.
+func (c *carrier) use(t Tunnel, at, why string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.now == t && t == TunnelWireGuard {
 		return
 	}
 	first := c.since.IsZero()
-	c.now, c.why, c.since, c.latency = t, why, time.Now(), 0
+	c.now, c.at, c.why, c.since, c.latency = t, at, why, time.Now(), 0
 	if first || t == TunnelWireGuard {
 		c.log.Info("the gateway is reached by "+t.Words(), "gateway", c.name, "because", why)
 	} else {
@@ -321,7 +403,98 @@ func (c *carrier) status(s *GatewayStatus) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.Transport, s.Why, s.Since = c.now, c.why, c.since.UTC()
-	s.LatencyMilliseconds = float64(c.latency.Microseconds()) / 1000
+	if c.at != "" && c.now != "" {
+		s.Address = c.at
+	}
+	s.LatencyMilliseconds = milliseconds(c.latency)
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// A race opens several pipes side by side. The first of them is liked best.
+type race struct {
+	cancel  context.CancelFunc
+	lead    <-chan time.Time // what comes first is taken from then on; nil: it is so
+	all     sync.WaitGroup
+	ended   chan runner
+	runners []runner
+}
+
+// A runner is one of the pipes: neither there nor failed at first.
+type runner struct {
+	tunnel Tunnel
+	pipe   tunnel.Pipe
+	err    error
+}
+
+// take returns the pipe that is liked best of those that are there once its lead is over,
+// or if there is none the first that comes; nil if all have failed. It is the caller's.
+func (r *race) take() (Tunnel, tunnel.Pipe) {
+	for {
+		for range len(r.ended) {
+			r.set(<-r.ended)
+		}
+		better := false // one that is liked better may still come
+		for i := range r.runners {
+			x := &r.runners[i]
+			if x.pipe != nil && (r.lead == nil || !better) {
+				p := x.pipe
+				x.pipe = nil
+				return x.tunnel, p
+			}
+			better = better || x.err == nil
+		}
+		if !better {
+			return "", nil
+		}
+		select {
+		case <-r.lead:
+			r.lead = nil
+		case x := <-r.ended:
+			r.set(x)
+		}
+	}
+}
+
+func (r *race) set(x runner) {
+	i := slices.IndexFunc(r.runners, func(y runner) bool { return y.tunnel == x.tunnel })
+	r.runners[i] = x
+}
+
+// failed notes that a pipe that was taken is of no use.
+func (r *race) failed(t Tunnel, err error) { r.set(runner{t, nil, fmt.Errorf("failed: %w", err)}) }
+
+// words says what became of those that are liked better than the one that was taken.
+func (r *race) words(taken Tunnel) (all []string) {
+	for _, x := range r.runners {
+		switch {
+		case x.tunnel == taken:
+			return all
+		case x.err != nil:
+			all = append(all, fmt.Sprintf("%s %v", x.tunnel.Words(), x.err))
+		default:
+			all = append(all, fmt.Sprintf("%s did not answer within %v", x.tunnel.Words(), pipeLead))
+		}
+	}
+	return all
+}
+
+// close ends the race, and closes what was opened and not taken. A nil race is none.
+func (r *race) close() {
+	if r == nil {
+		return
+	}
+	r.cancel()
+	r.all.Wait()
+	close(r.ended)
+	for x := range r.ended {
+		r.set(x)
+	}
+	for _, x := range r.runners {
+		if x.pipe != nil {
+			x.pipe.Close()
+		}
+	}
 }
 
 // A watchedPipe tells when it is over.

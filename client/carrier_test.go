@@ -38,8 +38,9 @@ type fakeWay struct {
 	// What does not pass.
 	noUDP, noQUIC, noTLS, noEcho bool
 	pipe                         tunnel.Pipe // what carries; nil is UDP
-	last                         *fakePipe
+	all                          []*fakePipe
 	missed                       int
+	readers                      sync.WaitGroup
 }
 
 func (w *fakeWay) set(f func()) {
@@ -48,16 +49,21 @@ func (w *fakeWay) set(f func()) {
 	f()
 }
 
-// answer waits for ctx if blocked says so, and takes 3 ms else.
+// answer takes 3 ms; while blocked says so it asks again and again, until ctx is done.
 func (w *fakeWay) answer(ctx context.Context, blocked *bool) (time.Duration, error) {
-	w.mu.Lock()
-	no := *blocked
-	w.mu.Unlock()
-	if no {
-		<-ctx.Done()
-		return 0, ctx.Err()
+	for {
+		w.mu.Lock()
+		no := *blocked
+		w.mu.Unlock()
+		if !no {
+			return 3 * time.Millisecond, nil
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
 	}
-	return 3 * time.Millisecond, nil
 }
 
 func (w *fakeWay) open(blocked *bool) func(context.Context) (tunnel.Pipe, error) {
@@ -66,20 +72,46 @@ func (w *fakeWay) open(blocked *bool) func(context.Context) (tunnel.Pipe, error)
 			return nil, err
 		}
 		p := newFakePipe()
-		w.set(func() { w.last = p })
+		w.set(func() { w.all = append(w.all, p) })
 		return p, nil
 	}
 }
 
+// carries returns the pipe that carries.
+func (w *fakeWay) carries() *fakePipe {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.pipe.(*watchedPipe).Pipe.(*fakePipe)
+}
+
+// open pipes are counted.
+func (w *fakeWay) opened() (n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, p := range w.all {
+		select {
+		case <-p.done:
+		default:
+			n++
+		}
+	}
+	return n
+}
+
 // carrier starts one in a bubble, until the end of the test.
 func (w *fakeWay) carrier(t Tunnel) *carrier {
-	var readers sync.WaitGroup
-	c := &carrier{
+	c := w.newCarrier(t)
+	w.start(c)
+	return c
+}
+
+func (w *fakeWay) newCarrier(t Tunnel) *carrier {
+	return &carrier{
 		name: "g", tunnel: t, udp: true,
 		via: func(p tunnel.Pipe) error {
 			w.set(func() { w.pipe = p })
 			if p != nil { // as WireGuard does
-				readers.Go(func() {
+				w.readers.Go(func() {
 					for {
 						if _, err := p.Receive(nil); err != nil {
 							return
@@ -95,15 +127,17 @@ func (w *fakeWay) carrier(t Tunnel) *carrier {
 		pipes:  []pipeKind{{TunnelQUIC, w.open(&w.noQUIC)}, {TunnelTLS, w.open(&w.noTLS)}},
 		log:    slog.New(slog.DiscardHandler), kick: make(chan struct{}, 1), settled: make(chan struct{}),
 	}
+}
+
+func (w *fakeWay) start(c *carrier) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); c.run(ctx) }()
 	w.t.Cleanup(func() {
 		cancel()
 		<-done
-		readers.Wait()
+		w.readers.Wait()
 	})
-	return c
 }
 
 // within expects a carrier to be what it is to be after so long at most, and returns why.
@@ -134,8 +168,8 @@ func TestCarrierPicks(t *testing.T) {
 	}{
 		{"all pass", TunnelAuto, false, false, false, TunnelWireGuard, "UDP passes"},
 		{"no UDP at the port of WireGuard", TunnelAuto, true, false, false, TunnelQUIC, "probes by UDP were not answered"},
-		{"no UDP", TunnelAuto, true, true, false, TunnelTLS, "QUIC failed"},
-		{"nothing", TunnelAuto, true, true, true, "", "TLS failed"},
+		{"no UDP", TunnelAuto, true, true, false, TunnelTLS, "QUIC did not answer"},
+		{"nothing", TunnelAuto, true, true, true, "", "TLS did not answer"},
 		{"forced to QUIC", TunnelQUIC, false, false, false, TunnelQUIC, "--tunnel"},
 		{"forced to TLS", TunnelTLS, false, false, false, TunnelTLS, "--tunnel"},
 		{"forced to WireGuard, and blocked", TunnelWireGuard, true, false, false, "", "--tunnel wireguard allows nothing else"},
@@ -179,11 +213,93 @@ func TestCarrierChanges(t *testing.T) {
 				t.Error("packets still go by the pipe")
 			}
 		})
-		select {
-		case <-w.last.done:
-		default:
-			t.Error("the pipe is left open")
+		if n := w.opened(); n != 0 {
+			t.Errorf("%d pipes are left open", n)
 		}
+	})
+}
+
+// TestCarrierInTime blocks UDP at any time between two probes, with a TCP connection
+// inside whose first time-out is 0.2 or 1 second: it goes on within ten seconds.
+func TestCarrierInTime(t *testing.T) {
+	for _, noQUIC := range []bool{false, true} {
+		for phase := time.Duration(0); phase < probeEvery; phase += 100 * time.Millisecond {
+			synctest.Test(t, func(t *testing.T) {
+				w := &fakeWay{t: t, noQUIC: noQUIC}
+				c := w.carrier(TunnelAuto)
+				within(t, c, time.Second, TunnelWireGuard)
+				time.Sleep(time.Minute + phase)
+				w.set(func() { w.noUDP = true })
+				blocked := time.Now()
+				want := TunnelQUIC
+				if noQUIC {
+					want = TunnelTLS
+				}
+				within(t, c, 10*time.Second, want)
+				changed := time.Since(blocked)
+				for _, first := range []time.Duration{200 * time.Millisecond, time.Second} {
+					on, again := first, first
+					for on < changed {
+						again *= 2
+						on += again
+					}
+					if on > 10*time.Second {
+						t.Errorf("after %v the carrier is %s: a TCP connection stands still for %v", changed, want, on)
+					}
+				}
+				if n := w.opened(); n != 1 {
+					t.Errorf("%d pipes are open, want one", n)
+				}
+			})
+		}
+	}
+}
+
+// TestCarrierStays has a short break, in which packets get lost: nothing changes, and
+// nothing that was opened is left.
+func TestCarrierStays(t *testing.T) {
+	for _, long := range []time.Duration{100 * time.Millisecond, probeTime, probeTime + probeAgain} {
+		synctest.Test(t, func(t *testing.T) {
+			w := &fakeWay{t: t}
+			c := w.carrier(TunnelAuto)
+			within(t, c, time.Second, TunnelWireGuard)
+			var before, after GatewayStatus
+			c.status(&before)
+			time.Sleep(probeEvery - 10*time.Millisecond) // until just before the next probe
+			w.set(func() { w.noUDP = true })
+			time.Sleep(long)
+			w.set(func() { w.noUDP = false })
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if c.status(&after); after != before {
+				t.Errorf("after a break of %v it is %+v, and was %+v", long, after, before)
+			}
+			if n := w.opened(); n != 0 {
+				t.Errorf("after a break of %v %d pipes are open", long, n)
+			}
+		})
+	}
+}
+
+// TestCarrierAtAnotherAddress shows that the second address of a gateway is tried, with
+// all the time for its answer, before UDP is given up.
+func TestCarrierAtAnotherAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &fakeWay{t: t}
+		c := w.newCarrier(TunnelAuto)
+		c.probe = func(ctx context.Context) (time.Duration, error) {
+			w.mu.Lock()
+			second := w.missed%2 == 1
+			w.mu.Unlock()
+			if rtt := probeTime * 9 / 10; second {
+				time.Sleep(rtt)
+				return rtt, ctx.Err()
+			}
+			<-ctx.Done()
+			return 0, ctx.Err()
+		}
+		w.start(c)
+		within(t, c, 2*probeTime, TunnelWireGuard)
 	})
 }
 
@@ -193,13 +309,13 @@ func TestCarrierReplacesPipes(t *testing.T) {
 		w := &fakeWay{t: t, noUDP: true}
 		c := w.carrier(TunnelAuto)
 		within(t, c, 10*time.Second, TunnelQUIC)
-		first := w.last
+		first := w.carries()
 		w.set(func() { w.noQUIC = true })
 		first.Close()
 		if why := within(t, c, pipeTime+time.Second, TunnelTLS); !strings.Contains(why, "by QUIC broke: unexpected EOF") {
 			t.Errorf("because %q", why)
 		}
-		second := w.last
+		second := w.carries()
 		w.set(func() { w.noEcho, w.noQUIC = true, false })
 		if why := within(t, c, 15*time.Second, TunnelQUIC); !strings.Contains(why, "nothing came back by TLS") {
 			t.Errorf("because %q", why)

@@ -33,6 +33,7 @@ type Daemon struct {
 	Client *Client // of the home; a Network needs it
 	Ports  *Ports  // whose road is TLS
 	Log    *slog.Logger
+	File   string // in which Log writes; "" if it is none
 	Now    func() time.Time
 
 	started time.Time
@@ -60,7 +61,7 @@ type Status struct {
 	StartedAt time.Time      `json:"startedAt"`
 	Ports     []Port         `json:"ports"`
 	Network   *NetworkStatus `json:"network,omitempty"`
-	Log       string         `json:"log"` // see LogFile
+	Log       string         `json:"log,omitempty"` // the file of the log; absent if it is in none
 	// Trouble is the last refusal, or the last connection that was cut, in words.
 	Trouble string `json:"trouble,omitempty"`
 }
@@ -88,8 +89,10 @@ func (d *Daemon) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("lock %s: %w", d.Home, err)
 	}
 	defer held.Close()
-	if err := Restore(d.Home); err != nil {
+	if back, err := Restore(d.Home); err != nil {
 		d.Log.Error("what a connect that was killed had changed was not put back", "error", err)
+	} else if back {
+		d.Log.Info("the name servers of this machine, which a connect that was killed had set, were put back")
 	}
 	// Whoever holds the lock is the only one: a socket that is there was left by
 	// one who was killed.
@@ -138,9 +141,12 @@ func (d *Daemon) Run(ctx context.Context, ready func()) error {
 	return errors.Join(d.ended, err)
 }
 
-// Restore puts back what a Daemon of a home that was killed has changed on this machine.
-func Restore(home string) error {
-	return errors.Join(forgetEnd(home), resolver.Recover(home))
+// Restore puts back what a Daemon of a home that was killed has changed on this machine:
+// the settings of names; an interface ends with its process. It reports whether there was
+// something to put back.
+func Restore(home string) (bool, error) {
+	back, err := resolver.Recover(home)
+	return back, errors.Join(forgetEnd(home), err)
 }
 
 const (
@@ -204,22 +210,55 @@ func (d *Daemon) Status() Status {
 	d.mu.Lock()
 	n, other := d.network, d.other
 	d.mu.Unlock()
-	s := Status{PID: os.Getpid(), StartedAt: d.started.UTC(), Ports: d.Ports.List(), Log: LogFile(d.Home), Trouble: d.Ports.Trouble()}
+	s := Status{PID: os.Getpid(), StartedAt: d.started.UTC(), Ports: d.Ports.List(), Log: d.File, Trouble: d.Ports.Trouble()}
 	if other != nil {
 		s.Ports = append(s.Ports, other.List()...)
 		s.Trouble = cmp.Or(other.Trouble(), s.Trouble)
 	}
-	if n != nil {
+	switch {
+	case n != nil:
 		status := n.Status()
 		s.Network = &status
+	case len(s.Ports) > 0 && d.Client != nil:
+		status, err := d.Client.streams(d.ctx)
+		if err != nil {
+			return s // the home holds no Session any more
+		}
+		s.Network = &status
+	}
+	if s.Network == nil || s.Network.Form != FormStreams {
+		return s
+	}
+	why := d.Ports.unreached()
+	if other != nil {
+		why = other.unreached()
+	}
+	if why != "" {
+		for i := range s.Network.Gateways {
+			g := &s.Network.Gateways[i]
+			g.Transport, g.Why = "", why
+		}
 	}
 	return s
 }
 
+// streams returns how it stands with published ports whose road is the Client: streams
+// over TLS, without a Network.
+func (c *Client) streams(ctx context.Context) (NetworkStatus, error) {
+	l, err := c.current(ctx)
+	if err != nil {
+		return NetworkStatus{}, err
+	}
+	s := NetworkStatus{Session: l.Session, Form: FormStreams, Tunnel: TunnelAuto, Gateways: make([]GatewayStatus, 1)}
+	tlsStreams(&s.Gateways[0], l.Address, s.Tunnel)
+	return s, nil
+}
+
 // isIdle reports whether the Daemon does nothing.
 func (d *Daemon) isIdle() bool {
-	s := d.Status()
-	return len(s.Ports) == 0 && s.Network == nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.network == nil && len(d.Ports.List()) == 0 // without a Network there are no others
 }
 
 // Connect does what is wished, all or none, and returns the ports as they came to be. The
@@ -436,6 +475,9 @@ func (c *Control) Connect(ctx context.Context, w Wish) ([]Port, Status, error) {
 // Stop ends the Daemon and returns when it has ended.
 func (c *Control) Stop(ctx context.Context) error {
 	if err := c.do(ctx, controlTimeout, http.MethodPost, "/stop", nil, nil); err != nil {
+		if errors.Is(err, ErrNotRunning) {
+			return nil // it has ended by itself meanwhile
+		}
 		return err
 	}
 	f, err := waitLock(ctx, filepath.Join(c.home, daemonLock))
@@ -448,14 +490,26 @@ func (c *Control) Stop(ctx context.Context) error {
 	return f.Close()
 }
 
+// do calls the Daemon. One that is ending, and so does not do what it is told, is
+// ErrNotRunning, once it has ended.
 func (c *Control) do(ctx context.Context, within time.Duration, method, path string, in, out any) error {
-	ctx, cancel := context.WithTimeout(ctx, within)
+	brief, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	err := c.call.Do(ctx, method, path, in, out)
+	err := c.call.Do(brief, method, path, in, out)
 	if errors.Is(err, ErrNotRunning) {
 		return ErrNotRunning
 	}
-	return err
+	if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+		return err
+	}
+	brief, cancel = context.WithTimeout(ctx, controlTimeout)
+	defer cancel()
+	f, locked := waitLock(brief, filepath.Join(c.home, daemonLock))
+	if locked != nil {
+		return err
+	}
+	f.Close()
+	return ErrNotRunning
 }
 
 // Detach starts a program in a session of its own, without a terminal, with its

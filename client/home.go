@@ -203,6 +203,20 @@ func save(ctx context.Context, home string, s *state) error {
 	)
 }
 
+// canSave reports why nothing can be saved to a home, which it makes if it is not there.
+func canSave(ctx context.Context, home string) error {
+	unlock, err := lock(ctx, home)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	f, err := os.CreateTemp(home, keyFile+".*")
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
 // saveRecord puts the record of s into a home. Its lock must be held.
 func saveRecord(home string, s *state) error {
 	text, err := json.MarshalIndent(s.record, "", "  ")

@@ -69,6 +69,9 @@ func LoginAs(ctx context.Context, home, user, address, token, caSHA256 string) (
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(root)
+	if err := canSave(ctx, home); err != nil { // the token may be good only once
+		return Session{}, err
+	}
 	call := newAPI(new(book), address, domain, roots, nil)
 	defer call.HTTP.CloseIdleConnections()
 	var out api.LoginResponse

@@ -44,6 +44,7 @@ type Network struct {
 
 	mu       sync.Mutex
 	session  string // whose place it is
+	address  string // of the API, as it was last called
 	state    *api.NetworkState
 	inside   *inside // nil if there is none
 	carriers map[string]*carrying
@@ -272,7 +273,7 @@ func (n *Network) call(ctx context.Context, again bool) (said bool, err error) {
 	call, cancel := context.WithCancel(ctx)
 	defer cancel()
 	n.mu.Lock()
-	n.breakOff = cancel
+	n.breakOff, n.address = cancel, l.Address
 	n.mu.Unlock()
 	silent := time.AfterFunc(silence, cancel)
 	defer silent.Stop()
@@ -524,6 +525,10 @@ func (n *Network) Status() NetworkStatus {
 			x.Address = c.endpoint()
 			c.status(&x)
 			n.inside.link(&x)
+		} else if s.Form == FormStreams && s.Tunnel == TunnelQUIC {
+			n.roads.status(&x)
+		} else if s.Form == FormStreams {
+			tlsStreams(&x, n.address, s.Tunnel)
 		}
 		s.Gateways = append(s.Gateways, x)
 	}

@@ -62,6 +62,14 @@ func ParsePort(s string) (Port, error) {
 	return p, nil
 }
 
+// ParseService reads the name of a Service, SERVICE or SERVICE.NAMESPACE.
+func ParseService(s string) (string, error) {
+	if rule := wrongName(s); rule != "" {
+		return "", fmt.Errorf("%.100q is not the name of a Service: it %s", s, rule)
+	}
+	return api.ServiceName(s), nil
+}
+
 // wrongName returns the rule that the name of a Service breaks, or "".
 func wrongName(service string) string {
 	var found api.Problems

@@ -40,7 +40,7 @@ type Ports struct {
 	pages   sync.WaitGroup // farewells to web pages
 	mu      sync.Mutex
 	open    []*port
-	down    bool // the cluster could not be reached when it was last tried
+	down    string // why the cluster could not be reached when it was last tried; "" if it could
 	trouble string
 	serving sync.WaitGroup
 }
@@ -293,6 +293,7 @@ func (p *Ports) tell(service string, err error) {
 		}
 		if e.Hint != "" {
 			log = log.With("hint", e.Hint)
+			words += "; " + e.Hint
 		}
 		p.setTrouble("no connection to %s: %s", service, words)
 		log.Warn("no connection: " + e.Message)
@@ -300,9 +301,9 @@ func (p *Ports) tell(service string, err error) {
 	}
 	p.mu.Lock()
 	known := p.down
-	p.down = true
+	p.down = err.Error()
 	p.mu.Unlock()
-	if !known {
+	if known == "" {
 		p.Log.Warn("the cluster cannot be reached; each new connection tries again", "service", service, "error", err)
 	}
 }
@@ -311,11 +312,19 @@ func (p *Ports) tell(service string, err error) {
 func (p *Ports) reached() {
 	p.mu.Lock()
 	was := p.down
-	p.down = false
+	p.down = ""
 	p.mu.Unlock()
-	if was {
+	if was != "" {
 		p.Log.Info("the cluster can be reached again")
 	}
+}
+
+// unreached says why the cluster could not be reached when it was last tried; "" if it
+// could.
+func (p *Ports) unreached() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.down
 }
 
 // A strangerError says that a connection is somebody else's.

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -35,18 +36,10 @@ func (p *Ports) serveProxy(ctx context.Context, o *port) {
 	const any = "a Service of the proxy"
 	s := &socks.Server{
 		Dial: func(ctx context.Context, host string, port int) (net.Conn, error) {
-			service, err := p.Names.find(ctx, host, port)
-			if err != nil {
-				return nil, err
-			}
-			return p.dial(ctx, service, p.Dialer.Dial)
+			return p.dialNamed(ctx, host, port, p.Dialer.Dial)
 		},
 		DialPackets: func(ctx context.Context, host string, port int) (net.Conn, error) {
-			service, err := p.Names.find(ctx, host, port)
-			if err != nil {
-				return nil, err
-			}
-			return p.dial(ctx, service, p.dialFlow)
+			return p.dialNamed(ctx, host, port, p.dialFlow)
 		},
 		Admit: func(c net.Conn) error { return p.admit(o.Share, c) },
 		AdmitPackets: func(client, socket netip.AddrPort) error {
@@ -64,6 +57,17 @@ func (p *Ports) serveProxy(ctx context.Context, o *port) {
 		p.setTrouble("the proxy at %s has ended: %v", o.Address, err)
 		p.Log.Error("the proxy has ended", "address", o.Address, "error", err)
 	}
+}
+
+// dialNamed opens a connection to the Service that a program means, or says why there is
+// none: all that a program hears is a number.
+func (p *Ports) dialNamed(ctx context.Context, host string, port int, open func(context.Context, string) (net.Conn, error)) (net.Conn, error) {
+	service, err := p.Names.find(ctx, host, port)
+	if err != nil {
+		p.tell(net.JoinHostPort(host, strconv.Itoa(port)), err)
+		return nil, err
+	}
+	return p.dial(ctx, service, open)
 }
 
 // Names finds the Service that a program means by a name, or an address, and a port. Its

@@ -13,6 +13,7 @@ import (
 	"cardea/api"
 	"cardea/relay"
 	"cardea/tunnel"
+	"cardea/tunnel/quic"
 )
 
 // Dialer returns the road of published ports and of the proxy: streams over TLS, unless
@@ -60,20 +61,13 @@ type quicRoads struct {
 
 // quicTo is the connection to one gateway.
 type quicTo struct {
-	quicDialer
+	*quic.Dialer
 	at    netip.AddrPort
 	login *login
 }
 
-// A quicDialer is a [quic.Dialer].
-type quicDialer interface {
-	tunnel.Dialer
-	Pipe(context.Context) (tunnel.Pipe, error)
-	Close() error
-}
-
 // quicTo returns the QUIC of a gateway as it is now.
-func (n *Network) quicTo(ctx context.Context, name string) (quicDialer, error) {
+func (n *Network) quicTo(ctx context.Context, name string) (*quic.Dialer, error) {
 	s, err := n.placed(ctx)
 	if err != nil {
 		return nil, err
@@ -97,7 +91,7 @@ func (n *Network) quicTo(ctx context.Context, name string) (quicDialer, error) {
 }
 
 // to returns a connection to a gateway at an address, for a login.
-func (r *quicRoads) to(name string, at netip.AddrPort, l *login) (quicDialer, error) {
+func (r *quicRoads) to(name string, at netip.AddrPort, l *login) (*quic.Dialer, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -105,17 +99,45 @@ func (r *quicRoads) to(name string, at netip.AddrPort, l *login) (quicDialer, er
 	}
 	old := r.open[name]
 	if old != nil && old.at == at && old.login == l {
-		return old, nil
+		return old.Dialer, nil
 	}
 	if r.open == nil {
 		r.open = map[string]*quicTo{}
 	}
-	fresh := &quicTo{newQUIC(at, l), at, l}
+	fresh := &quicTo{&quic.Dialer{Address: at.String(), Domain: l.Domain, Roots: l.roots, Certificate: l.fresh}, at, l}
 	r.open[name] = fresh
 	if old != nil {
 		old.Close() // of a login that is gone, or a place where the gateway is not any more
 	}
-	return fresh, nil
+	return fresh.Dialer, nil
+}
+
+// status fills in how a gateway is reached by streams over QUIC.
+func (r *quicRoads) status(s *GatewayStatus) {
+	s.Transport, s.Why = TunnelQUIC, "asked for by --tunnel"
+	r.mu.Lock()
+	d := r.open[s.Name]
+	r.mu.Unlock()
+	if d == nil {
+		s.Why += "; no connection has been asked for yet"
+		return
+	}
+	s.Address = d.at.String()
+	x := d.Status()
+	if !x.Connected {
+		s.Why += "; no connection is open now"
+		return
+	}
+	s.LatencyMilliseconds = milliseconds(x.RTT)
+	s.ReceivedBytes, s.SentBytes = int64(x.Received), int64(x.Sent)
+}
+
+// tlsStreams fills in how a gateway is reached by streams over TLS: where the API is.
+func tlsStreams(s *GatewayStatus, address string, asked Tunnel) {
+	s.Address, s.Transport, s.Why = address, TunnelTLS, "connections are streams here, which cost least over TLS"
+	if asked != TunnelAuto {
+		s.Why = "asked for by --tunnel"
+	}
 }
 
 func (r *quicRoads) close() {

@@ -65,41 +65,43 @@ func load(dir string) (*kept, error) {
 }
 
 // Recover puts back what was there before a Set with the same Dir, if it has not been
-// put back yet. What somebody else has written since stays: of that, only the lines of
-// Set are taken out.
-func Recover(dir string) error {
+// put back yet, and reports whether there was something to put back. What somebody else
+// has written since stays: of that, only the lines of Set are taken out.
+func Recover(dir string) (bool, error) {
 	k, err := load(dir)
 	if k == nil || err != nil {
-		return err
+		return false, err
 	}
+	back := true
 	if k.Form == Resolvconf {
 		err = run("", "resolvconf", "-d", k.Record, "-f")
 	} else {
-		err = k.putBack()
+		back, err = k.putBack()
 	}
 	if err != nil {
-		return fmt.Errorf("the name servers of this machine cannot be put back: %w", err)
+		return false, fmt.Errorf("the name servers of this machine cannot be put back: %w", err)
 	}
-	return os.Remove(filepath.Join(dir, keptFile))
+	return back, os.Remove(filepath.Join(dir, keptFile))
 }
 
-func (k *kept) putBack() error {
+// putBack reports whether there was something to put back.
+func (k *kept) putBack() (bool, error) {
 	now, err := read(k.Path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // who removed it knows why
+		return false, nil // who removed it knows why
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	switch {
 	case k.isMine(now) && k.Absent:
-		return os.Remove(k.Path)
+		return true, os.Remove(k.Path)
 	case k.isMine(now):
-		return write(k.Path, k.Before)
+		return true, write(k.Path, k.Before)
 	case strings.Contains(now, k.Mark):
-		return write(k.Path, k.without(now))
+		return true, write(k.Path, k.without(now))
 	}
-	return nil
+	return false, nil
 }
 
 // isMine reports whether a content is what Set wrote, all of it or, if the process was
@@ -174,7 +176,8 @@ func (c *Config) setFile(conf string) error {
 		return err
 	}
 	if err := write(path, k.After); err != nil {
-		return errors.Join(fmt.Errorf("cannot set the name servers of this machine (connect without them: --no-dns): %w", err), Recover(c.Dir))
+		_, back := Recover(c.Dir)
+		return errors.Join(fmt.Errorf("cannot set the name servers of this machine (connect without them: --no-dns): %w", err), back)
 	}
 	return nil
 }

@@ -59,7 +59,7 @@ func set(ctx context.Context, c Config, conf string) (*Settings, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	if err := Recover(c.Dir); err != nil {
+	if _, err := Recover(c.Dir); err != nil {
 		return nil, err
 	}
 	s := &Settings{config: c, conf: conf}
@@ -107,7 +107,8 @@ func (s *Settings) Restore() error {
 		}
 		return run("", "resolvectl", "revert", s.config.Interface)
 	}
-	return Recover(s.config.Dir)
+	_, err := Recover(s.config.Dir)
+	return err
 }
 
 // check refuses what would say something else in a file or on a command line.

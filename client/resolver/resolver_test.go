@@ -134,8 +134,11 @@ func TestRecoverAfterAKill(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			conf, c := machine(t, before)
 			mustSet(t, c, conf)
-			must(t, os.WriteFile(conf, []byte(tt.change(content(t, conf))), 0o644))
-			must(t, Recover(c.Dir))
+			now := tt.change(content(t, conf))
+			must(t, os.WriteFile(conf, []byte(now), 0o644))
+			if back, err := Recover(c.Dir); err != nil || back != (now != tt.want) {
+				t.Errorf("Recover: %v, %v", back, err)
+			}
 			if got := content(t, conf); got != tt.want {
 				t.Errorf("got\n%swant\n%s", got, tt.want)
 			}
@@ -282,7 +285,9 @@ search local.cardea.internal
 	if got := calls(); got != want || s.Form() != Resolvconf {
 		t.Errorf("%s: called with\n%swant\n%s", s.Form(), got, want)
 	}
-	must(t, Recover(c.Dir)) // as after a SIGKILL
+	if back, err := Recover(c.Dir); !back || err != nil { // as after a SIGKILL
+		t.Errorf("Recover: %v, %v", back, err)
+	}
 	if got := calls(); got != "-d tun0.cardea0 -f\n" {
 		t.Errorf("Recover called with\n%s", got)
 	}

@@ -55,6 +55,9 @@ func TestMain(m *testing.M) {
 		"echo-tls":      echoTLS,
 		"dial":          dial,
 		"counts":        counts,
+		"echo-udp":      echoUDP,
+		"talk-udp":      talkUDP,
+		"web-upstream":  webUpstream,
 	})
 }
 

@@ -41,7 +41,7 @@ type Dialer struct {
 
 const (
 	connecting = 10 * time.Second // for a connection to the gateway and its handshake
-	maxIdle    = 8                // connections kept for the next stream
+	maxIdle    = 64               // connections kept for the next stream: as many as were in use at once, in most cases
 	idleTime   = 2 * time.Minute  // of one; less than the server's, so that they are good
 )
 
