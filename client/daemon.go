@@ -45,8 +45,9 @@ type Daemon struct {
 
 	mu      sync.Mutex
 	network *Network
-	other   *Ports // those whose road is the Network's; nil if that is TLS
-	ended   error  // how the Network has ended, if it was not told to
+	giveUp  context.CancelFunc // ends network
+	other   *Ports             // those whose road is the Network's; nil if that is TLS
+	ended   error              // how the Network has ended, if it was not told to
 }
 
 // A Wish is what connect is to do, beside what it does already.
@@ -273,7 +274,7 @@ func (d *Daemon) Connect(ctx context.Context, w Wish) ([]Port, error) {
 	open, err := ports.Publish(d.ctx, w.Ports...)
 	if err != nil {
 		if began {
-			d.stop() // the Network was for them
+			d.drop() // the Network was for them
 		}
 		return nil, err
 	}
@@ -329,7 +330,9 @@ func (d *Daemon) begin(ctx context.Context, o NetworkOptions) (*Network, error) 
 		failed <- err
 		select {
 		case <-n.Up():
-			d.lost(err)
+			if own.Err() == nil || d.ctx.Err() != nil { // else it was dropped
+				d.lost(err)
+			}
 		default: // begin says it
 		}
 	})
@@ -337,7 +340,7 @@ func (d *Daemon) begin(ctx context.Context, o NetworkOptions) (*Network, error) 
 	case <-n.Up():
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		d.network = n
+		d.network, d.giveUp = n, giveUp
 		return n, nil
 	case err := <-failed:
 		return nil, cmp.Or(err, context.Cause(d.ctx))
@@ -346,6 +349,17 @@ func (d *Daemon) begin(ctx context.Context, o NetworkOptions) (*Network, error) 
 		<-failed
 		return nil, api.Errorf(api.CodeUnavailable, "the cluster did not say in time how to reach its private network")
 	}
+}
+
+// drop ends the Network, which has just begun, and returns when it has ended. What was
+// published before stays.
+func (d *Daemon) drop() {
+	d.mu.Lock()
+	n, giveUp := d.network, d.giveUp
+	d.network, d.other = nil, nil
+	d.mu.Unlock()
+	giveUp()
+	<-n.closed
 }
 
 // lost ends the Daemon after its Network.

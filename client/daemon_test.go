@@ -142,6 +142,42 @@ func TestDaemonWithoutPorts(t *testing.T) {
 	}
 }
 
+// TestDaemonKeepsItsPorts shows that ports stay published if a Network that is begun later
+// is given up, because a port that was to come with it is taken.
+func TestDaemonKeepsItsPorts(t *testing.T) {
+	w := newWorld(t)
+	alice := w.user("alice")
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	d := &client.Daemon{Home: alice.Home, Client: alice, Ports: &client.Ports{Dialer: alice, Log: newWords().log()}, Log: newWords().log(), Now: time.Now}
+	ctx, cancel := context.WithCancel(t.Context())
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- d.Run(ctx, func() { close(ready) }) }()
+	<-ready
+	open, err := d.Connect(t.Context(), client.Wish{Ports: []client.Port{anyPort("echo.default")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = d.Connect(t.Context(), client.Wish{
+		Ports:   []client.Port{{Service: "echo.default", Network: "tcp", Address: taken.Addr().String()}},
+		Network: client.NetworkOptions{ServeAll: true},
+	})
+	if err == nil || !strings.Contains(err.Error(), "address already in use") {
+		t.Errorf("got %v", err)
+	}
+	exchange(t, dial(t, open[0]))
+	if s := d.Status(); len(s.Ports) != 1 || s.Network != nil {
+		t.Errorf("afterwards: %+v", s)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 // TestDaemonInDeepHome has a home whose path does not fit into the address of a
 // Unix socket.
 func TestDaemonInDeepHome(t *testing.T) {
