@@ -300,7 +300,7 @@ func (n *network) run(ctx context.Context) error {
 		}
 	})
 	err := n.inherit(own)
-	for err == nil {
+	for err == nil && own.Err() == nil {
 		if err = n.serve(own); errors.Is(err, errReplan) {
 			err = n.build(own)
 			if err == nil {
