@@ -237,9 +237,12 @@ func (f *flow) Close() error {
 	return nil
 }
 
+// idleTimeout is how most flows end, which is nothing to tell of.
+const idleTimeout = "IDLE_TIMEOUT"
+
 // Reset implements tunnel.Conn.
 func (f *flow) Reset(reason string) error {
-	if f.end(&tunnel.ResetError{Reason: reason}, true) {
+	if f.end(&tunnel.ResetError{Reason: reason}, true) && reason != idleTimeout {
 		f.teller.reset(reason)
 	}
 	return nil
