@@ -404,7 +404,6 @@ func TestConnectionsOfASession(t *testing.T) {
 	}
 	leave()
 	for err != nil && t.Context().Err() == nil {
-		time.Sleep(10 * time.Millisecond)
 		err = try(alice)
 	}
 }
