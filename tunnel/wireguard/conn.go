@@ -52,6 +52,7 @@ func newStackConn(ep tcpip.Endpoint, queue *waiter.Queue) *stackConn {
 	ep.SetSockOptInt(tcpip.KeepaliveCountOption, keepaliveCount)
 	ep.SocketOptions().SetKeepAlive(true)
 	ep.SocketOptions().SetDelayOption(false) // no delay, as net does
+	ep.SocketOptions().SetSendBufferSize(sendSize, true)
 	return c
 }
 

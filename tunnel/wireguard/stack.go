@@ -39,10 +39,12 @@ const (
 	keepaliveCount    = 8
 )
 
-// bufferSize is how many bytes a TCP connection holds in each direction to begin with. The
-// stack gives more to one whose peer takes what it holds; one whose peer does not read
-// keeps that.
-const bufferSize = 128 << 10
+// How many bytes a TCP connection holds for a peer that does not read, and of what an
+// upstream does not take. They do not grow: see set.
+const (
+	sendSize    = 256 << 10
+	receiveSize = 512 << 10
+)
 
 // newNetstack returns one that sends its packets to out. With addresses it has these, and
 // without it takes what comes for any.
@@ -55,7 +57,6 @@ func newNetstack(mtu int, addresses []netip.Addr, out *queue) (*netstack, error)
 			TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol},
 		}),
 	}
-	n.SupportedGSOKind = stack.GVisorGSOSupported // TCP makes its packets in batches
 	// Who sends has been authenticated packet by packet.
 	n.LinkEPCapabilities = stack.CapabilityRXChecksumOffload
 	if err := n.set(mtu, addresses); err != nil {
@@ -66,12 +67,15 @@ func newNetstack(mtu int, addresses []netip.Addr, out *queue) (*netstack, error)
 }
 
 func (n *netstack) set(mtu int, addresses []netip.Addr) error {
-	sack := tcpip.TCPSACKEnabled(true)
-	moderate := tcpip.TCPModerateReceiveBufferOption(true)
+	// A connection of this stack can come to stand still for good after a loss (issues 6113
+	// and 10243 of google/gvisor). What has been seen to bring that about is not used: RACK
+	// (RFC 8985), buffers that grow, and segments larger than a packet.
+	sack, recovery := tcpip.TCPSACKEnabled(true), tcpip.TCPRecovery(0)
+	moderate := tcpip.TCPModerateReceiveBufferOption(false)
 	cubic := tcpip.CongestionControlOption("cubic")
-	send := tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: bufferSize, Max: tcp.MaxBufferSize}
-	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: bufferSize, Max: tcp.MaxBufferSize}
-	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &moderate, &cubic, &send, &receive} {
+	send := tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: sendSize, Max: tcp.MaxBufferSize}
+	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: receiveSize, Max: tcp.MaxBufferSize}
+	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &recovery, &moderate, &cubic, &send, &receive} {
 		if err := n.stack.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
 			return fmt.Errorf("network stack: %s", err)
 		}
