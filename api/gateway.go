@@ -23,8 +23,8 @@ type GatewayStatus struct {
 	// the API if there are none.
 	PublicIPs []string          `json:"publicIPs,omitempty"`
 	Hostname  string            `json:"hostname,omitempty"`
-	WireGuard *GatewayWireGuard `json:"wireguard,omitempty"` // nil if it has none
-	QUIC      *GatewayQUIC      `json:"quic,omitempty"`      // nil if it has none
+	WireGuard *GatewayWireGuard `json:"wireguard,omitempty"` // where it speaks WireGuard, if it does
+	QUIC      *GatewayQUIC      `json:"quic,omitempty"`      // where it speaks QUIC, if it does
 	// Form says what the packets of tunnels go to: KERNEL, a network interface of the
 	// machine, or USERSPACE, a stack of the process's own.
 	Form string `json:"form,omitempty"`

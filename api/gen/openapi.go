@@ -1938,7 +1938,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/GatewayQUIC"
        }
       ],
-      "description": "nil if it has none"
+      "description": "where it speaks QUIC, if it does"
      },
      "regionRef": {
       "$ref": "#/components/schemas/Ref"
@@ -1953,7 +1953,7 @@ const OpenAPI = `{
         "$ref": "#/components/schemas/GatewayWireGuard"
        }
       ],
-      "description": "nil if it has none"
+      "description": "where it speaks WireGuard, if it does"
      }
     },
     "type": "object",
