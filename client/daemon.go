@@ -513,7 +513,7 @@ func (c *Control) do(ctx context.Context, within time.Duration, method, path str
 	if errors.Is(err, ErrNotRunning) {
 		return ErrNotRunning
 	}
-	if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+	if _, isTold := errors.AsType[*api.Error](err); err == nil || isTold || brief.Err() != nil {
 		return err
 	}
 	brief, cancel = context.WithTimeout(ctx, controlTimeout)

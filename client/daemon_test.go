@@ -169,7 +169,7 @@ func TestDaemonKeepsItsPorts(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	exchange(t, dial(t, open[0]))
-	if s := d.Status(); len(s.Ports) != 1 || s.Network != nil {
+	if s := d.Status(); len(s.Ports) != 1 || s.Network != nil && (s.Network.Form != client.FormStreams || len(s.Network.Serves) > 0) {
 		t.Errorf("afterwards: %+v", s)
 	}
 	cancel()
