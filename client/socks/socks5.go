@@ -143,6 +143,9 @@ func readAddress(r io.Reader) (host string, port int, err error) {
 	case typeName:
 		b, err = readCounted(r)
 		host = string(b)
+		if a, err := netip.ParseAddr(host); err == nil { // an address, as text: spelt as the others are
+			host = a.Unmap().WithZone("").String()
+		}
 	default:
 		return "", 0, errAddressType
 	}

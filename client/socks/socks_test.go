@@ -558,6 +558,7 @@ func FuzzRequest(f *testing.F) {
 func FuzzPacket(f *testing.F) {
 	f.Add([]byte("\x00\x00\x00\x03\x03dns\x00\x35ping"))
 	f.Add([]byte("\x00\x00\x00\x01\x01\x02\x03\x04\x00\x35"))
+	f.Add([]byte("\x00\x00\x00\x03\x03::000"))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		host, port, payload, ok := parsePacket(p)
 		if !ok {
