@@ -239,6 +239,7 @@ type homeStatus struct {
 	Connect        *client.Status `json:"connect,omitempty"`
 	// Ended is how the last connect has ended by itself; absent if one runs.
 	Ended *client.End `json:"ended,omitempty"`
+	mute  bool        // connect runs, and does not say what it does
 }
 
 func (r *run) status() *cobra.Command {
@@ -277,7 +278,7 @@ func (r *run) status() *cobra.Command {
 			s.Ended = client.LastEnd(home)
 		}
 		if err != nil && !errors.Is(err, client.ErrNotRunning) {
-			failure = errors.Join(failure, err)
+			failure, s.mute = errors.Join(failure, err), true
 		}
 		if out.value == formatJSON {
 			err = printJSON(r.Out, s)
@@ -317,6 +318,10 @@ func (s homeStatus) table() *table {
 	t.add("Session", s.Session.Session+", "+expires)
 	t.add("Certificate", "until "+stamp(s.CertificateNotAfter)+", renewed by itself")
 	t.add("Home", s.Home)
+	if s.mute {
+		t.add("Connect", "runs, and does not say what it does: see below")
+		return t
+	}
 	if s.Connect == nil {
 		t.add("Connect", "nothing in the background")
 		if s.Ended != nil {

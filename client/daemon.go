@@ -462,8 +462,14 @@ func (c *Control) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, ErrNotRunning
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, errAnotherUser
+	}
 	return conn, err
 }
+
+// errAnotherUser says that a Daemon is not the caller's.
+var errAnotherUser = errors.New("it runs as another user, most likely root: ask as that user")
 
 // Status returns what the Daemon does.
 func (c *Control) Status(ctx context.Context) (Status, error) {
