@@ -5,6 +5,10 @@ import (
 	"time"
 )
 
+// NetworkMTU is the MTU of the interfaces of the private network, in bytes: the least that
+// IPv6 takes (RFC 8200, section 5), so that a tunnel fits through almost any link.
+const NetworkMTU = 1280
+
 // A ClusterNetwork is the address plan of the private network: every Service, and every
 // Session that connects, has an address of each family in it.
 type ClusterNetwork struct {

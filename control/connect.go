@@ -22,10 +22,6 @@ import (
 	"cardea/store"
 )
 
-// innerMTU is the MTU of the interfaces of the private network, in bytes: the least that
-// IPv6 takes (RFC 8200, section 5), so that a tunnel fits through almost any link.
-const innerMTU = 1280
-
 // aliveInterval is how often a connected Session hears that nothing happened.
 const aliveInterval = 10 * time.Second
 
@@ -503,7 +499,7 @@ func (s *stay) look(ctx context.Context) (state *api.NetworkState, ended *api.Er
 	ref := session.Ref()
 	ref.ResourceVersion = "" // what is told changes when something of it does
 	state = &api.NetworkState{
-		Session: ref, Domain: s.Domain, Addresses: session.Status.Connection.Addresses, MTU: innerMTU,
+		Session: ref, Domain: s.Domain, Addresses: session.Status.Connection.Addresses, MTU: api.NetworkMTU,
 		Gateways: s.Network.Gateways(), Serves: served, Services: []string{}, DNS: []string{},
 	}
 	if state.Gateways == nil {

@@ -51,9 +51,6 @@ const (
 	resetKeySize    = 32
 	gatewayName     = "default"
 	kernelInterface = "cardea-gw"
-	// innerMTU is that of the private network: what IPv6 asks of every link, so that it
-	// passes everywhere.
-	innerMTU = 1280
 	// cutTime is for the resets of a Session that has ended to reach its client, before
 	// its tunnel ends.
 	cutTime = 30 * time.Millisecond
@@ -177,7 +174,7 @@ func (n *network) build(ctx context.Context) error {
 	}
 	gateway := &wireguard.Gateway{
 		Handler: arrivals{n.gate, n.doors, n.house.sessions}, Find: n.serviceAt, Ports: n.tcpPorts, Answer: n.names.Answer, Tell: n.control.Tell,
-		Services: plan.Services(), Sessions: plan.Sessions(), DNS: plan.DNS(), Key: wireguard.Key(n.keys.Private), MTU: innerMTU, Log: n.cfg.Log,
+		Services: plan.Services(), Sessions: plan.Sessions(), DNS: plan.DNS(), Key: wireguard.Key(n.keys.Private), MTU: api.NetworkMTU, Log: n.cfg.Log,
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
