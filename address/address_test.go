@@ -162,7 +162,7 @@ func TestPool(t *testing.T) {
 			},
 			"release": func(t *rapid.T) {
 				if len(had) == 0 {
-					t.Skip()
+					t.Skip("nothing to give back")
 				}
 				i := rapid.IntRange(0, len(had)-1).Draw(t, "which")
 				a := had[i]

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -244,12 +245,7 @@ func (s *Server) leadsInside(m *dns.Msg) bool {
 }
 
 func (s *Server) isInside(addr netip.Addr) bool {
-	for _, p := range s.Services {
-		if p.Contains(addr) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(s.Services, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
 // domain returns that of the cluster, in lower case and with its final dot.

@@ -82,8 +82,7 @@ type network struct {
 	at       map[netip.Addr]string   // the Service at an address
 	sessions map[string]*api.Session // by uid, those that are connected
 	gateways map[string]*api.Gateway
-	changed  chan struct{}                               // closed, and made anew, when gateways change
-	pipes    map[string]map[*context.CancelFunc]struct{} // what carries packets, by uid of the Session
+	changed  chan struct{} // closed, and made anew, when gateways change
 	removing sync.WaitGroup
 }
 
@@ -95,7 +94,7 @@ func newNetwork(h *house) (*network, error) {
 	}
 	n := &network{
 		house: h, quicAt: h.socket.Addr().(*net.TCPAddr).AddrPort(), services: map[string]*api.Service{}, at: map[netip.Addr]string{}, sessions: map[string]*api.Session{},
-		gateways: map[string]*api.Gateway{}, changed: make(chan struct{}), pipes: map[string]map[*context.CancelFunc]struct{}{},
+		gateways: map[string]*api.Gateway{}, changed: make(chan struct{}),
 	}
 	switch c.Form {
 	case "", networkAuto:
@@ -391,28 +390,9 @@ func (n *network) serve(ctx context.Context) error {
 
 // carry takes what carries the packets of a Session, until it is over.
 func (n *network) carry(ctx context.Context, leaf *x509.Certificate, p tunnel.Pipe) {
+	defer p.Close()
 	uid, ok := sessionOf(leaf)
-	if !ok || !n.alive(leaf) {
-		p.Close()
-		return
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	n.mu.Lock()
-	if n.pipes[uid] == nil {
-		n.pipes[uid] = map[*context.CancelFunc]struct{}{}
-	}
-	n.pipes[uid][&cancel] = struct{}{}
-	n.mu.Unlock()
-	defer func() {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		delete(n.pipes[uid], &cancel)
-		if len(n.pipes[uid]) == 0 {
-			delete(n.pipes, uid)
-		}
-	}()
-	if g := n.current(); g != nil {
+	if g := n.current(); ok && g != nil {
 		g.Attach(ctx, uid, p)
 	}
 }

@@ -230,7 +230,6 @@ func (n *network) cut(ctx context.Context, at api.Revision, uid string) {
 		}
 		n.mu.RLock()
 		back := n.sessions[uid] != nil
-		pipes := slices.Collect(maps.Keys(n.pipes[uid]))
 		n.mu.RUnlock()
 		if back {
 			return
@@ -238,9 +237,6 @@ func (n *network) cut(ctx context.Context, at api.Revision, uid string) {
 		n.gateway.Remove(uid)
 		n.tunnels.DropSession(uid)
 		n.quic.DropSession(uid)
-		for _, cancel := range pipes {
-			(*cancel)()
-		}
 	})
 }
 

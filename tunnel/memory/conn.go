@@ -18,7 +18,7 @@ const capacity = 64 << 10
 type Conn struct {
 	in, out     *queue
 	peer        *Conn
-	read, write deadline
+	read, write *tunnel.Deadline
 
 	mu   sync.Mutex
 	err  error         // why this end is over; nil while it is not
@@ -33,8 +33,8 @@ var (
 // pipe returns the two ends of a stream.
 func pipe() (*Conn, *Conn) {
 	x, y := newQueue(), newQueue()
-	a := &Conn{in: x, out: y, gone: make(chan struct{}), read: newDeadline(), write: newDeadline()}
-	b := &Conn{in: y, out: x, gone: make(chan struct{}), read: newDeadline(), write: newDeadline()}
+	a := &Conn{in: x, out: y, gone: make(chan struct{}), read: tunnel.NewDeadline(), write: tunnel.NewDeadline()}
+	b := &Conn{in: y, out: x, gone: make(chan struct{}), read: tunnel.NewDeadline(), write: tunnel.NewDeadline()}
 	a.peer, b.peer = b, a
 	return a, b
 }
@@ -45,7 +45,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		if err := c.ended(); err != nil {
 			return 0, err
 		}
-		if passed(c.read.wait()) {
+		if tunnel.IsClosed(c.read.Wait()) {
 			return 0, os.ErrDeadlineExceeded
 		}
 		n, changed, err := c.in.take(p)
@@ -55,7 +55,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		select {
 		case <-changed:
 		case <-c.gone:
-		case <-c.read.wait():
+		case <-c.read.Wait():
 		}
 	}
 }
@@ -67,7 +67,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 		if err := c.ended(); err != nil {
 			return written, err
 		}
-		if passed(c.write.wait()) {
+		if tunnel.IsClosed(c.write.Wait()) {
 			return written, os.ErrDeadlineExceeded
 		}
 		n, changed, err := c.out.put(p[written:])
@@ -78,7 +78,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 		select {
 		case <-changed:
 		case <-c.gone:
-		case <-c.write.wait():
+		case <-c.write.Wait():
 		}
 	}
 }
@@ -176,20 +176,20 @@ func (c *Conn) RemoteAddr() net.Addr { return addr{} }
 
 // SetDeadline implements net.Conn.
 func (c *Conn) SetDeadline(t time.Time) error {
-	c.read.set(t)
-	c.write.set(t)
+	c.read.Set(t)
+	c.write.Set(t)
 	return c.ended()
 }
 
 // SetReadDeadline implements net.Conn.
 func (c *Conn) SetReadDeadline(t time.Time) error {
-	c.read.set(t)
+	c.read.Set(t)
 	return c.ended()
 }
 
 // SetWriteDeadline implements net.Conn.
 func (c *Conn) SetWriteDeadline(t time.Time) error {
-	c.write.set(t)
+	c.write.Set(t)
 	return c.ended()
 }
 
@@ -307,51 +307,4 @@ func (q *queue) failure() error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.err
-}
-
-// deadline is a time after which its channel is closed.
-type deadline struct {
-	mu    sync.Mutex
-	timer *time.Timer
-	done  chan struct{}
-}
-
-func newDeadline() deadline { return deadline{done: make(chan struct{})} }
-
-// set moves the deadline; the zero time is none.
-func (d *deadline) set(t time.Time) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	fired := d.timer != nil && !d.timer.Stop()
-	d.timer = nil
-	// Whoever waits must look again: close this channel, unless the timer does,
-	// and give out another.
-	if !fired && !passed(d.done) {
-		close(d.done)
-	}
-	d.done = make(chan struct{})
-	if t.IsZero() {
-		return
-	}
-	done := d.done
-	if left := time.Until(t); left > 0 {
-		d.timer = time.AfterFunc(left, func() { close(done) })
-		return
-	}
-	close(done)
-}
-
-func (d *deadline) wait() <-chan struct{} {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.done
-}
-
-func passed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
 }

@@ -23,7 +23,7 @@ type stackConn struct {
 	ep            tcpip.Endpoint
 	queue         *waiter.Queue
 	local, remote net.Addr
-	read, write   deadline
+	read, write   *tunnel.Deadline
 	reading       sync.Mutex
 	writing       sync.Mutex
 	finished      atomic.Bool // our end of file is on its way
@@ -39,7 +39,7 @@ var (
 )
 
 func newStackConn(ep tcpip.Endpoint, queue *waiter.Queue) *stackConn {
-	c := &stackConn{ep: ep, queue: queue, gone: make(chan struct{}), read: newDeadline(), write: newDeadline()}
+	c := &stackConn{ep: ep, queue: queue, gone: make(chan struct{}), read: tunnel.NewDeadline(), write: tunnel.NewDeadline()}
 	if a, err := ep.GetLocalAddress(); err == nil {
 		c.local = net.TCPAddrFromAddrPort(addrPort(a.Addr, a.Port))
 	}
@@ -61,7 +61,7 @@ func (c *stackConn) Read(p []byte) (int, error) {
 	c.reading.Lock()
 	defer c.reading.Unlock()
 	n := 0
-	err := c.wait(waiter.ReadableEvents, &c.read, func() tcpip.Error {
+	err := c.wait(waiter.ReadableEvents, c.read, func() tcpip.Error {
 		w := tcpip.SliceWriter(p)
 		r, err := c.ep.Read(&w, tcpip.ReadOptions{})
 		n = r.Count
@@ -79,7 +79,7 @@ func (c *stackConn) Write(p []byte) (int, error) {
 	defer c.writing.Unlock()
 	written := 0
 	for {
-		err := c.wait(waiter.WritableEvents, &c.write, func() tcpip.Error {
+		err := c.wait(waiter.WritableEvents, c.write, func() tcpip.Error {
 			n, err := c.ep.Write(bytes.NewReader(p[written:]), tcpip.WriteOptions{})
 			written += int(n)
 			return err
@@ -94,11 +94,11 @@ func (c *stackConn) Write(p []byte) (int, error) {
 }
 
 // wait does something until it does not have to wait any more.
-func (c *stackConn) wait(events waiter.EventMask, until *deadline, do func() tcpip.Error) error {
+func (c *stackConn) wait(events waiter.EventMask, until *tunnel.Deadline, do func() tcpip.Error) error {
 	if err := c.ended(); err != nil {
 		return err
 	}
-	if passed(until.wait()) {
+	if tunnel.IsClosed(until.Wait()) {
 		return os.ErrDeadlineExceeded
 	}
 	err := do()
@@ -113,13 +113,13 @@ func (c *stackConn) wait(events waiter.EventMask, until *deadline, do func() tcp
 		if _, ok := err.(*tcpip.ErrWouldBlock); !ok {
 			return c.failure(err)
 		}
-		at := until.wait()
+		at := until.Wait()
 		select {
 		case <-notified:
 		case <-c.gone:
 			return c.ended()
 		case <-at:
-			if passed(until.wait()) { // it may have been moved
+			if tunnel.IsClosed(until.Wait()) { // it may have been moved
 				return os.ErrDeadlineExceeded
 			}
 		}
@@ -180,7 +180,7 @@ func (c *stackConn) ended() error {
 func (c *stackConn) end(why error) (first bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if passed(c.gone) {
+	if tunnel.IsClosed(c.gone) {
 		return false
 	}
 	c.err = why
@@ -253,67 +253,20 @@ func (c *stackConn) SetDeadline(t time.Time) error {
 
 // SetReadDeadline implements net.Conn.
 func (c *stackConn) SetReadDeadline(t time.Time) error {
-	c.read.set(t)
+	c.read.Set(t)
 	return c.closed()
 }
 
 // SetWriteDeadline implements net.Conn.
 func (c *stackConn) SetWriteDeadline(t time.Time) error {
-	c.write.set(t)
+	c.write.Set(t)
 	return c.closed()
 }
 
 // closed is net.ErrClosed after Close.
 func (c *stackConn) closed() error {
-	if passed(c.gone) {
+	if tunnel.IsClosed(c.gone) {
 		return c.ended()
 	}
 	return nil
-}
-
-// deadline is a time after which its channel is closed.
-type deadline struct {
-	mu    sync.Mutex
-	timer *time.Timer
-	done  chan struct{}
-}
-
-func newDeadline() deadline { return deadline{done: make(chan struct{})} }
-
-// set moves the deadline; the zero time is none.
-func (d *deadline) set(t time.Time) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	fired := d.timer != nil && !d.timer.Stop()
-	d.timer = nil
-	// Whoever waits must look again: close this channel, unless the timer does, and
-	// give out another.
-	if !fired && !passed(d.done) {
-		close(d.done)
-	}
-	d.done = make(chan struct{})
-	if t.IsZero() {
-		return
-	}
-	done := d.done
-	if left := time.Until(t); left > 0 {
-		d.timer = time.AfterFunc(left, func() { close(done) })
-		return
-	}
-	close(done)
-}
-
-func (d *deadline) wait() <-chan struct{} {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.done
-}
-
-func passed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
 }

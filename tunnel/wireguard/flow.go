@@ -39,7 +39,7 @@ type flow struct {
 	pl      *plane
 	s       *session
 	teller  teller
-	read    deadline
+	read    *tunnel.Deadline
 	active  atomic.Int64 // when a datagram passed last, in nanoseconds since 1970
 	refused bool         // guarded by s.mu: it is over, and what comes yet is dropped until
 	until   time.Time    // guarded by s.mu
@@ -90,7 +90,7 @@ func (s *session) datagram(pl *plane, p []byte, i *packet.Info) {
 		return
 	}
 	f = &flow{
-		key: key, pl: pl, s: s, read: newDeadline(), changed: make(chan struct{}, 1), gone: make(chan struct{}),
+		key: key, pl: pl, s: s, read: tunnel.NewDeadline(), changed: make(chan struct{}, 1), gone: make(chan struct{}),
 		teller: teller{g: pl.g, session: s.id, service: api.ServiceName(service)},
 	}
 	f.push(p[i.Data:], now)
@@ -132,7 +132,7 @@ func (f *flow) wake() {
 // Read implements net.Conn. What of a datagram does not fit into p is lost.
 func (f *flow) Read(p []byte) (int, error) {
 	for {
-		until := f.read.wait()
+		until := f.read.Wait()
 		f.mu.Lock()
 		if len(f.queue) > 0 && (f.err == nil || f.err == io.EOF) {
 			data := f.queue[0]
@@ -150,7 +150,7 @@ func (f *flow) Read(p []byte) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		if passed(until) && passed(f.read.wait()) {
+		if tunnel.IsClosed(until) && tunnel.IsClosed(f.read.Wait()) {
 			return 0, os.ErrDeadlineExceeded
 		}
 		select {
@@ -164,7 +164,7 @@ func (f *flow) Read(p []byte) (int, error) {
 // Await returns when Read would not wait: with its error, if it is over.
 func (f *flow) Await() error {
 	for {
-		until := f.read.wait()
+		until := f.read.Wait()
 		f.mu.Lock()
 		ready, err := len(f.queue) > 0, f.err
 		f.mu.Unlock()
@@ -175,7 +175,7 @@ func (f *flow) Await() error {
 			f.wake() // for Read, or another one who waits
 			return nil
 		}
-		if passed(until) && passed(f.read.wait()) {
+		if tunnel.IsClosed(until) && tunnel.IsClosed(f.read.Wait()) {
 			return os.ErrDeadlineExceeded
 		}
 		select {
@@ -267,7 +267,7 @@ func (f *flow) SetDeadline(t time.Time) error {
 
 // SetReadDeadline implements net.Conn.
 func (f *flow) SetReadDeadline(t time.Time) error {
-	f.read.set(t)
+	f.read.Set(t)
 	return nil
 }
 

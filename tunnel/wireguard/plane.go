@@ -221,10 +221,5 @@ func (pl *plane) send(from, to netip.AddrPort, data []byte) {
 }
 
 func within(prefixes []netip.Prefix, a netip.Addr) bool {
-	for _, p := range prefixes {
-		if p.Contains(a) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
