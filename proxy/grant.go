@@ -219,9 +219,13 @@ func (c *granted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close implements net.Conn.
+// Close implements net.Conn. What was cut is reset, though the Handler comes first: the
+// upstream must not take it for an end.
 func (c *granted) Close() error {
 	c.grant.conn.gate.registry.undialled(c.grant, c)
+	if c.grant.conn.isCut() {
+		relay.Reset(c.Conn, relay.Revoked)
+	}
 	err := c.Conn.Close()
 	c.end()
 	return err
