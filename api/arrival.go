@@ -1,6 +1,9 @@
 package api
 
-import "net"
+import (
+	"net"
+	"net/netip"
+)
 
 // An Arrival is a connection, or a flow of datagrams, that came in, with all that is known of it: the
 // one type in which every road ends, made once by the room that accepted.
@@ -51,4 +54,17 @@ func (k Key) Ref() *Ref {
 		r.APIVersion += "/" + kind.Versions[0]
 	}
 	return r
+}
+
+// SourceNetwork returns what those who come from an address are counted by before it is
+// known who they are: the address if it is one of IPv4, and the /64 around it for IPv6,
+// which is what one site is given at least (RFC 6177), so that any number of addresses in
+// it costs nothing. Of no address it is the zero Prefix.
+//
+// An address of IPv4 is not widened to its /24: behind the neighbours there are other
+// people, and whoever rents a whole /24 is met by the limits over all networks.
+func SourceNetwork(ip netip.Addr) netip.Prefix {
+	ip = ip.Unmap()
+	p, _ := ip.Prefix(min(ip.BitLen(), 64)) // cannot fail: it has as many bits
+	return p
 }

@@ -191,7 +191,7 @@ func (a *Admission) enter(ip netip.Addr, c io.Closer) (*place, error) {
 
 // find returns the half and the source that an address belongs to.
 func (a *Admission) find(ip netip.Addr, now time.Time) (*half, *source) {
-	n := networkOf(ip)
+	n := api.SourceNetwork(ip)
 	if s := a.known.get(n); s != nil {
 		if now.Sub(s.proved) < a.Limits.Lately || s.pending+s.waiting > 0 {
 			return &a.known, s

@@ -11,22 +11,6 @@ import (
 	"cardea/api"
 )
 
-// networkOf returns the source network of an address: the address if it is one of
-// IPv4, and the /64 around it for IPv6, which is what one site is given at least
-// (RFC 6177), so that any number of addresses in it costs nothing.
-//
-// An address of IPv4 is not widened to its /24: behind the neighbours there are
-// other people, and whoever rents a whole /24 is met by the limits over all
-// networks.
-func networkOf(from netip.Addr) netip.Prefix {
-	from = from.WithZone("")
-	bits := 64
-	if from.Is4() {
-		bits = 32
-	}
-	return netip.PrefixFrom(from, bits).Masked()
-}
-
 // addrPort returns the address of a TCP or UDP endpoint, the zero AddrPort for another.
 func addrPort(a net.Addr) netip.AddrPort {
 	var p netip.AddrPort
@@ -150,7 +134,7 @@ func (m *meter) admit(ip netip.Addr) error {
 	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	from := m.make(networkOf(ip), now)
+	from := m.make(api.SourceNetwork(ip), now)
 	if !m.fill(from, now) {
 		return limited(fmt.Sprintf("more than %d connections a second from %v (%s)", m.rate, from.network, m.says))
 	}

@@ -32,19 +32,8 @@ func callerOf(c *Conn, session *api.Ref) caller {
 	if session != nil {
 		return caller{session: session.UID}
 	}
-	return caller{network: networkOf(c.ip)}
-}
-
-// networkOf returns the source network of an address: itself or, of IPv6, the /64 around
-// it, which one site is given at least (RFC 6177). So rates are counted, too.
-func networkOf(ip string) netip.Prefix {
-	a, err := netip.ParseAddr(ip)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	a = a.Unmap()
-	p, _ := a.Prefix(min(a.BitLen(), 64)) // cannot fail: it has as many bits
-	return p
+	ip, _ := netip.ParseAddr(c.ip) // who has none is counted with all others that have none
+	return caller{network: api.SourceNetwork(ip)}
 }
 
 // String says who it is among others that are counted.

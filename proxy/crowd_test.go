@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -134,9 +135,9 @@ func TestFullWords(t *testing.T) {
 			t.Errorf("%v is told %+v", who, err)
 		}
 	}
-	c.caller.network = networkOf("192.0.2.2")
+	c.caller.network = netip.MustParsePrefix("192.0.2.2/32")
 	m.admit(c, limits, nil, nobody)
-	c.caller.network = networkOf("192.0.2.3")
+	c.caller.network = netip.MustParsePrefix("192.0.2.3/32")
 	want = "the Service has 2 live connections, and spec.limits.connections is 2"
 	if err := m.admit(c, limits, nil, nobody); err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)

@@ -117,7 +117,7 @@ func cut(f api.Refusal) api.Refusal {
 // row returns the row that a refusal belongs to. The zero source is that of those
 // that have none of their own.
 func (r *Recorder) row(f api.Refusal) *row {
-	of := source{network: networkOf(f.Facts.IP)}
+	of := source{network: neighbourhood(f.Facts.IP)}
 	if f.Record != nil && f.Record.Entry.Common.SessionRef != nil {
 		of = source{session: f.Record.Entry.Common.SessionRef.UID}
 	}
@@ -132,8 +132,9 @@ func (r *Recorder) row(f api.Refusal) *row {
 	return n
 }
 
-// networkOf returns the source network of an address.
-func networkOf(ip string) netip.Prefix {
+// neighbourhood returns the network that the refusals of an address are told together with:
+// the /24 around one of IPv4, and the /64 around one of IPv6.
+func neighbourhood(ip string) netip.Prefix {
 	a, err := netip.ParseAddr(ip)
 	if err != nil {
 		return netip.Prefix{}

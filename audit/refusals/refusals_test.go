@@ -263,7 +263,7 @@ func TestNetworks(t *testing.T) {
 		{"", "no address", true},
 		{"", "192.0.2.1", false},
 	} {
-		if same := networkOf(c.a) == networkOf(c.b); same != c.same {
+		if same := neighbourhood(c.a) == neighbourhood(c.b); same != c.same {
 			t.Errorf("%q and %q in one network: %t", c.a, c.b, same)
 		}
 	}

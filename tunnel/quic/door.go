@@ -60,7 +60,8 @@ var (
 // it until the handshake or the connection has ended. A refusal is counted, and not
 // reported: the address may be another's.
 func (s *Server) begin(ctx context.Context, facts api.Facts) (context.Context, error) {
-	a := &attempt{facts: facts, network: networkOf(facts.IP)}
+	ip, _ := netip.ParseAddr(facts.IP) // the transport tells where every packet comes from
+	a := &attempt{facts: facts, network: api.SourceNetwork(ip)}
 	if err := s.door.enter(a); err != nil {
 		s.counters.refused.Add(1)
 		return nil, err
@@ -74,20 +75,6 @@ func (s *Server) begin(ctx context.Context, facts api.Facts) (context.Context, e
 		}
 	})
 	return context.WithValue(ctx, attemptKey{}, a), nil
-}
-
-// networkOf returns the network of an address: what one customer has, as a rule.
-func networkOf(ip string) netip.Prefix {
-	a, err := netip.ParseAddr(ip)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	bits := 24
-	if a.Is6() {
-		bits = 56
-	}
-	p, _ := a.Prefix(bits)
-	return p
 }
 
 func (d *door) enter(a *attempt) error {
