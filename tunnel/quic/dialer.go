@@ -1,7 +1,6 @@
 package quic
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -39,9 +38,8 @@ type Dialer struct {
 	crowd  crowd
 
 	mu     sync.Mutex
-	config *tls.Config // for leaf
-	leaf   []byte      // the certificate, DER
-	link   *dialled    // for the next stream; nil if there is none
+	shown  tunnel.Credentials
+	link   *dialled // for the next stream; nil if there is none
 	links  map[*dialled]struct{}
 	closed bool
 }
@@ -130,7 +128,7 @@ func (d *Dialer) connection(ctx context.Context) (l *dialled, first bool, err er
 	if d.closed {
 		l.leave()
 		err = net.ErrClosed
-	} else if d.config == config {
+	} else if d.shown.Last(config) {
 		d.link = l
 	}
 	d.links[l] = struct{}{}
@@ -169,18 +167,11 @@ func (d *Dialer) retire(l *dialled) {
 	}
 }
 
-// configure returns the configuration for the certificate as it stands. It is the same
-// one, and TLS sessions are resumed with it, as long as the certificate is.
+// configure returns the configuration for the certificate as it stands.
 func (d *Dialer) configure(ctx context.Context) (*tls.Config, error) {
 	cert, err := d.Certificate(ctx)
 	if err != nil {
 		return nil, err
-	}
-	if cert == nil || len(cert.Certificate) == 0 {
-		return nil, unauthenticated("there is no certificate of a Session")
-	}
-	if d.Roots == nil { // crypto/tls would take the system's
-		return nil, errors.New("tunnel: no root certificates to know the gateway by")
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -190,21 +181,12 @@ func (d *Dialer) configure(ctx context.Context) (*tls.Config, error) {
 	if d.making == nil {
 		d.making, d.links, d.crowd.most = make(chan struct{}, 1), map[*dialled]struct{}{}, math.MaxInt64
 	}
-	if d.config == nil || !bytes.Equal(d.leaf, cert.Certificate[0]) {
-		d.leaf = cert.Certificate[0]
-		d.config = &tls.Config{
-			MinVersion:           tls.VersionTLS13,
-			RootCAs:              d.Roots,
-			ServerName:           tunnel.GatewayName(d.Domain),
-			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil },
-			ClientSessionCache:   tls.NewLRUClientSessionCache(0),
-		}
-		if d.link != nil {
-			d.link.leave()
-			d.link = nil
-		}
+	config, fresh, err := d.shown.Configure(cert, d.Roots)
+	if fresh && d.link != nil {
+		d.link.leave()
+		d.link = nil
 	}
-	return d.config, nil
+	return config, err
 }
 
 // connect makes a connection to the gateway. release is to be called when it has ended.
@@ -216,7 +198,7 @@ func (d *Dialer) connect(ctx context.Context, config *tls.Config, protocol strin
 		return nil, nil, fmt.Errorf("cannot reach the gateway at %s: %w", d.Address, err)
 	}
 	config = config.Clone()
-	config.NextProtos = []string{protocol}
+	config.ServerName, config.NextProtos = tunnel.GatewayName(d.Domain), []string{protocol}
 	for i, a := range addresses {
 		one, cancel := ctx, context.CancelFunc(func() {})
 		if i < len(addresses)-1 {
@@ -376,11 +358,7 @@ func refusedCertificate(err error) error {
 	if !ok || !alert.Remote || !alert.ErrorCode.IsCryptoError() {
 		return nil
 	}
-	return unauthenticated("the gateway does not accept the certificate of this Session (" + alert.Error() + ")")
-}
-
-func unauthenticated(words string) error {
-	return &api.Error{Code: api.CodeUnauthenticated, Message: words, Hint: "log in again"}
+	return tunnel.Unauthenticated("the gateway does not accept the certificate of this Session (" + alert.Error() + ")")
 }
 
 // Pipe opens a pipe to the gateway, on a connection of its own, which a [Server] then has

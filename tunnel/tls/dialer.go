@@ -1,7 +1,6 @@
 package tls
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -31,9 +30,8 @@ type Dialer struct {
 	Net func(ctx context.Context, network, address string) (net.Conn, error)
 
 	mu       sync.Mutex
-	config   *tls.Config // for leaf
-	leaf     []byte      // the certificate, DER
-	idle     []*idleLink // made with leaf; the one that was last in use last
+	shown    tunnel.Credentials
+	idle     []*idleLink // made with what is shown; the one that was last in use last
 	settling map[*link]struct{}
 	ending   sync.WaitGroup // goroutines, one each of settling
 	closed   bool
@@ -111,43 +109,27 @@ func (d *Dialer) Close() error {
 	return nil
 }
 
-// configure returns the configuration for the certificate as it stands. It is
-// the same one, and TLS sessions are resumed with it, as long as the certificate
-// is.
+// configure returns the configuration for the certificate as it stands.
 func (d *Dialer) configure(ctx context.Context) (*tls.Config, error) {
 	cert, err := d.Certificate(ctx)
 	if err != nil {
 		return nil, err
-	}
-	if cert == nil || len(cert.Certificate) == 0 {
-		return nil, unauthenticated("there is no certificate of a Session")
-	}
-	if d.Roots == nil { // crypto/tls would take the system's
-		return nil, errors.New("tunnel: no root certificates to know the gateway by")
 	}
 	d.mu.Lock()
 	if d.closed {
 		d.mu.Unlock()
 		return nil, net.ErrClosed
 	}
+	config, fresh, err := d.shown.Configure(cert, d.Roots)
 	var old []*idleLink
-	if d.config == nil || !bytes.Equal(d.leaf, cert.Certificate[0]) {
-		d.leaf = cert.Certificate[0]
-		d.config = &tls.Config{
-			MinVersion:                  tls.VersionTLS13,
-			RootCAs:                     d.Roots,
-			GetClientCertificate:        func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil },
-			ClientSessionCache:          tls.NewLRUClientSessionCache(0),
-			DynamicRecordSizingDisabled: true,
-		}
+	if fresh {
 		old, d.idle = d.idle, nil
 	}
-	config := d.config
 	d.mu.Unlock()
 	for _, l := range old {
 		l.discard()
 	}
-	return config, nil
+	return config, err
 }
 
 // connect returns a TLS connection to the gateway under a server name.
@@ -265,11 +247,7 @@ func refusedCertificate(err error) error {
 	if !ok || remote.Op != "remote error" {
 		return nil
 	}
-	return unauthenticated("the gateway does not accept the certificate of this Session (" + remote.Err.Error() + ")")
-}
-
-func unauthenticated(words string) error {
-	return &api.Error{Code: api.CodeUnauthenticated, Message: words, Hint: "log in again"}
+	return tunnel.Unauthenticated("the gateway does not accept the certificate of this Session (" + remote.Err.Error() + ")")
 }
 
 // take returns an idle connection, or nil.
@@ -316,7 +294,7 @@ func (d *Dialer) finish(s *stream, config *tls.Config) {
 // keep makes a connection idle, and reports false if it is not to be kept. d.mu
 // must be held.
 func (d *Dialer) keep(l *link, config *tls.Config) bool {
-	if d.closed || config != d.config || len(d.idle) == maxIdle {
+	if d.closed || !d.shown.Last(config) || len(d.idle) == maxIdle {
 		return false
 	}
 	i := &idleLink{link: l}
