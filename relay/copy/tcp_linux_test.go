@@ -6,11 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
-	"strconv"
-	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -217,62 +213,13 @@ func TestUrgent(t *testing.T) {
 	relaytest.RunUrgent(t, func(*testing.T) relay.Engine { return New() })
 }
 
-// TestUrgentAmidSignals relays messages behind urgent bytes while every thread is
-// interrupted all the time.
 func TestUrgentAmidSignals(t *testing.T) {
-	if runtime.GOMAXPROCS(0) < 2 {
-		t.Skip("the interrupter would keep the only processor for itself")
-	}
-	stop := make(chan struct{})
-	var interrupting sync.WaitGroup
-	defer interrupting.Wait()
-	defer close(stop)
-	interrupting.Go(func() { interrupt(t, stop) })
-	e := New()
-	defer e.Wait()
-	client, upstream, _ := between(t, e, relay.Limits{})
-	defer relay.Reset(client, relay.ClientReset)
-	upstream.SetReadDeadline(time.Now().Add(time.Minute))
-	got := make([]byte, len("beforeafter"))
-	for i := range 1000 {
-		client.Write([]byte("before"))
-		raw, err := client.SyscallConn()
-		if err != nil {
-			t.Fatal(err)
-		}
-		raw.Write(func(fd uintptr) bool {
-			err = unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil)
-			return err != unix.EAGAIN
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		client.Write([]byte("after"))
-		if n, err := io.ReadFull(upstream, got); err != nil || string(got) != "beforeafter" {
-			t.Fatalf("round %d: read %q, %v", i, got[:n], err)
-		}
-	}
-}
-
-// interrupt signals this process's threads, as the Go runtime does, until stop is
-// closed.
-func interrupt(t *testing.T, stop chan struct{}) {
-	for {
-		threads, err := os.ReadDir("/proc/self/task")
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		for _, thread := range threads {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			id, _ := strconv.Atoi(thread.Name())
-			unix.Tgkill(os.Getpid(), id, unix.SIGURG)
-		}
-	}
+	relaytest.RunUrgentAmidSignals(t, func(t *testing.T) (*net.TCPConn, net.Conn) {
+		e := New()
+		t.Cleanup(e.Wait)
+		client, upstream, _ := between(t, e, relay.Limits{})
+		return client, upstream
+	})
 }
 
 func TestSweeperRunsOnlyForLimits(t *testing.T) {

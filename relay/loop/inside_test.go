@@ -11,7 +11,6 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -20,6 +19,7 @@ import (
 	"pgregory.net/rapid"
 
 	"cardea/relay"
+	"cardea/relay/relaytest"
 )
 
 // world is an engine between callers and an upstream that echoes.
@@ -299,60 +299,11 @@ func TestSpreads(t *testing.T) {
 	}
 }
 
-// TestUrgentAmidSignals relays messages behind urgent bytes while every thread is
-// interrupted all the time.
 func TestUrgentAmidSignals(t *testing.T) {
-	if runtime.GOMAXPROCS(0) < 2 {
-		t.Skip("the interrupter would keep the only processor for itself")
-	}
-	stop := make(chan struct{})
-	var interrupting sync.WaitGroup
-	defer interrupting.Wait()
-	defer close(stop)
-	interrupting.Go(func() { interrupt(t, stop) })
-	w := newWorld(t, New(Options{}), relay.Limits{})
-	client := w.enter(t).(*net.TCPConn)
-	defer client.Close()
-	raw, err := client.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := make([]byte, len("beforeafter"))
-	for i := range 1000 {
-		client.Write([]byte("before"))
-		raw.Write(func(fd uintptr) bool {
-			err = unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil)
-			return err != unix.EAGAIN
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		client.Write([]byte("after"))
-		if n, err := io.ReadFull(client, got); err != nil || string(got) != "beforeafter" {
-			t.Fatalf("round %d: read %q, %v", i, got[:n], err)
-		}
-	}
-}
-
-// interrupt signals this process's threads, as the Go runtime does, until stop is
-// closed.
-func interrupt(t *testing.T, stop chan struct{}) {
-	for {
-		threads, err := os.ReadDir("/proc/self/task")
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		for _, thread := range threads {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			id, _ := strconv.Atoi(thread.Name())
-			unix.Tgkill(os.Getpid(), id, unix.SIGURG)
-		}
-	}
+	relaytest.RunUrgentAmidSignals(t, func(t *testing.T) (*net.TCPConn, net.Conn) {
+		client := newWorld(t, New(Options{}), relay.Limits{}).enter(t).(*net.TCPConn)
+		return client, client
+	})
 }
 
 // TestKeepalive looks at sockets that have lived for a while.
