@@ -56,7 +56,7 @@ const plan = `
 	dns              : api
 	ingress          : api wire/* relay relay/datagram secret
 	upstream/*       : api
-	upstream         : api wire/* secret upstream/*
+	upstream         : api relay wire/* secret upstream/*
 
 	proxy            : api policy relay audit
 	mode/*           : api wire/* proxy

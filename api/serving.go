@@ -10,6 +10,9 @@ import (
 // a Service, SERVICE.NAMESPACE/CONFIG.
 func ServeTarget(service, config string) string { return service + "/" + config }
 
+// ServedAt is what stands for an address where an upstream is a Session of that name.
+func ServedAt(session string) string { return "session " + session }
+
 // ServedBy returns the URL of what the Sessions of a User serve as the upstream of the
 // config. ok is false if they serve nothing of it. The config must have what it takes from
 // its parents: see [Service.EffectiveConfig].
@@ -105,10 +108,6 @@ func (s *Service) validateServing(p *Problems, at string, c *ServiceConfig) {
 	if h := whole.Upstream.Health; h != nil {
 		if h.Check != nil && h.Check.Port != 0 {
 			p.Add(at+"/upstream/health/check/port", "must be left out with user: a Session can be asked for its URL only", strconv.Itoa(h.Check.Port))
-		}
-		if h.CloseOnUnhealthy {
-			p.Add(at+"/upstream/health/closeOnUnhealthy", "is not yet available with user", "true").
-				Hint = "what goes through a Session ends with it"
 		}
 	}
 }

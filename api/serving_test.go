@@ -42,7 +42,12 @@ func TestServing(t *testing.T) {
 			"/spec/config/upstream/health/check/port must be left out with user"},
 		{"cuts by a check", func(s *Service) {
 			s.Spec.Config.Upstream.Health = &UpstreamHealth{Check: &HealthProbe{}, CloseOnUnhealthy: true}
-		}, "/spec/config/upstream/health/closeOnUnhealthy is not yet available with user"},
+		}, ""},
+		{"datagrams", func(s *Service) { s.Spec.Mode, s.Spec.Config.Upstream.URL = ModeUDP, "udp://127.0.0.1:53" }, ""},
+		{"a check of datagrams", func(s *Service) {
+			s.Spec.Mode, s.Spec.Config.Upstream.URL = ModeUDP, "udp://127.0.0.1:53"
+			s.Spec.Config.Upstream.Health = &UpstreamHealth{Check: &HealthProbe{}}
+		}, "/spec/config/upstream/health/check must be left out with mode UDP and user"},
 		{"what a parent says is said of the parent", func(s *Service) {
 			s.Spec.Config.Upstream.Families = []IPFamily{IPv6}
 			s.Spec.DynamicConfig = &DynamicConfig{Configs: []ServiceConfig{{Name: "other", Parent: "default"}}}

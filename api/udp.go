@@ -3,7 +3,6 @@ package api
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"strings"
 )
 
@@ -47,6 +46,10 @@ func (s *Service) parseEndpoint(text string) (Endpoint, error) {
 // a stream of bytes has.
 func (s *Service) validateDatagrams(p *Problems, at string, c *ServiceConfig) {
 	u := &c.Upstream
+	served := false
+	for range c.Servers() {
+		served = true
+	}
 	for _, x := range []struct {
 		field, words string
 		is           bool
@@ -55,19 +58,11 @@ func (s *Service) validateDatagrams(p *Problems, at string, c *ServiceConfig) {
 		{"/clientCertificate", "must be left out with mode UDP: TLS needs TCP", c.ClientCertificate != nil},
 		{"/upstream/startTLS", "must be left out with mode UDP: TLS needs TCP", u.StartTLS != ""},
 		{"/upstream/proxyProtocol", "must be left out with mode UDP: there is no beginning that a header could stand at", u.ProxyProtocol != ""},
-		{"/upstream/user", "is not yet available with mode UDP", u.User != ""},
-		{"/upstream/health/check", "needs port, of something that answers over TCP, with mode UDP", u.Health != nil && u.Health.Check != nil && u.Health.Check.Port == 0},
+		{"/upstream/health/check", "needs port, of something that answers over TCP, with mode UDP", u.Health != nil && u.Health.Check != nil && u.Health.Check.Port == 0 && !served},
+		{"/upstream/health/check", "must be left out with mode UDP and user: a Session can be asked for its URL only, where nothing answers over TCP", u.Health != nil && u.Health.Check != nil && served},
 	} {
 		if x.is {
 			p.Add(at+x.field, x.words, "")
-		}
-	}
-	if u.Loadbalance == nil {
-		return
-	}
-	for i, e := range u.Loadbalance.Endpoints {
-		if e.User != "" {
-			p.Add(fmt.Sprintf("%s/upstream/loadbalance/endpoints/%d/user", at, i), "is not yet available with mode UDP", e.User)
 		}
 	}
 }

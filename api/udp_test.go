@@ -22,6 +22,7 @@ func TestDatagrams(t *testing.T) {
 	}{
 		"as it should be":     {func(*ServiceSpec) {}, nil},
 		"the port of a name":  {func(s *ServiceSpec) { s.Config.Upstream.URL = "dns://resolver.corp" }, nil},
+		"served by a User":    {func(s *ServiceSpec) { s.Config.Upstream.User = "ann" }, nil},
 		"endpoints":           {func(s *ServiceSpec) { balance(s, "udp://a:1", "udp://b:1") }, nil},
 		"public":              {func(s *ServiceSpec) { s.IsPublic, s.IsAnonymous = true, true }, nil},
 		"a stream":            {func(s *ServiceSpec) { s.Config.Upstream.URL = "tcp://a:1" }, []string{"/spec/config/upstream/url must be udp://HOST:PORT or dns://HOST, as the mode is UDP"}},
@@ -33,9 +34,9 @@ func TestDatagrams(t *testing.T) {
 			"/spec/config/upstream/url must be tcp://HOST:PORT or tls://HOST:PORT: the scheme udp needs mode: UDP"}},
 		"what a stream has": {func(s *ServiceSpec) {
 			s.Config.TLS = &UpstreamTLS{}
-			s.Config.Upstream.ProxyProtocol, s.Config.Upstream.StartTLS, s.Config.Upstream.User = ProxyV2, StartTLSPostgres, "ann"
+			s.Config.Upstream.ProxyProtocol, s.Config.Upstream.StartTLS = ProxyV2, StartTLSPostgres
 			s.Config.Upstream.Health = &UpstreamHealth{Check: &HealthProbe{}}
-		}, []string{"/spec/config/tls ", "/spec/config/upstream/startTLS ", "/spec/config/upstream/proxyProtocol ", "/spec/config/upstream/user ", "/spec/config/upstream/health/check "}},
+		}, []string{"/spec/config/tls ", "/spec/config/upstream/startTLS ", "/spec/config/upstream/proxyProtocol ", "/spec/config/upstream/health/check "}},
 		"a check elsewhere":   {func(s *ServiceSpec) { s.Config.Upstream.Health = &UpstreamHealth{Check: &HealthProbe{Port: 80}} }, nil},
 		"public for somebody": {func(s *ServiceSpec) { s.IsPublic = true }, []string{"/spec/isPublic needs isAnonymous: true with mode UDP"}},
 		"public with TLS":     {func(s *ServiceSpec) { s.IsPublic, s.IsTLS = true, true }, []string{"/spec/isTLS must be left out with mode UDP"}},

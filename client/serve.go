@@ -15,6 +15,7 @@ import (
 	"cardea/api"
 	"cardea/relay"
 	relaycopy "cardea/relay/copy"
+	"cardea/relay/datagram"
 	"cardea/tunnel"
 )
 
@@ -23,6 +24,9 @@ const (
 	serveDialTimeout = 10 * time.Second
 	// maxServedDials is how many of these connections may be under way at once.
 	maxServedDials = 1024
+	// servedIdle bounds a flow of datagrams on which nothing passes, if the cluster, which
+	// knows how long it may last, does not end it.
+	servedIdle = 24 * time.Hour
 )
 
 // A Server serves Services from this device: it connects the streams that the cluster
@@ -38,13 +42,14 @@ type Server struct {
 	// AnyURL agrees to whatever the cluster says, for devices that nobody attends.
 	AnyURL bool
 	// Dial connects to HOST:PORT; nil is net.Dialer's. The connection is one of TCP, or
-	// a stream as package relay wants it.
+	// a stream as package relay wants it; of network "udp" it keeps datagrams apart.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	Log  *slog.Logger
 
-	once   sync.Once
-	engine *relaycopy.Engine
-	all    sync.WaitGroup // of dials
+	once  sync.Once
+	bytes *relaycopy.Engine
+	flows *datagram.Engine
+	all   sync.WaitGroup // of dials
 
 	mu      sync.Mutex
 	ctx     context.Context // of Run; nil while it does not run
@@ -73,6 +78,7 @@ type errand struct {
 	ctx     context.Context
 	of      *served
 	service string
+	network string // "tcp" or "udp"
 	address string // HOST:PORT
 }
 
@@ -89,7 +95,7 @@ type ServeStatus struct {
 }
 
 func (s *Server) init() {
-	s.once.Do(func() { s.engine, s.lives = relaycopy.New(), map[*relaying]bool{} })
+	s.once.Do(func() { s.bytes, s.flows, s.lives = relaycopy.New(), datagram.New(), map[*relaying]bool{} })
 }
 
 // Run lets streams in until ctx is done; then it cuts them, and returns when nothing that
@@ -111,7 +117,8 @@ func (s *Server) Run(ctx context.Context) error {
 		l.Cut(relay.Drained)
 	}
 	s.all.Wait()
-	s.engine.Wait()
+	s.bytes.Wait()
+	s.flows.Wait()
 	return nil
 }
 
@@ -181,7 +188,7 @@ func (s *Server) find(target string) *served {
 
 // problem says why a Service is not served now, "" if it is.
 func (x *served) problem() string {
-	_, unusable := dialable(x.now.URL)
+	_, _, unusable := dialable(x.now.URL)
 	switch {
 	case !x.listed:
 		return "the cluster does not have this device serve it any more"
@@ -260,8 +267,8 @@ func (s *Server) errand(target string) (e errand, words string) {
 	case s.dialing >= maxServedDials:
 		return e, "this device is making too many connections"
 	}
-	address, _ := dialable(x.pinned) // or there were a problem
-	return errand{s.ctx, x, x.now.Service, address}, ""
+	network, address, _ := dialable(x.pinned) // or there were a problem
+	return errand{s.ctx, x, x.now.Service, network, address}, ""
 }
 
 // left ends what admit has begun.
@@ -272,19 +279,19 @@ func (s *Server) left() {
 	s.all.Done()
 }
 
-// dialable returns HOST:PORT of a URL, or why there is none. TLS, if the URL says that, is
+// dialable returns how a URL is reached, or why it cannot be. TLS, if the URL says that, is
 // spoken by the cluster, which verifies whom it reaches: here its bytes go through.
-func dialable(url string) (address, words string) {
+func dialable(url string) (network, address, words string) {
 	ends, err := (&api.Upstream{URL: url}).Endpoints()
 	switch {
 	case err != nil:
-		return "", fmt.Sprintf("the URL %.300q %v", url, err)
+		return "", "", fmt.Sprintf("the URL %.300q %v", url, err)
 	case ends[0].Port == 0:
-		return "", fmt.Sprintf("the URL %.300q must say a port", url)
+		return "", "", fmt.Sprintf("the URL %.300q must say a port", url)
 	case ends[0].UDP:
-		return "", fmt.Sprintf("the URL %.300q is one of datagrams, which cannot be served yet", url)
+		return "udp", ends[0].Address(), ""
 	}
-	return ends[0].Address(), ""
+	return "tcp", ends[0].Address(), ""
 }
 
 // connect connects a stream to what it is to go to, and gives both to the relay.
@@ -296,7 +303,7 @@ func (s *Server) connect(e errand, conn net.Conn) {
 		dial = plain.DialContext
 	}
 	within, cancel := context.WithTimeout(e.ctx, serveDialTimeout)
-	up, err := dial(within, "tcp", e.address)
+	up, err := dial(within, e.network, e.address)
 	cancel()
 	words := ""
 	if err != nil {
@@ -318,12 +325,17 @@ func (s *Server) connect(e errand, conn net.Conn) {
 		relay.Reset(conn, relay.ClientReset)
 		return
 	}
-	s.relay(e.of, conn, up)
+	s.relay(e, conn, up)
 }
 
 // relay gives a pair to the engine.
-func (s *Server) relay(x *served, conn, up net.Conn) {
-	one := new(relaying)
+func (s *Server) relay(e errand, conn, up net.Conn) {
+	x, one := e.of, new(relaying)
+	var engine relay.Engine = s.bytes
+	pair := relay.Pair{Client: conn, Upstream: up}
+	if e.network == "udp" {
+		engine, pair.Client, pair.Limits.Idle = s.flows, relay.Messages(conn), servedIdle
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ctx == nil || s.ctx.Err() != nil {
@@ -333,7 +345,7 @@ func (s *Server) relay(x *served, conn, up net.Conn) {
 	}
 	x.connections++
 	s.lives[one] = true
-	one.live = s.engine.Start(relay.Pair{Client: conn, Upstream: up}, func(relay.Result) {
+	one.live = engine.Start(pair, func(relay.Result) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		x.connections--

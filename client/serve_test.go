@@ -2,12 +2,14 @@ package client_test
 
 import (
 	"bytes"
+	"cardea/relay"
 	"context"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -209,7 +211,7 @@ func TestServeURLs(t *testing.T) {
 	})
 	urls := map[string]string{ // and what the words have
 		"tls://[::1]:443": "[::1]:443: nothing listens there", "postgres://db": "db:5432: nothing", "tcp://db.lan:1": "db.lan:1: nothing",
-		"unix:///run/x": "the URL", "udp://db:53": "datagrams", "tcp://_pg._tcp.db": "must say a port", "file:///etc/passwd": "the URL", "tcp://a b:1": "the URL", "": "is required",
+		"unix:///run/x": "the URL", "udp://db:53": "db:53: nothing", "tcp://_pg._tcp.db": "must say a port", "file:///etc/passwd": "the URL", "tcp://a b:1": "the URL", "": "is required",
 	}
 	var list []api.ServedService
 	for url := range urls {
@@ -219,7 +221,8 @@ func TestServeURLs(t *testing.T) {
 	for url, words := range urls {
 		s.refused("db.default/"+url, words)
 	}
-	if len(dialled) != 3 {
+	slices.Sort(dialled)
+	if want := []string{"tcp [::1]:443", "tcp db.lan:1", "tcp db:5432", "udp db:53"}; !slices.Equal(dialled, want) {
 		t.Errorf("dialled %q", dialled)
 	}
 	for _, x := range s.Status() {
@@ -291,6 +294,63 @@ func TestServeCarries(t *testing.T) {
 	if _, err := s.road.Dial(t.Context(), "db.default/default"); err == nil {
 		t.Error("it serves after its end")
 	}
+	if n := s.Status()[0].Connections; n != 0 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+// Datagrams arrive whole and apart, each flow at a socket of its own; and what becomes of
+// that is told.
+func TestServeDatagrams(t *testing.T) {
+	up, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer up.Close()
+	s := serves(t, nil)
+	s.Set([]api.ServedService{{Service: "dns.default", Config: "default", URL: "udp://" + up.LocalAddr().String()}})
+	flow := func() net.Conn {
+		t.Helper()
+		c, err := s.ask("dns.default/default")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return relay.Messages(c)
+	}
+	b := make([]byte, relay.MaxDatagram)
+	said := func(c net.Conn, p []byte) (from net.Addr) {
+		t.Helper()
+		if _, err := c.Write(p); err != nil {
+			t.Fatal(err)
+		}
+		n, from, err := up.ReadFrom(b)
+		if err != nil || !bytes.Equal(b[:n], p) {
+			t.Fatalf("the upstream read %d bytes of %d, %v", n, len(p), err)
+		}
+		up.WriteTo(p, from)
+		if n, err := c.Read(b); err != nil || !bytes.Equal(b[:n], p) {
+			t.Fatalf("the cluster read %d bytes of %d, %v", n, len(p), err)
+		}
+		return from
+	}
+	one, two := flow(), flow()
+	from := said(one, []byte("a question"))
+	if other := said(two, nil); other.String() == from.String() {
+		t.Errorf("two flows have one socket, %s", other)
+	}
+	if again := said(one, bytes.Repeat([]byte("x"), 65507)); again.String() != from.String() {
+		t.Errorf("a flow changes its socket, from %s to %s", from, again)
+	}
+	if n := s.Status()[0].Connections; n != 2 {
+		t.Errorf("%d connections", n)
+	}
+	two.(relay.Resetter).Reset("IDLE_TIMEOUT")
+	up.Close() // the next datagram finds nobody
+	one.Write([]byte("hello"))
+	if _, err := one.Read(b); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("read %v of an upstream that is gone", err)
+	}
+	s.stop()
 	if n := s.Status()[0].Connections; n != 0 {
 		t.Errorf("%d connections", n)
 	}

@@ -370,12 +370,40 @@ func include(set map[api.Key]struct{}, keys ...api.Key) {
 	}
 }
 
-// MayServe reports whether a Session, by its uid, may now serve a Service: whoever sends
-// it a connection asks before each.
-func (s *Server) MayServe(ctx context.Context, session, service string) bool {
-	a := about(verbServe, coreKey(api.KindService, service))
-	d, err := s.Decider.Decide(ctx, api.Request{Service: api.APIService, Session: session, Facts: &api.Facts{API: &a}, Now: s.Now()})
-	return err == nil && d.Allowed()
+// MayServe decides whether a Session, by its uid, may now serve a config of a Service: by
+// the verb, and because the Service names its User. Whoever sends it connections asks
+// before each, and again when something has changed of what the decision depends on. The
+// Words of a DENY say why.
+func (s *Server) MayServe(ctx context.Context, session, service, config string, atLeast api.Revision) (api.Decision, error) {
+	k := coreKey(api.KindService, service)
+	a := about(verbServe, k)
+	d, err := s.Decider.Decide(ctx, api.Request{Service: api.APIService, Session: session, Facts: &api.Facts{API: &a}, Now: s.Now(), AtLeast: atLeast})
+	if err != nil {
+		return d, err
+	}
+	d.DependsOn = append(slices.Clip(d.DependsOn), k)
+	if !d.Allowed() {
+		d.Words = cmp.Or(d.Words, string(d.Reason))
+		return d, nil
+	}
+	var of *api.Service
+	err = s.Store.View(ctx, func(r store.Reader) (err error) {
+		of, err = store.Get[*api.Service](r, k)
+		return err
+	})
+	if err != nil && !api.HasCode(err, api.CodeNotFound) {
+		return d, err
+	}
+	user := d.Subject.User.Name
+	if err == nil {
+		if c := of.EffectiveConfig(config); c != nil {
+			if _, ok := c.ServedBy(user); ok {
+				return d, nil
+			}
+		}
+	}
+	d.Effect, d.Reason, d.Rule, d.Words = api.Deny, api.ReasonConfig, nil, "its upstream is not User "+user+" any more"
+	return d, nil
 }
 
 // events yields what there is to tell until the place ends or the caller has gone.

@@ -334,8 +334,12 @@ func TestServe(t *testing.T) {
 				t.Errorf("stored are %q, want %q", got, stored)
 			}
 			for _, name := range []string{"web.default", "shop.default", "other.default", "new.default"} {
-				if got := w.MayServe(t.Context(), uid, name); got && name == "shop.default" || !got && slices.Contains(stored, name) {
-					t.Errorf("that it may serve %s is %v", name, got)
+				d, err := w.MayServe(t.Context(), uid, name, api.DefaultConfig, api.Revision{})
+				if err != nil || d.Allowed() != slices.Contains(stored, name) || !d.Allowed() && d.Words == "" {
+					t.Errorf("that it may serve %s is %v %q, %v", name, d.Allowed(), d.Words, err)
+				}
+				if !slices.Contains(d.DependsOn, coreKey(api.KindService, name)) {
+					t.Errorf("what it may serve of %s does not depend on that", name)
 				}
 			}
 		}
@@ -358,9 +362,6 @@ func TestServe(t *testing.T) {
 		check(s, []string{"web.default tcp://localhost:8080"}, []string{"web.default"})
 		w.mustApply(root, onAPI("may-serve", "false"))
 		check(s, []string{"web.default you are not allowed to serve it"}, nil)
-		if w.MayServe(t.Context(), uid, "web.default") {
-			t.Error("who has lost the right may serve")
-		}
 
 		// A User whom a Service names is in use.
 		if err := w.do(root, "DELETE", "/api/core/v1/users/bob", nil, nil); !api.HasCode(err, api.CodeConflict) || !strings.Contains(err.Error(), "in use by Service/other.default") {

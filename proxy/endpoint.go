@@ -7,12 +7,9 @@ import (
 )
 
 // An endpoint is where an upstream is: the connections to it share one. nil is none.
-type endpoint struct {
-	addr netip.AddrPort // not valid if it is not of IP
-	text string
-}
+type endpoint struct{ text string }
 
-func newEndpoint(at netip.AddrPort) *endpoint { return &endpoint{at, at.String()} }
+func newEndpoint(at netip.AddrPort) *endpoint { return &endpoint{at.String()} }
 
 // String returns the address as text, "" for none.
 func (e *endpoint) String() string {
@@ -23,7 +20,7 @@ func (e *endpoint) String() string {
 }
 
 // is reports whether it is at that address.
-func (e *endpoint) is(at netip.AddrPort) bool { return e != nil && e.addr == at }
+func (e *endpoint) is(at string) bool { return e != nil && e.text == at }
 
 // maxEndpoints bounds how many are shared; they are kept until the process ends.
 const maxEndpoints = 10_000

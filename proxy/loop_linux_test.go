@@ -206,7 +206,7 @@ func TestUnhealthyWhileKept(t *testing.T) {
 	}
 	defer c.Close()
 	<-log.asked
-	g.Unhealthy(o, "a", at, "it does not answer")
+	g.Shun(o, "a", at.String(), relay.Unhealthy, "it does not answer")
 	close(log.may)
 	c.Write([]byte("x"))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {

@@ -20,6 +20,7 @@ import (
 	auditmemory "cardea/audit/memory"
 	"cardea/mode/tcp"
 	"cardea/proxy"
+	"cardea/relay"
 	relaycopy "cardea/relay/copy"
 	"cardea/relay/relaytest"
 )
@@ -155,7 +156,7 @@ func testCounts(t *testing.T, by func(*testing.T, *places) *road) {
 				case 3: // all there are
 					for _, c := range g.List() {
 						if at, err := netip.ParseAddrPort(c.Upstream); err == nil {
-							g.Unhealthy(api.Key{Group: api.GroupCore, Kind: api.KindService, Name: "svc.default"}, api.DefaultConfig, at, "down")
+							g.Shun(api.Key{Group: api.GroupCore, Kind: api.KindService, Name: "svc.default"}, api.DefaultConfig, at.String(), relay.Unhealthy, "down")
 						}
 					}
 				}

@@ -1,8 +1,6 @@
 package proxy
 
 import (
-	"net/netip"
-
 	"cardea/api"
 	"cardea/relay"
 )
@@ -11,9 +9,9 @@ import (
 // addresses it ends at is only known then: what is said of any of them meanwhile is
 // kept until then. All of it belongs to the Conn, under its lock.
 type approach struct {
-	next    *approach // another one of the Conn
-	config  string    // the name of that
-	shunned map[netip.AddrPort]*ending
+	next    *approach          // another one of the Conn
+	config  string             // the name of that
+	shunned map[string]*ending // by where
 }
 
 // approaches begins an approach.
@@ -36,30 +34,31 @@ func (c *Conn) arrives(a *approach, at *endpoint) *ending {
 	if at == nil {
 		return nil
 	}
-	return a.shunned[at.addr]
+	return a.shunned[at.text]
 }
 
 // isConnecting reports whether upstream is only where the connection may come to. c.mu
 // is held.
 func (c *Conn) isConnecting() bool { return c.run == nil && c.approach != nil }
 
-// Unhealthy cuts the live connections to one address of an upstream, and returns how
-// many: at is that address, o and config are the Object and the name of the config in
-// the Destination. words say why, for the log. What is being connected goes on, to
-// another address if this one fails, and is cut once it is connected to this one.
-func (g *Gate) Unhealthy(o api.Key, config string, at netip.AddrPort, words string) (cut int) {
+// Shun cuts the live connections to one place of an upstream, and returns how many: at
+// is its address, or the name of a Session that serves, as [Gate.List] has it; o and config
+// are the Object and the name of the config in the Destination. why and words say why, for
+// the log. What is being connected goes on, to another place if this one fails, and is cut
+// once it is connected to this one.
+func (g *Gate) Shun(o api.Key, config, at string, why relay.Reason, words string) (cut int) {
 	for _, c := range g.registry.find(func(c *Conn) bool { return c.from.object() == o }) {
-		if c.shun(config, at, &ending{reason: relay.Unhealthy, words: words}) {
-			c.cut(relay.Unhealthy, words, nil)
+		if c.shun(config, at, &ending{reason: why, words: words}) {
+			c.cut(why, words, nil)
 			cut++
 		}
 	}
 	return cut
 }
 
-// shun notes why nobody may come to an address by that config. It reports whether the
+// shun notes why nobody may come to a place by that config. It reports whether the
 // connection is there already.
-func (c *Conn) shun(config string, at netip.AddrPort, why *ending) bool {
+func (c *Conn) shun(config string, at string, why *ending) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for a := c.approach; a != nil; a = a.next {
@@ -67,7 +66,7 @@ func (c *Conn) shun(config string, at netip.AddrPort, why *ending) bool {
 			continue
 		}
 		if a.shunned == nil {
-			a.shunned = map[netip.AddrPort]*ending{}
+			a.shunned = map[string]*ending{}
 		}
 		a.shunned[at] = why
 	}

@@ -76,10 +76,10 @@ func TestUnhealthy(t *testing.T) {
 			clients = append(clients, far)
 		}
 		at := netip.MustParseAddrPort("192.0.2.1:1")
-		if n := g.Unhealthy(object("db"), "a", at, "it does not answer"); n != 2 {
+		if n := g.Shun(object("db"), "a", at.String(), relay.Unhealthy, "it does not answer"); n != 2 {
 			t.Errorf("%d were cut", n)
 		}
-		if n := g.Unhealthy(object("db"), "a", at, "it does not answer"); n != 0 {
+		if n := g.Shun(object("db"), "a", at.String(), relay.Unhealthy, "it does not answer"); n != 0 {
 			t.Errorf("%d were cut once more", n)
 		}
 		synctest.Wait()
@@ -152,7 +152,7 @@ func TestUnhealthyWhileDialled(t *testing.T) {
 				go func() { g.Run(ctx); close(done) }()
 				synctest.Wait()
 				say := func() {
-					if n := g.Unhealthy(test.object, test.config, test.at, "it does not answer"); n != 0 {
+					if n := g.Shun(test.object, test.config, test.at.String(), relay.Unhealthy, "it does not answer"); n != 0 {
 						t.Errorf("%d were cut", n)
 					}
 				}

@@ -2,11 +2,11 @@ package server
 
 import (
 	"fmt"
-	"net/netip"
 	"time"
 
 	"cardea/api"
 	"cardea/audit"
+	"cardea/relay"
 )
 
 // watched takes the destinations whose endpoints are to be asked whether they serve. A
@@ -60,6 +60,6 @@ func (h *house) endpointChanged(d api.Destination, x api.HealthInfo) {
 }
 
 // endpointLost ends the connections to an endpoint that does not serve any more.
-func (h *house) endpointLost(d api.Destination, at netip.AddrPort, words string) {
-	h.gate.Unhealthy(d.Object, d.Config.Name, at, words)
+func (h *house) endpointLost(d api.Destination, at, words string) {
+	h.gate.Shun(d.Object, d.Config.Name, at, relay.Unhealthy, words)
 }

@@ -74,6 +74,7 @@ type network struct {
 	quicAt  netip.AddrPort
 	udp     *net.UDPConn // of QUIC; nil if there is none
 	keys    gatewayKeys
+	serving *serving
 	loaded  *api.Revision // of which the peers are, if that is known; nil if not
 
 	mu       sync.RWMutex
@@ -96,6 +97,7 @@ func newNetwork(h *house) (*network, error) {
 		house: h, quicAt: h.socket.Addr().(*net.TCPAddr).AddrPort(), services: map[string]*api.Service{}, at: map[netip.Addr]string{}, sessions: map[string]*api.Session{},
 		gateways: map[string]*api.Gateway{}, changed: make(chan struct{}),
 	}
+	n.serving = newServing(n)
 	switch c.Form {
 	case "", networkAuto:
 		n.form = networkUserspace

@@ -248,8 +248,8 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 		return nil, err
 	}
 	if h.network != nil {
-		h.control.Network, h.upstreams.Serving = h.network, h.network
-		h.tunnels.Session, h.tunnels.Pipe = sessionOf, h.network.carry
+		h.control.Network, h.upstreams.Serving = h.network, h.network.serving
+		h.tunnels.Session, h.tunnels.Pipe, h.tunnels.OnBacks = sessionOf, h.network.carry, h.network.serving.links
 	}
 	return h, nil
 }
@@ -330,7 +330,7 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	start(door.Serve)
 	start(h.upstreams.Run)
 	if h.network != nil {
-		start(h.network.run)
+		start(h.network.run, h.network.serving.run)
 	}
 	start(h.gate.Run)
 	if err := h.reachNow(ctx); err != nil {

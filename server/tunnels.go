@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -335,38 +334,6 @@ func (n *network) Changed() <-chan struct{} {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	return n.changed
-}
-
-// Sessions returns the Sessions of a User that serve a Service and can be reached.
-func (n *network) Sessions(service, user string) (uids []string) {
-	n.mu.RLock()
-	defer n.mu.RUnlock()
-	for uid, s := range n.sessions {
-		if s.Status.UserRef.Name == user && slices.Contains(s.Status.Connection.Serves, service) && n.tunnels.Backs(uid) > 0 {
-			uids = append(uids, uid)
-		}
-	}
-	slices.Sort(uids)
-	return uids
-}
-
-// Name returns what a Session is called.
-func (n *network) Name(session string) string {
-	n.mu.RLock()
-	defer n.mu.RUnlock()
-	if s := n.sessions[session]; s != nil {
-		return s.Metadata.Name
-	}
-	return session
-}
-
-// Dial opens a connection to what a Session serves.
-func (n *network) Dial(ctx context.Context, session, target string) (net.Conn, error) {
-	service, _, _ := strings.Cut(target, "/")
-	if !n.control.MayServe(ctx, session, service) {
-		return nil, api.Errorf(api.CodeUnavailable, "Session %s may not serve %s any more", n.Name(session), service)
-	}
-	return n.tunnels.DialBack(ctx, session, target)
 }
 
 // keep says in the store what this Gateway is, and gives it another key when its own is

@@ -56,7 +56,7 @@ func (d *Dialer) connectSocket(ctx context.Context, network string, at netip.Add
 func (j *journey) connectTo(ctx context.Context, t *balance.Target) (net.Conn, error) {
 	switch {
 	case t.Session != "":
-		return j.d.connectSession(ctx, j.Destination, t)
+		return j.d.connectSession(ctx, j.Destination, t, j.shape.udp)
 	case j.d.connect != nil:
 		return j.d.connect(ctx, t.Addr)
 	case j.shape.udp:

@@ -67,7 +67,7 @@ func (x *told) to(d *Dialer) {
 		defer x.mu.Unlock()
 		x.changes = append(x.changes, fmt.Sprintf("%s %s %s→%s", to.Object.Name, h.Address, h.From, h.To))
 	}
-	d.Unhealthy = func(to api.Destination, at netip.AddrPort, words string) {
+	d.Unhealthy = func(to api.Destination, at, words string) {
 		x.mu.Lock()
 		defer x.mu.Unlock()
 		x.cut = append(x.cut, fmt.Sprintf("%s %s: %s", to.Object.Name, at, words))

@@ -334,7 +334,7 @@ func (j *journey) try(ctx context.Context, t *balance.Target, within time.Durati
 		return nil, nil
 	}
 	if s != nil && t.Session != "" {
-		s.address += ": " + t.Name
+		s.address += ": " + t.At()
 	}
 	if err := preface(ctx, conn, j.Destination); err != nil {
 		conn.Close()

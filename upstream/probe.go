@@ -70,7 +70,7 @@ func (d *Dialer) probe(ctx context.Context, p *place, t *balance.Target, to api.
 	var conn net.Conn
 	var err error
 	if t.Session != "" {
-		conn, err = d.connectSession(ctx, to, t)
+		conn, err = d.connectSession(ctx, to, t, false)
 	} else {
 		conn, err = connect(ctx, at)
 	}

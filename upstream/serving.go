@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"cardea/api"
+	"cardea/relay"
 	"cardea/upstream/balance"
 )
 
@@ -102,7 +103,7 @@ func (p *place) follow() (some bool) {
 func (p *place) served(s *source) (out []balance.Spec) {
 	for _, uid := range s.sessions {
 		out = append(out, balance.Spec{
-			Session: uid, Name: "session " + cmp.Or(p.serving.Name(uid), uid), Host: s.address(), Group: s.address(),
+			Session: uid, Name: cmp.Or(p.serving.Name(uid), uid), Host: s.address(), Group: s.address(),
 			Weight: max(s.end.Weight, 1), Backup: s.end.Backup, Max: s.end.MaxConnections, Share: shareUnit, Until: forever(),
 		})
 	}
@@ -123,8 +124,8 @@ func (p *place) unserved() (words []string) {
 
 // A sessionError says what became of a connection through a Session.
 type sessionError struct {
-	name string // of the Session
-	err  error
+	at  string // of the Session
+	err error
 }
 
 func (e *sessionError) Error() string {
@@ -135,27 +136,32 @@ func (e *sessionError) Error() string {
 	if errors.Is(e.err, context.DeadlineExceeded) {
 		why = "no answer of the device"
 	}
-	return e.name + ": " + why
+	return e.at + ": " + why
 }
 
 func (e *sessionError) Unwrap() error { return e.err }
 
 // connectSession connects through a Session. What is there is no address of this network,
-// so none is checked: the device that serves has agreed to the URL.
-func (d *Dialer) connectSession(ctx context.Context, to api.Destination, t *balance.Target) (net.Conn, error) {
+// so none is checked: the device that serves has agreed to the URL. Datagrams travel with
+// their lengths.
+func (d *Dialer) connectSession(ctx context.Context, to api.Destination, t *balance.Target, udp bool) (net.Conn, error) {
 	conn, err := d.Serving.Dial(ctx, t.Session, api.ServeTarget(to.Service, cmp.Or(to.Config.Name, api.DefaultConfig)))
 	if err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
-		return nil, &sessionError{t.Name, err}
+		return nil, &sessionError{t.At(), err}
 	}
 	s, ok := conn.(stream)
 	if !ok {
 		conn.Close()
-		return nil, &sessionError{t.Name, fmt.Errorf("the connection (%T) cannot be half-closed and reset", conn)}
+		return nil, &sessionError{t.At(), fmt.Errorf("the connection (%T) cannot be half-closed and reset", conn)}
 	}
-	return &servedConn{stream: s, at: sessionAddr(t.Name)}, nil
+	var c net.Conn = &servedConn{stream: s, at: sessionAddr(t.At())}
+	if udp {
+		c = relay.Messages(c)
+	}
+	return c, nil
 }
 
 // A stream is what Serving.Dial returns.
@@ -172,7 +178,7 @@ type servedConn struct {
 	at sessionAddr
 }
 
-// sessionAddr is the address of a Session: "session NAME".
+// sessionAddr is the address of what a Session serves: see [api.ServedAt].
 type sessionAddr string
 
 func (sessionAddr) Network() string  { return "session" }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"cardea/api"
+	"cardea/relay"
 	"cardea/tunnel"
 	"cardea/tunnel/memory"
 	"cardea/wire/proxyproto"
@@ -444,6 +445,40 @@ func TestSessionsBesideOthers(t *testing.T) {
 	}
 }
 
+// Datagrams travel with their lengths, each flow through one Session.
+func TestDatagramsThroughASession(t *testing.T) {
+	x := newDevices(map[string]*device{"a": {user: "devices", serve: func(_ string, c tunnel.Conn) {
+		defer c.Close()
+		m := relay.Messages(c)
+		b := make([]byte, relay.MaxDatagram)
+		for {
+			n, err := m.Read(b)
+			if err != nil {
+				return
+			}
+			m.Write(append([]byte("re: "), b[:n]...))
+		}
+	}}})
+	d := newDialer()
+	d.Serving = x
+	cfg := servedBy("devices")
+	cfg.Upstream.URL = "udp://127.0.0.1:53"
+	c, report, err := d.Dial(t.Context(), destination("db.default", cfg))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer report.Hold.Release(1, false)
+	defer c.Close()
+	if !relay.IsDatagram(c) || c.RemoteAddr().String() != "session a-name" {
+		t.Errorf("the conn is a %T at %s", c, c.RemoteAddr())
+	}
+	for range 2 {
+		if got, err := ask(c); got != "re: ?" || err != nil {
+			t.Errorf("the answer is %q, %v", got, err)
+		}
+	}
+}
+
 // TLS is spoken with the upstream, through the device: it is verified by the name in the
 // URL, and a PROXY header comes before.
 func TestSecuredThroughASession(t *testing.T) {
@@ -528,7 +563,7 @@ func TestSessionsAreChecked(t *testing.T) {
 		d := newDialer()
 		d.Serving = newDevices(map[string]*device{"a": a, "b": b})
 		cfg := servedBy("devices")
-		cfg.Upstream.Health = &api.UpstreamHealth{Check: &api.HealthProbe{}}
+		cfg.Upstream.Health = &api.UpstreamHealth{Check: &api.HealthProbe{}, CloseOnUnhealthy: true}
 		var notes told
 		notes.to(d)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -545,6 +580,17 @@ func TestSessionsAreChecked(t *testing.T) {
 			} else {
 				defer hold.Release(1, false)
 			}
+		}
+		if _, cut := notes.took(); len(cut) != 0 {
+			t.Errorf("cut were %q", cut)
+		}
+		a.mu.Lock()
+		a.words = "it has gone"
+		a.mu.Unlock()
+		time.Sleep(time.Minute)
+		// As the connections themselves say where they lead.
+		if _, cut := notes.took(); len(cut) != 1 || !strings.HasPrefix(cut[0], "db.default session a-name: ") || !strings.Contains(cut[0], "it has gone") {
+			t.Errorf("cut were %q", cut)
 		}
 		cancel()
 		run.Wait()

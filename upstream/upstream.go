@@ -90,9 +90,10 @@ type Dialer struct {
 	// one that changes again and again only some times a minute, and then as it stands.
 	// It may be nil, as Unhealthy may.
 	Changed func(d api.Destination, h api.HealthInfo)
-	// Unhealthy is told, by Run, that a check has found an address unhealthy to which
-	// connections are to be ended then (closeOnUnhealthy).
-	Unhealthy func(d api.Destination, at netip.AddrPort, words string)
+	// Unhealthy is told, by Run, that a check has found an address, or a Session, unhealthy
+	// to which connections are to be ended then (closeOnUnhealthy). at is as the RemoteAddr
+	// of these has it.
+	Unhealthy func(d api.Destination, at, words string)
 
 	warnings warnings
 	names    resolver

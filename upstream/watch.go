@@ -254,7 +254,7 @@ func (d *Dialer) ask(ctx context.Context, p *place, t *balance.Target, to api.De
 	}
 	from, state := p.set.Judge(t, failed == nil, words, cmp.Or(h.Check.HealthyAfter, defaultHealthyAfter), cmp.Or(h.Check.UnhealthyAfter, defaultUnhealthyAfter))
 	if state == api.HealthUnhealthy && from != state && h.CloseOnUnhealthy && d.Unhealthy != nil {
-		d.Unhealthy(to, t.Addr, words)
+		d.Unhealthy(to, t.At(), words)
 	}
 }
 

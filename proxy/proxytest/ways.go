@@ -59,7 +59,7 @@ func runWays(t *testing.T, s Subject) {
 
 	// Every way to end a connection from outside, in every state that it can be in.
 	unhealthy := func(w *World) int {
-		return w.Gate.Unhealthy(service, api.DefaultConfig, at(w), "it does not answer")
+		return w.Gate.Shun(service, api.DefaultConfig, at(w).String(), relay.Unhealthy, "it does not answer")
 	}
 	cuts := []struct {
 		name   string
@@ -249,7 +249,7 @@ func runInLine(t *testing.T, s Subject, in func(string, func(*testing.T, *World)
 		if live := w.Gate.List(); live[0].Upstream != upstreamAt(2).String() {
 			t.Errorf("live = %+v", live)
 		}
-		if n := w.Gate.Unhealthy(api.Key{Group: api.GroupCore, Kind: api.KindService, Name: "svc.default"}, api.DefaultConfig, upstreamAt(1), "slow"); n != 0 {
+		if n := w.Gate.Shun(api.Key{Group: api.GroupCore, Kind: api.KindService, Name: "svc.default"}, api.DefaultConfig, upstreamAt(1).String(), relay.Unhealthy, "slow"); n != 0 {
 			t.Errorf("%d connections were cut that lead elsewhere", n)
 		}
 		c.Reset("done")
@@ -261,7 +261,7 @@ func runInLine(t *testing.T, s Subject, in func(string, func(*testing.T, *World)
 		w.addresses, w.dialGate = 2, make(chan struct{})
 		c := w.Connect("ann")
 		synctest.Wait()
-		if n := w.Gate.Unhealthy(api.Key{Group: api.GroupCore, Kind: api.KindService, Name: "svc.default"}, api.DefaultConfig, upstreamAt(0), "down"); n != 0 {
+		if n := w.Gate.Shun(api.Key{Group: api.GroupCore, Kind: api.KindService, Name: "svc.default"}, api.DefaultConfig, upstreamAt(0).String(), relay.Unhealthy, "down"); n != 0 {
 			t.Errorf("%d were cut", n)
 		}
 		time.Sleep(5*time.Second + time.Millisecond) // it does not answer

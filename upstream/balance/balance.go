@@ -110,7 +110,7 @@ func (t *Target) IsKnown() bool { return t.Addr.IsValid() || t.Session != "" }
 // At returns where it is, for words: an address, or the name of its Session.
 func (t *Target) At() string {
 	if t.Session != "" {
-		return t.Name
+		return api.ServedAt(t.Name)
 	}
 	return t.Addr.String()
 }

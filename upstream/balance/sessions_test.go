@@ -15,7 +15,7 @@ import (
 // sessions are the targets of an endpoint that so many Sessions serve.
 func sessions(uids ...string) (list []Spec) {
 	for _, uid := range uids {
-		list = append(list, Spec{Session: uid, Name: "session " + uid, Host: "db:1 (user a)", Group: "db:1 (user a)", Weight: 1, Share: 1, Until: forever()})
+		list = append(list, Spec{Session: uid, Name: uid, Host: "db:1 (user a)", Group: "db:1 (user a)", Weight: 1, Share: 1, Until: forever()})
 	}
 	return list
 }
