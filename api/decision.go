@@ -212,6 +212,9 @@ type Explanation struct {
 	// Hypothetical is set if the subject has no Session and the decision is the
 	// one that a new Session would get.
 	Hypothetical bool `json:"hypothetical,omitempty"`
+	// Unserved says why a connection that is let in comes to nothing all the same: none of
+	// the endpoints that it would go to serves now.
+	Unserved string `json:"unserved,omitempty"`
 	// Hints say what would change the answer.
 	Hints []string `json:"hints,omitempty"`
 }

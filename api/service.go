@@ -926,10 +926,7 @@ func serviceKind() Kind {
 			{Heading: "PUBLIC", Wide: true, Cell: func(o Object) string { return o.(*Service).publicPlace() }},
 			{Heading: "DISABLED", Wide: true, Cell: func(o Object) string { return yes(o.(*Service).Spec.IsDisabled) }},
 			{Heading: "STATE", Cell: func(o Object) string {
-				if s := o.(*Service); s.Spec.IsPublic {
-					return (&RouteStatus{Conditions: s.Status.Conditions}).Summary()
-				}
-				return ""
+				return (&RouteStatus{Conditions: o.(*Service).Status.Conditions}).Summary()
 			}},
 		}}
 }

@@ -25,6 +25,14 @@ func (c *ServiceConfig) ServedBy(user string) (url string, ok bool) {
 	return "", false
 }
 
+// IsServed reports whether Sessions of Users serve the config, or a part of it.
+func (c *ServiceConfig) IsServed() bool {
+	for range c.Servers() {
+		return true
+	}
+	return false
+}
+
 // Servers yields the Users whose Sessions serve the config, as it is written, and the
 // pointer within it of the field that names each.
 func (c *ServiceConfig) Servers() iter.Seq2[string, string] {

@@ -45,11 +45,7 @@ func (s *Service) parseEndpoint(text string) (Endpoint, error) {
 // validateDatagrams refuses what a config of a Service of mode UDP cannot have: what only
 // a stream of bytes has.
 func (s *Service) validateDatagrams(p *Problems, at string, c *ServiceConfig) {
-	u := &c.Upstream
-	served := false
-	for range c.Servers() {
-		served = true
-	}
+	u, served := &c.Upstream, c.IsServed()
 	for _, x := range []struct {
 		field, words string
 		is           bool

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -153,6 +154,8 @@ func (f *connectFlags) wish() (w client.Wish, err error) {
 		}
 		n.Serve = append(n.Serve, name)
 	}
+	slices.Sort(n.Serve)
+	n.Serve = slices.Compact(n.Serve) // in one spelling, to be compared
 	n.ServeAll, n.ServeAnyURL, n.NoDNS = f.serveAll, f.serveAnyURL, f.noDNS
 	if n.ServeAnyURL && !n.ServeAll && len(n.Serve) == 0 {
 		return w, usagef("--serve-any-url is of what is served: give --serve or --serve-all")
@@ -238,7 +241,7 @@ func (r *run) foreground(ctx context.Context, home string, me *client.Client, wi
 // running adds the way out to an error that says that connect runs already.
 func running(err error) error {
 	if errors.Is(err, client.ErrRunning) {
-		return hinted(err, "cardea status shows it; connect --detach adds ports to it, cardea disconnect ends it")
+		return hinted(err, "cardea status shows it; with --detach it does this too, or says why not; cardea disconnect ends it")
 	}
 	return err
 }

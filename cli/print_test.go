@@ -204,3 +204,39 @@ func TestTableWidth(t *testing.T) {
 		}
 	}
 }
+
+// TestServed is what is shown of Services whose upstreams are Sessions: who serves them,
+// or that nobody does.
+func TestServed(t *testing.T) {
+	service := func(name, url string, conditions []api.StatusCondition, endpoints ...api.EndpointStatus) *api.Service {
+		s := &api.Service{Spec: api.ServiceSpec{Mode: api.ModeTCP, Port: 80, Config: &api.ServiceConfig{Upstream: api.Upstream{URL: url, User: "lab"}}}}
+		s.Metadata.Name, s.Metadata.CreatedAt, s.Metadata.UpdatedAt = name, when(), when()
+		s.Default()
+		s.Status.Port, s.Status.Conditions, s.Status.Endpoints = 80, conditions, endpoints
+		return s
+	}
+	const nobody = "127.0.0.1:8081 (user lab): no connected Session of User lab serves it: run `cardea connect --serve none` where lab is logged in"
+	at := "127.0.0.1:8080 (user lab)"
+	some := service("some", "tcp://127.0.0.1:8080", []api.StatusCondition{{Type: api.ConditionUpstreamHealthy, Status: "True", Reason: "SERVING", Since: when()}},
+		api.EndpointStatus{Endpoint: at, Address: api.ServedAt("lab-1"), State: api.HealthHealthy, Since: when(), Weight: 1, Connections: 3},
+		api.EndpointStatus{Endpoint: at, Address: api.ServedAt("lab-2"), State: api.HealthEjected, Since: when().Add(time.Hour), Weight: 1, Words: "1 failures in a row, out for 5s: no answer of the device"})
+	none := service("none", "tcp://127.0.0.1:8081", []api.StatusCondition{{Type: api.ConditionUpstreamHealthy, Status: "False", Reason: "NO_ENDPOINT", Message: nobody, Since: when()}})
+	var b strings.Builder
+	if err := kindTable(kindOf(api.KindService), []api.Object{some, none}, true, false).print(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range []api.Object{some, none} {
+		b.WriteString("\n=====\n\n")
+		if err := describeObject(&b, raw(t, o), when().Add(4*time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.WriteString("\n=====\n\n")
+	err := explain(&b, api.WhyRequest{Subject: "alice", Service: "none"}, &api.Explanation{Unserved: nobody, Decision: api.Decision{
+		ID: "cccc", Effect: api.Allow, Reason: api.ReasonPolicyMatch, Config: none.EffectiveConfig(api.DefaultConfig),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "served.txt", b.String())
+}

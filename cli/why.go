@@ -115,6 +115,9 @@ func explain(w io.Writer, in api.WhyRequest, x *api.Explanation) error {
 	if d.Config != nil {
 		facts.add("Goes to", fmt.Sprintf("%s (config %s)", goesTo(d.Config), d.Config.Name))
 	}
+	if x.Unserved != "" {
+		facts.add("NOT SERVED", x.Unserved)
+	}
 	switch {
 	case x.Hypothetical:
 		facts.add("Session", "none: this is what a new one would get")

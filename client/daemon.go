@@ -296,6 +296,9 @@ func (d *Daemon) enter(ctx context.Context, o NetworkOptions) (ports *Ports, beg
 	if n != nil && !n.Options.same(o) {
 		e := api.Errorf(api.CodeConflict, "%v: %s", ErrOther, n.Options.Words())
 		e.Hint = "cardea disconnect first"
+		if all, ok := n.Options.with(o); ok {
+			e.Hint += ", and then ask for all of it, and for its ports, at once: cardea connect " + all.Words() + " --detach"
+		}
 		return nil, false, e
 	}
 	if n == nil {

@@ -84,6 +84,28 @@ func (o *NetworkOptions) same(p NetworkOptions) bool {
 		slices.Equal(o.Serve, p.Serve) && o.ServeAll == p.ServeAll && o.ServeAnyURL == p.ServeAnyURL
 }
 
+// with returns options that do what both ask for; ok is false if there are none.
+func (o *NetworkOptions) with(p NetworkOptions) (both NetworkOptions, ok bool) {
+	oneOf := func(a, b, none string) (string, bool) {
+		if a == none {
+			a = b
+		}
+		return a, a == b || b == none
+	}
+	both = NetworkOptions{NoDNS: o.NoDNS || p.NoDNS, ServeAll: o.ServeAll || p.ServeAll, ServeAnyURL: o.ServeAnyURL || p.ServeAnyURL}
+	var tunnel string
+	if both.Interface, ok = oneOf(o.Interface, p.Interface, ""); !ok {
+		return both, false
+	}
+	if tunnel, ok = oneOf(string(cmp.Or(o.Tunnel, TunnelAuto)), string(cmp.Or(p.Tunnel, TunnelAuto)), string(TunnelAuto)); !ok {
+		return both, false
+	}
+	if both.Tunnel = Tunnel(tunnel); !both.ServeAll {
+		both.Serve = slices.Compact(slices.Sorted(slices.Values(slices.Concat(o.Serve, p.Serve))))
+	}
+	return both, true
+}
+
 // Words returns the options as flags of connect.
 func (o *NetworkOptions) Words() string {
 	var all []string
@@ -94,7 +116,7 @@ func (o *NetworkOptions) Words() string {
 	}
 	add(o.Interface != "", "--interface "+o.Interface)
 	add(o.NoDNS, "--no-dns")
-	add(o.Tunnel != "", "--tunnel "+string(o.Tunnel))
+	add(o.Tunnel != "" && o.Tunnel != TunnelAuto, "--tunnel "+string(o.Tunnel))
 	for _, s := range o.Serve {
 		add(true, "--serve "+s)
 	}

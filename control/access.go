@@ -164,8 +164,8 @@ func undecided() error {
 
 // stranger is what everybody without a valid Session is told.
 func stranger() error {
-	e := api.Errorf(api.CodeUnauthenticated, "this needs a valid Session")
-	e.Hint = "run cardea login"
+	e := api.Errorf(api.CodeUnauthenticated, "this needs a valid Session: there is none, or it has expired or was ended")
+	e.Hint = "cardea login, with a new token"
 	return e
 }
 

@@ -118,7 +118,9 @@ func (c *call) turnAway(why error) error {
 	c.Log.Info("a login was refused", "reason", why, "source", c.facts.IP)
 	d := api.Decision{Effect: api.Deny, Reason: api.ReasonUnauthenticated, Words: why.Error()}
 	c.deny(c.r.Context(), d, api.APIFacts{Verb: verbLogin, Kind: api.KindSession})
-	return api.Errorf(api.CodeUnauthenticated, "the token is not valid: ask for a new one")
+	e := api.Errorf(api.CodeUnauthenticated, "the token is not valid: it was used up, has expired, was replaced, or is none of this cluster")
+	e.Hint = "ask for another one; who may make it: cardea create credential NAME --rotate"
+	return e
 }
 
 // A withheld login is one of a valid token that lets nobody in for now. The token

@@ -120,7 +120,7 @@ func TestLoginRefused(t *testing.T) {
 			before := w.revision()
 			err := w.do(nil, "POST", "/api/login", api.LoginRequest{Token: secret, CSR: newPerson(t).csr(t)}, nil)
 			e, ok := errors.AsType[*api.Error](err)
-			if !ok || e.Code != api.CodeUnauthenticated || e.Error() != "the token is not valid: ask for a new one" || e.DecisionID != "" {
+			if !ok || e.Code != api.CodeUnauthenticated || !strings.HasPrefix(e.Message, "the token is not valid: it was used up, has expired") || e.DecisionID != "" {
 				t.Errorf("the stranger is told %v", err)
 			}
 			if w.revision() != before {

@@ -44,10 +44,42 @@ func (c *call) why() (any, error) {
 		return nil, err
 	}
 	x, err := c.Explainer.Explain(c.r.Context(), r, user)
-	if err != nil || c.showsAll(&x) {
-		return x, err
+	if err != nil {
+		return nil, err
 	}
-	return outline(&x), nil
+	if !c.showsAll(&x) {
+		return outline(&x), nil
+	}
+	x.Unserved = c.unserved(service, &x.Decision)
+	return x, nil
+}
+
+// unserved says why who is let in reaches no endpoint of a Service, "" if he does as far
+// as is known.
+func (c *call) unserved(k api.Key, d *api.Decision) string {
+	o, err := c.load(k)
+	if err != nil || c.Live == nil || !d.Allowed() || d.Config == nil {
+		return ""
+	}
+	s := c.Live(o).(*api.Service).Status
+	name := d.Config.Name
+	if name == api.DefaultConfig {
+		name = ""
+	}
+	known := d.Config.IsServed()
+	for _, e := range s.Endpoints {
+		if e.Config != name {
+			continue
+		}
+		if known = true; e.State.Serves() {
+			return ""
+		}
+	}
+	i := slices.IndexFunc(s.Conditions, func(c api.StatusCondition) bool { return c.Type == api.ConditionUpstreamHealthy && c.Status == "False" })
+	if !known || i < 0 {
+		return ""
+	}
+	return s.Conditions[i].Message
 }
 
 // showsAll reports whether the caller may see all that an Explanation names: what

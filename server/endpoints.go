@@ -9,7 +9,7 @@ import (
 	"cardea/relay"
 )
 
-// watched takes the destinations whose endpoints are to be asked whether they serve. A
+// watched takes the destinations of whose endpoints it is to be known whether they serve. A
 // process that another one has replaced goes on with those that it has.
 func (h *house) watched(all []api.Destination) {
 	if !h.isLeft() {

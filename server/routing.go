@@ -24,7 +24,7 @@ import (
 type routing struct {
 	store    store.Store
 	router   *ingress.Router
-	watch    func([]api.Destination) // is told all whose health is checked
+	watch    func([]api.Destination) // is told all whose health is to be known
 	options  control.RoutingOptions
 	progress // of the table in force
 
@@ -38,8 +38,8 @@ type routing struct {
 	still sync.Mutex     // held while no table may be put into force
 }
 
-// objects are those that the routing table is made of, and Services whose upstreams
-// are asked whether they serve.
+// objects are those that the routing table is made of, and Services of whose upstreams it
+// is to be known whether they serve.
 type objects map[api.Key]api.Object
 
 func newRouting(st store.Store, r *ingress.Router, watch func([]api.Destination), o control.RoutingOptions) *routing {
@@ -115,8 +115,8 @@ func (r *routing) follow(ctx context.Context, from api.Revision) error {
 }
 
 // take notes an Object, or that it is gone, and reports whether that matters: a
-// Service without a public port, of whose upstream nobody asks whether it serves, does
-// not.
+// Service without a public port, of whose upstream nobody is to know whether it serves,
+// does not.
 func (o objects) take(rec store.Record, deleted bool) (matters bool, err error) {
 	_, was := o[rec.Key]
 	delete(o, rec.Key)
@@ -127,7 +127,7 @@ func (o objects) take(rec store.Record, deleted bool) (matters bool, err error) 
 	if err != nil {
 		return was, fmt.Errorf("server: %w", err)
 	}
-	if s, ok := x.(*api.Service); ok && !s.Spec.IsPublic && len(checked(s)) == 0 {
+	if s, ok := x.(*api.Service); ok && !s.Spec.IsPublic && len(watched(s)) == 0 {
 		return was, nil
 	}
 	o[rec.Key] = x
@@ -170,13 +170,13 @@ func (r *routing) build(ctx context.Context) {
 		}
 		r.mu.Lock()
 		var all control.RoutingObjects
-		var watched []api.Destination
+		var asked []api.Destination
 		at, changed := r.read, r.changed
 		if changed != made {
 			for _, o := range r.objects {
 				s, isService := o.(*api.Service)
 				if isService {
-					watched = append(watched, checked(s)...)
+					asked = append(asked, watched(s)...)
 				}
 				if !isService || s.Spec.IsPublic {
 					all.Add(o)
@@ -192,33 +192,34 @@ func (r *routing) build(ctx context.Context) {
 			r.router.Set(ctx, r.table)
 			r.still.Unlock()
 			for d := range r.table.Destinations() {
-				if isChecked(d.Config) {
-					watched = append(watched, d)
+				if isWatched(d.Config) {
+					asked = append(asked, d)
 				}
 			}
-			r.watch(watched)
+			r.watch(asked)
 		}
 		r.reach(at)
 	}
 }
 
-// checked returns the destinations of a Service whose endpoints are asked whether they
-// serve.
-func checked(s *api.Service) (list []api.Destination) {
+// watched returns the destinations of a Service of whose endpoints it is to be known
+// whether they serve.
+func watched(s *api.Service) (list []api.Destination) {
 	if s.Spec.IsDisabled {
 		return nil
 	}
 	for name := range s.ConfigNames() {
-		if c := s.EffectiveConfig(name); isChecked(c) {
+		if c := s.EffectiveConfig(name); isWatched(c) {
 			list = append(list, api.Destination{Service: s.Metadata.Name, Object: s.Key(), Config: c})
 		}
 	}
 	return list
 }
 
-// isChecked reports whether the endpoints of a config are asked whether they serve.
-func isChecked(c *api.ServiceConfig) bool {
-	return c.Upstream.Health != nil && c.Upstream.Health.Check != nil
+// isWatched reports whether it is to be known of the endpoints of a config whether they
+// serve: they are asked, or are Sessions, which come and go.
+func isWatched(c *api.ServiceConfig) bool {
+	return c.IsServed() || c.Upstream.Health != nil && c.Upstream.Health.Check != nil
 }
 
 // Below returns what reports whether a file is below one of the directories, when all

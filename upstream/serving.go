@@ -116,7 +116,7 @@ func (p *place) unserved() (words []string) {
 	defer p.mu.Unlock()
 	for _, s := range p.sources {
 		if s.isServed() && len(s.sessions) == 0 {
-			words = append(words, fmt.Sprintf("%s: no Session of this User serves it: run `cardea connect --serve %s` on the device", s.address(), p.key.service))
+			words = append(words, fmt.Sprintf("%s: no connected Session of User %s serves it: run `cardea connect --serve %s` where %s is logged in", s.address(), s.end.User, p.key.service, s.end.User))
 		}
 	}
 	return words

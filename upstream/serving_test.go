@@ -200,7 +200,7 @@ func TestNobodyServes(t *testing.T) {
 	_, port := listen(t, "127.0.0.1:0") // where no TCP connection is ever made to
 	cfg := servedBy("devices")
 	cfg.Upstream.URL = "tcp://127.0.0.1:" + port
-	want := []string{"127.0.0.1:" + port + " (user devices)", "no Session of this User serves it", "cardea connect --serve db.default"}
+	want := []string{"127.0.0.1:" + port + " (user devices)", "no connected Session of User devices serves it", "cardea connect --serve db.default"}
 	synctest.Test(t, func(t *testing.T) {
 		dialFails(t, newDialer(), cfg, Unhealthy, want...)
 		x := newDevices(map[string]*device{"a": {user: "others"}})

@@ -31,6 +31,7 @@ const (
 type checks struct {
 	mu      sync.Mutex
 	watches map[placeKey]*watch
+	known   map[placeKey]api.Destination // that are not asked
 	jobs    jobs
 	running int
 	wake    chan struct{} // has one when jobs are due that were not before; nil while nobody runs
@@ -78,7 +79,8 @@ func (h *jobs) Pop() any {
 }
 
 // Watch says whose endpoints are asked whether they serve: those of all whose Config
-// has Health.Check. It is the complete list each time. Run asks.
+// has Health.Check. It is the complete list each time. Run asks. Of the others it is known
+// from then on, before anybody connects, how it stands with the Sessions that serve them.
 func (d *Dialer) Watch(all []api.Destination) {
 	c := &d.checks
 	c.mu.Lock()
@@ -87,13 +89,17 @@ func (d *Dialer) Watch(all []api.Destination) {
 		c.watches = map[placeKey]*watch{}
 	}
 	now := time.Now()
-	wanted := map[placeKey]bool{}
+	wanted, known := map[placeKey]bool{}, map[placeKey]api.Destination{}
 	for _, to := range all {
-		if to.Config == nil || to.Config.Upstream.Health == nil || to.Config.Upstream.Health.Check == nil {
+		if to.Config == nil {
 			continue
 		}
 		p := d.watched(&to, true)
 		if _, err := d.configure(p, to.Config); err != nil {
+			continue
+		}
+		if h := to.Config.Upstream.Health; h == nil || h.Check == nil {
+			known[p.key] = to
 			continue
 		}
 		wanted[p.key] = true
@@ -117,9 +123,17 @@ func (d *Dialer) Watch(all []api.Destination) {
 		for _, cancel := range w.cancels {
 			cancel()
 		}
-		d.watched(&w.to, false)
+		if _, is := known[k]; !is {
+			d.watched(&w.to, false)
+		}
 		w.place.set.Forget()
 	}
+	for k, to := range c.known {
+		if _, is := known[k]; !is && !wanted[k] {
+			d.watched(&to, false)
+		}
+	}
+	c.known = known
 	c.awake()
 }
 

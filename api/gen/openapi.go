@@ -1758,6 +1758,10 @@ const OpenAPI = `{
        "$ref": "#/components/schemas/Step"
       },
       "type": "array"
+     },
+     "unserved": {
+      "description": "unserved says why a connection that is let in comes to nothing all the same: none of the endpoints that it would go to serves now.",
+      "type": "string"
      }
     },
     "required": [
@@ -1769,6 +1773,7 @@ const OpenAPI = `{
      "decision",
      "steps",
      "hypothetical",
+     "unserved",
      "hints"
     ]
    },
