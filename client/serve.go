@@ -58,6 +58,25 @@ type Server struct {
 	list    []*served
 	lives   map[*relaying]bool
 	told    string // the refusal that was logged last
+	telling window // of refusals
+}
+
+// maxTold is how many refusals are logged in a minute: who asks chooses their words.
+const maxTold = 20
+
+// A window counts what happens within a minute.
+type window struct {
+	from  time.Time
+	count int
+}
+
+// next counts one more, and tells which of the minute it is.
+func (w *window) next(now time.Time) int {
+	if now.Sub(w.from) >= time.Minute {
+		w.from, w.count = now, 0
+	}
+	w.count++
+	return w.count
 }
 
 // A served is a Service as it is, and was agreed to.
@@ -249,7 +268,12 @@ func (s *Server) admit(target string) (e errand, words string) {
 		s.all.Add(1)
 	} else if line := fmt.Sprintf("%.300q: %s", target, words); line != s.told { // not once for each that asks
 		s.told = line
-		s.Log.Warn("refused to serve " + line)
+		switch n := s.telling.next(time.Now()); {
+		case n <= maxTold:
+			s.Log.Warn("refused to serve " + line)
+		case n == maxTold+1:
+			s.Log.Warn("the cluster asks again and again for what this device does not serve; no more is said of that for a minute")
+		}
 	}
 	return e, words
 }

@@ -5,6 +5,7 @@ import (
 	"cardea/relay"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -296,6 +297,22 @@ func TestServeCarries(t *testing.T) {
 	}
 	if n := s.Status()[0].Connections; n != 0 {
 		t.Errorf("%d connections", n)
+	}
+}
+
+// A cluster that asks for ever other things fills no log.
+func TestServeRefusalsAreCounted(t *testing.T) {
+	s := serves(t, nil)
+	s.Set(nil)
+	s.refused("first.default/default", "does not serve it")
+	s.log.took()
+	for i := range 1000 {
+		if _, err := s.ask(fmt.Sprintf("s%d.default/default", i)); err == nil {
+			t.Fatal("it is served")
+		}
+	}
+	if log := s.log.took(); strings.Count(log, "\n") > 21 || !strings.Contains(log, "again and again") {
+		t.Errorf("the log says %q", log)
 	}
 }
 

@@ -53,7 +53,9 @@ func (s *Server) back(ctx context.Context, l *link, leaf *x509.Certificate, sess
 	s.links.add(l)
 	defer s.links.remove(l)
 	b := &back{link: l, asks: make(chan ask, 1)}
-	s.addBack(b, session)
+	if !s.expectBack(b, session) {
+		return errTooManyBacks
+	}
 	defer s.removeBack(b, session)
 	if s.dead(leaf) {
 		return errDeadOne
@@ -62,6 +64,7 @@ func (s *Server) back(ctx context.Context, l *link, leaf *x509.Certificate, sess
 	if err := l.salute(s.Limits.Handshake); err != nil {
 		return beforeOpen(err)
 	}
+	s.addBack(b, session)
 	s.counters.backs.Add(1)
 	defer s.counters.backs.Add(-1)
 	for {
@@ -88,6 +91,8 @@ func (s *Server) back(ctx context.Context, l *link, leaf *x509.Certificate, sess
 	}
 }
 
+var errTooManyBacks = errors.New("the Session has as many connections that serve, and carry nothing, as it may")
+
 // salute begins the talk of who asks for streams.
 func (l *link) salute(limit time.Duration) error {
 	if err := l.answer(frame.AppendHello(nil, frame.Hello{Version: frame.Version}), writing); err != nil {
@@ -103,7 +108,7 @@ func (l *link) salute(limit time.Duration) error {
 // open opens a stream and brings it to its end. With an error the link is of no use.
 func (s *Server) open(b *back, a ask) error {
 	if err := a.ctx.Err(); err != nil {
-		a.answer <- answer{err: err}
+		a.answer <- answer{err: tunnel.Lost(a.target, err.Error())}
 		return nil
 	}
 	conn, v, err := b.link.open(a.ctx, a.open, false)
@@ -149,7 +154,10 @@ func (s *Server) DialBack(ctx context.Context, session, target string) (net.Conn
 		return nil, err
 	}
 	for {
-		b := s.take(ctx, session)
+		var b *back
+		if ctx.Err() == nil { // a device may offer ever more links that are of no use
+			b = s.take(ctx, session)
+		}
 		if b == nil {
 			return nil, api.Errorf(api.CodeUnavailable, "the device that serves %s has no free connection to the gateway", target)
 		}
@@ -163,7 +171,8 @@ func (s *Server) DialBack(ctx context.Context, session, target string) (net.Conn
 	}
 }
 
-// Backs returns how many reverse links a Session has, in use or not.
+// Backs returns how many reverse links a Session has, in use or not: those that have said
+// HELLO.
 func (s *Server) Backs(session string) int {
 	s.sessions.mu.Lock()
 	defer s.sessions.mu.Unlock()
@@ -173,10 +182,25 @@ func (s *Server) Backs(session string) int {
 	return 0
 }
 
+// expectBack notes a link that is yet to say HELLO; false if the Session has as many that
+// carry nothing as it may.
+func (s *Server) expectBack(b *back, session string) bool {
+	s.sessions.mu.Lock()
+	defer s.sessions.mu.Unlock()
+	defer s.sessions.tidy(session)
+	a := s.sessions.of(session)
+	if len(a.expected)+len(a.idle) >= s.Limits.Backs {
+		return false
+	}
+	a.expected = append(a.expected, b)
+	return true
+}
+
+// addBack notes that a link which was expected can carry streams.
 func (s *Server) addBack(b *back, session string) {
 	s.sessions.mu.Lock()
 	a := s.sessions.of(session)
-	a.backs = append(a.backs, b)
+	a.expected, a.backs = without(a.expected, b), append(a.backs, b)
 	s.sessions.mu.Unlock()
 	s.tellBacks(session)
 }
@@ -184,10 +208,13 @@ func (s *Server) addBack(b *back, session string) {
 func (s *Server) removeBack(b *back, session string) {
 	s.sessions.mu.Lock()
 	a := s.sessions.of(session)
-	a.backs = without(a.backs, b)
+	counted := slices.Contains(a.backs, b)
+	a.expected, a.backs = without(a.expected, b), without(a.backs, b)
 	s.sessions.tidy(session)
 	s.sessions.mu.Unlock()
-	s.tellBacks(session)
+	if counted {
+		s.tellBacks(session)
+	}
 }
 
 func (s *Server) tellBacks(session string) {

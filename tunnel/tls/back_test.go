@@ -463,32 +463,146 @@ func TestHostileDevice(t *testing.T) {
 			l.await(t, "evil", none)
 		})
 	}
-	t.Run("no verdict", func(t *testing.T) {
+	verdict := frame.AppendVerdict(nil, frame.Verdict{Code: frame.CodeOK})
+	for name, x := range map[string]struct{ idle, asked []byte }{
+		"no verdict":                        {},
+		"half a verdict":                    {asked: verdict[:3]},
+		"half a verdict before it is asked": {idle: verdict[:4]},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := device(t, hello, x.idle)
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() {
+				_, err := g.DialBack(ctx, "evil", "web")
+				done <- err
+			}()
+			s.hear(frame.TypeOpen)
+			s.say(x.asked)
+			cancel()
+			if err := <-done; !api.HasCode(err, api.CodeUnavailable) {
+				t.Errorf("DialBack: %v", err)
+			}
+			l.await(t, "evil", none)
+			s.Write(verdict) // which comes too late for anything
+			if _, err := s.frames.Next(); err == nil {
+				t.Error("the link goes on")
+			}
+		})
+	}
+	t.Run("nobody waits any more", func(t *testing.T) {
 		s := device(t, hello)
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() {
-			_, err := g.DialBack(ctx, "evil", "web")
-			done <- err
-		}()
-		s.hear(frame.TypeOpen)
+		l.await(t, "evil", some)
+		gone, cancel := context.WithCancel(t.Context())
 		cancel()
-		if err := <-done; !api.HasCode(err, api.CodeUnavailable) {
+		if _, err := g.DialBack(gone, "evil", "web"); !api.HasCode(err, api.CodeUnavailable) {
 			t.Errorf("DialBack: %v", err)
 		}
+		s.Close()
 		l.await(t, "evil", none)
 	})
 	t.Run("too many", func(t *testing.T) {
 		all := []*speaker{}
-		for range 10 {
+		for range 3 {
 			all = append(all, device(t, hello))
 		}
 		l.await(t, "evil", func(n int) bool { return n == 3 })
+		for range 7 {
+			c, err := g.handshake(t, tls.GatewayName(domain), []string{tls.ServeProtocol}, g.ca.session(as("evil")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Read(make([]byte, 1)); err == nil {
+				t.Error("one more is let in")
+			}
+			<-h.refusals
+		}
+		if n := g.Backs("evil"); n != 3 {
+			t.Errorf("there are %d links", n)
+		}
 		for _, s := range all {
 			s.Close()
 		}
 		l.await(t, "evil", none)
 	})
+}
+
+// A device that says nothing has no more links than one that serves, and does not count as
+// one; what it has is given up in time.
+func TestSilentLinks(t *testing.T) {
+	h := newHouse()
+	l := newLinks()
+	g := serve(t, &tls.Server{Handler: h, Session: sessionOf, OnBacks: l.set, Limits: tls.Limits{Backs: 3}})
+	dial := func() *speaker {
+		t.Helper()
+		c, err := g.handshake(t, tls.GatewayName(domain), []string{tls.ServeProtocol}, g.ca.session(as("evil")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &speaker{Conn: c, frames: frame.NewReader(c), t: t}
+	}
+	var silent []*speaker
+	for range 3 {
+		s := dial()
+		s.hear(frame.TypeHello)
+		silent = append(silent, s)
+	}
+	for range 5 {
+		s := dial()
+		if _, err := s.frames.Next(); err == nil {
+			t.Error("one more is let in")
+		}
+		if r := <-h.refusals; !strings.Contains(r.Words, "as many connections that serve, and carry nothing, as it may") {
+			t.Errorf("%+v", r)
+		}
+	}
+	if n := g.Backs("evil"); n != 0 {
+		t.Errorf("%d links can carry something", n)
+	}
+	g.DropSession("evil") // which they are of
+	for _, s := range silent {
+		if _, err := s.frames.Next(); err == nil {
+			t.Error("a link of a Session that has ended goes on")
+		}
+		<-h.refusals
+	}
+	s := dial()
+	s.hear(frame.TypeHello)
+	s.say(hello)
+	l.await(t, "evil", some)
+	s.Close()
+	l.await(t, "evil", none)
+}
+
+// However much a gateway asks for, a device carries no more than it may.
+func TestListenerIsBounded(t *testing.T) {
+	l := newLinks()
+	g := serve(t, &tls.Server{Handler: newHouse(), Session: sessionOf, OnBacks: l.set})
+	listen(t, &tls.Listener{Dialer: g.dialer(t, always(g.ca.session(as("s-1")))), Handle: echo("s-1"), Links: 4})
+	var held []net.Conn
+	for range 4 {
+		c, err := g.DialBack(t.Context(), "s-1", "web")
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, c)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := g.DialBack(ctx, "s-1", "web"); !api.HasCode(err, api.CodeUnavailable) {
+		t.Errorf("a fifth: %v", err)
+	}
+	if n := g.Backs("s-1"); n != 4 {
+		t.Errorf("there are %d links", n)
+	}
+	held[0].(tunnel.Conn).Reset("enough")
+	c, err := g.DialBack(t.Context(), "s-1", "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range append(held[1:], c) {
+		c.(tunnel.Conn).Reset("enough")
+	}
 }
 
 // Links that the device has lost, which the gateway does not know yet, are gone round.

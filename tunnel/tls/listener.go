@@ -24,7 +24,10 @@ type Listener struct {
 	// the verdict first, and in the end the conn must be closed or reset, by then or
 	// later. When the Listener ends, it is reset.
 	Handle func(target string, conn net.Conn)
-	Log    *slog.Logger
+	// Links is how many there are at most, each with one stream, whatever the gateway asks
+	// for; 0 is 8192.
+	Links int
+	Log   *slog.Logger
 }
 
 // How many links a Listener keeps.
@@ -33,6 +36,7 @@ const (
 	most     = 16              // of those: it keeps twice as many each time that the last was taken
 	surplus  = 2 * time.Minute // how long one more than the fewest waits
 	goodLife = 5 * time.Second // who lives shorter counts as one that has failed
+	allLinks = 8192
 )
 
 // How long a Listener waits after a failure before it tries again, less up to a half by
@@ -45,10 +49,10 @@ const (
 // Run keeps links to the gateway, however often they are lost, until ctx is done. Then it
 // returns nil, and nothing of it is left.
 func (l *Listener) Run(ctx context.Context) error {
-	p := &pool{want: fewest, changed: make(chan struct{}, 1)}
+	p := &pool{want: fewest, all: cmp.Or(l.Links, allLinks), changed: make(chan struct{}, 1)}
 	var links sync.WaitGroup
 	defer links.Wait()
-	pause, failing := firstPause, false
+	pause, failing, full := firstPause, false, false
 	for ctx.Err() == nil {
 		now := p.look()
 		if now.made && failing {
@@ -58,6 +62,10 @@ func (l *Listener) Run(ctx context.Context) error {
 		if now.good {
 			pause = firstPause
 		}
+		if now.full && !full {
+			l.Log.Warn("this device carries as many connections as it may: the gateway can open no other ones", "links", p.all)
+		}
+		full = now.full
 		if now.failed != nil {
 			if !failing {
 				l.Log.Warn("the gateway cannot open connections to this device, which tries on", "gateway", l.Dialer.Address, "error", now.failed)
@@ -68,7 +76,10 @@ func (l *Listener) Run(ctx context.Context) error {
 			continue
 		}
 		for range now.missing {
-			links.Go(func() { l.link(ctx, p) })
+			links.Go(func() {
+				defer p.end()
+				l.link(ctx, p)
+			})
 		}
 		select {
 		case <-ctx.Done():
@@ -165,6 +176,8 @@ type pool struct {
 
 	mu      sync.Mutex
 	want    int // how many links shall be ready
+	all     int // how many there may be at most
+	links   int // how many there are
 	ready   int
 	waiting int // those that wait
 	last    events
@@ -173,6 +186,7 @@ type pool struct {
 // events are what has happened since Run has looked last.
 type events struct {
 	missing int   // links that are to be made
+	full    bool  // more are missing, and there may be none
 	made    bool  // one was made
 	good    bool  // one has carried a stream, or has lasted
 	failed  error // one could not be made, or was lost at once
@@ -185,8 +199,11 @@ func (p *pool) look() events {
 	e := p.last
 	p.last = events{}
 	if e.failed == nil {
-		e.missing = max(p.want-p.ready, 0)
+		want := max(p.want-p.ready, 0)
+		e.missing = min(want, p.all-p.links)
+		e.full = want > 0 && e.missing == 0
 		p.ready += e.missing
+		p.links += e.missing
 	}
 	return e
 }
@@ -201,6 +218,9 @@ func (p *pool) happen(change func()) {
 	default:
 	}
 }
+
+// end notes that a link is over.
+func (p *pool) end() { p.happen(func() { p.links-- }) }
 
 // fail notes that a link could not be made.
 func (p *pool) fail(err error) {

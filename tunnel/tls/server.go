@@ -78,7 +78,7 @@ type Limits struct {
 	Handshake time.Duration // of one, and from there to the first OPEN; 10 s
 	Idle      int           // framed connections without a stream; 4096. Beyond that they are closed when their stream ends
 	IdleTime  time.Duration // of one; 5 minutes
-	Backs     int           // reverse links of one Session without a stream; 64. Beyond that they are closed
+	Backs     int           // reverse links of one Session without a stream, also such as are yet to say HELLO; 64. Beyond that they are closed
 	Pipes     int           // of one Session; 4. One more ends the oldest
 }
 

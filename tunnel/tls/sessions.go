@@ -24,10 +24,11 @@ type sessions struct {
 
 // attached is what one Session has. Without anything it is not kept.
 type attached struct {
-	pipes   []*pipe // the oldest first
-	backs   []*back
-	idle    []*back      // of backs, that wait for a stream; the one that was last in use last
-	waiting []chan *back // calls of DialBack that wait for one, the oldest first; each has room for one
+	pipes    []*pipe // the oldest first
+	expected []*back // that have not said HELLO
+	backs    []*back
+	idle     []*back      // of backs, that wait for a stream; the one that was last in use last
+	waiting  []chan *back // calls of DialBack that wait for one, the oldest first; each has room for one
 }
 
 // of returns what a Session has. mu must be held, and tidy called when it was changed.
@@ -45,7 +46,7 @@ func (s *sessions) of(session string) *attached {
 
 // tidy forgets a Session that has nothing. mu must be held.
 func (s *sessions) tidy(session string) {
-	if a := s.all[session]; a != nil && len(a.pipes)+len(a.backs)+len(a.waiting) == 0 {
+	if a := s.all[session]; a != nil && len(a.pipes)+len(a.expected)+len(a.backs)+len(a.waiting) == 0 {
 		delete(s.all, session)
 	}
 }
@@ -130,7 +131,7 @@ func (s *Server) DropSession(uid string) {
 	for _, p := range a.pipes {
 		p.leave()
 	}
-	for _, b := range a.backs {
+	for _, b := range slices.Concat(a.expected, a.backs) {
 		b.drop()
 	}
 }
