@@ -29,9 +29,15 @@ type placed struct {
 
 func (p placed) RemoteAddr() net.Addr { return p.at }
 
+// session is where an upstream is that a Session serves.
+type session string
+
+func (session) Network() string  { return "session" }
+func (s session) String() string { return string(s) }
+
 // An address of an upstream that does not serve any more loses its connections, and
 // nobody else does.
-func TestUnhealthy(t *testing.T) {
+func TestShun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		object := func(name string) api.Key {
 			return api.Key{Group: api.GroupAmbassador, Kind: api.KindTCPMapping, Namespace: "team", Name: name}
@@ -52,7 +58,10 @@ func TestUnhealthy(t *testing.T) {
 				mu.Lock()
 				defer mu.Unlock()
 				upstreams = append(upstreams, far)
-				at := netip.MustParseAddrPort(to.Config.Upstream.URL)
+				at, err := netip.ParseAddrPort(to.Config.Upstream.URL)
+				if err != nil {
+					return placed{near, session(to.Config.Upstream.URL)}, api.DialReport{}, nil
+				}
 				return placed{near, net.TCPAddrFromAddrPort(at)}, api.DialReport{}, nil
 			},
 		})
@@ -68,6 +77,7 @@ func TestUnhealthy(t *testing.T) {
 			{"db", "b", "192.0.2.1:1"},
 			{"other", "a", "192.0.2.1:1"},
 			{"db", "a", "[2001:db8::1]:1"},
+			{"db", "a", "session lab-1"},
 		} {
 			near, far := relaytest.Pipe()
 			r := &api.Routed{Object: object(c.name), Config: &api.ServiceConfig{Name: c.config, Upstream: api.Upstream{URL: c.upstream}}}
@@ -90,14 +100,23 @@ func TestUnhealthy(t *testing.T) {
 				}
 			}
 		}
-		if n := len(g.List()); n != 4 {
+		if n := len(g.List()); n != 5 {
 			t.Errorf("%d are live", n)
 		}
 		recs := log.All()
-		for _, rec := range recs[6:] {
+		for _, rec := range recs[7:] {
 			if tcp := rec.Entry.Info.TCP; tcp.CloseReason != string(relay.Unhealthy) || tcp.Error != "it does not answer" || rec.Entry.Common.Upstream != at.String() {
 				t.Errorf("END = %+v", tcp)
 			}
+		}
+		// A Session that serves has a name where others have an address.
+		if n := g.Shun(object("db"), "a", "session lab-1", relay.Revoked, "it may not serve"); n != 1 {
+			t.Errorf("%d were cut", n)
+		}
+		synctest.Wait()
+		last := log.All()[len(recs)].Entry
+		if tcp := last.Info.TCP; tcp.CloseReason != string(relay.Revoked) || tcp.Error != "it may not serve" || last.Common.Upstream != "session lab-1" {
+			t.Errorf("END = %+v", tcp)
 		}
 		cancel()
 		<-done
