@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"iter"
 	"maps"
 	"net"
 	"slices"
@@ -22,13 +23,24 @@ import (
 //
 // That goes on while a process that another one has replaced still has connections.
 type serving struct {
-	*network
+	directory
+	may     func(ctx context.Context, e errand, atLeast api.Revision) (api.Decision, error)
+	changes func(ctx context.Context, from api.Revision) iter.Seq2[api.Change, error]
+	dial    func(ctx context.Context, session, target string) (net.Conn, error)
+	// lost cuts what a Session carries that may not serve any more, for words.
+	lost func(e errand, name, words string)
 
 	mu     sync.Mutex
 	seen   api.Revision // of the last Change
 	rights map[errand]*right
 	hang   map[api.Key]map[*right]struct{} // by what they were decided from
 	wary   map[*right]struct{}             // those that are looked at each second
+}
+
+// A directory has of an upstream.Serving what asks nobody.
+type directory interface {
+	Sessions(service, user string) []string
+	Name(session string) string
 }
 
 // An errand is what a Session may be sent: connections to a config of a Service.
@@ -44,12 +56,23 @@ type right struct {
 }
 
 func newServing(n *network) *serving {
-	return &serving{network: n, rights: map[errand]*right{}, hang: map[api.Key]map[*right]struct{}{}, wary: map[*right]struct{}{}}
+	return &serving{
+		directory: n, changes: n.decider.Changes, dial: n.tunnels.DialBack, lost: n.shun,
+		may: func(ctx context.Context, e errand, atLeast api.Revision) (api.Decision, error) {
+			return n.control.MayServe(ctx, e.session, e.service, e.config, atLeast)
+		},
+	}
 }
 
-// Sessions implements upstream.Serving.
-func (s *serving) Sessions(service, user string) (uids []string) {
-	n := s.network
+// shun cuts what goes through a Session to what it may not serve any more.
+func (n *network) shun(e errand, name, words string) {
+	o := api.Key{Group: api.GroupCore, Kind: api.KindService, Name: e.service}
+	cut := n.gate.Shun(o, e.config, api.ServedAt(name), relay.Revoked, words)
+	n.cfg.Log.Warn(words, "config", e.config, "connections", cut)
+}
+
+// Sessions returns the Sessions of a User that serve a Service and can be reached.
+func (n *network) Sessions(service, user string) (uids []string) {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	for uid, o := range n.sessions {
@@ -60,9 +83,8 @@ func (s *serving) Sessions(service, user string) (uids []string) {
 	return uids
 }
 
-// Name implements upstream.Serving.
-func (s *serving) Name(session string) string {
-	n := s.network
+// Name returns what a Session is called.
+func (n *network) Name(session string) string {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	if o := n.sessions[session]; o != nil {
@@ -79,13 +101,15 @@ func (s *serving) Dial(ctx context.Context, session, target string) (net.Conn, e
 	if err != nil {
 		return nil, err
 	}
-	conn, err := s.tunnels.DialBack(ctx, session, target)
+	conn, err := s.dial(ctx, session, target)
 	if err != nil {
 		return nil, err
 	}
-	if !s.holds(r) { // it was lost meanwhile
-		relay.Reset(conn, relay.Revoked)
-		return nil, api.Errorf(api.CodeUnavailable, "Session %s may not serve %s any more", r.name, r.service)
+	if !s.holds(r) { // it was lost meanwhile, perhaps
+		if _, err := s.hold(ctx, e); err != nil {
+			relay.Reset(conn, relay.Revoked)
+			return nil, err
+		}
 	}
 	return conn, nil
 }
@@ -96,7 +120,7 @@ func (s *serving) hold(ctx context.Context, e errand) (*right, error) {
 		s.mu.Lock()
 		seen := s.seen
 		s.mu.Unlock()
-		d, err := s.control.MayServe(ctx, e.session, e.service, e.config, seen)
+		d, err := s.may(ctx, e, seen)
 		if err != nil {
 			return nil, fmt.Errorf("it could not be decided whether it may serve %s: %w", e.service, err)
 		}
@@ -116,6 +140,9 @@ func (s *serving) keep(e errand, d api.Decision) *right {
 	defer s.mu.Unlock()
 	if d.Revision.Compare(s.seen) < 0 {
 		return nil
+	}
+	if s.rights == nil {
+		s.rights, s.hang, s.wary = map[errand]*right{}, map[api.Key]map[*right]struct{}{}, map[*right]struct{}{}
 	}
 	r := s.rights[e]
 	if r == nil {
@@ -181,7 +208,7 @@ func (s *serving) links(session string, n int) {
 // run decides again about what has changed, until ctx is done.
 func (s *serving) run(ctx context.Context) error {
 	for ctx.Err() == nil {
-		for c, err := range s.decider.Changes(ctx, s.revision()) {
+		for c, err := range s.changes(ctx, s.revision()) {
 			if err != nil {
 				break
 			}
@@ -234,16 +261,16 @@ func (s *serving) touched(c api.Change) []*right {
 // by a DENY, or when nothing can be decided for as long as the last answer holds.
 func (s *serving) again(ctx context.Context, r *right, atLeast api.Revision) {
 	asked := time.Now()
-	d, err := s.control.MayServe(ctx, r.session, r.service, r.config, atLeast)
+	d, err := s.may(ctx, r.errand, atLeast)
 	if ctx.Err() != nil {
 		return
 	}
 	lost := err == nil && !d.Allowed()
 	s.mu.Lock()
 	switch {
-	case s.rights[r.errand] != r: // dropped meanwhile
+	case s.rights[r.errand] != r, err == nil && d.Revision.Compare(r.decision.Revision) < 0:
 		s.mu.Unlock()
-		return
+		return // it was dropped, or decided on later data, meanwhile
 	case err != nil:
 		if !r.doubt { // until now it held
 			r.doubt, r.answered, s.wary[r] = true, asked, struct{}{}
@@ -258,14 +285,6 @@ func (s *serving) again(ctx context.Context, r *right, atLeast api.Revision) {
 	}
 	s.mu.Unlock()
 	if lost {
-		s.cut(r, d.Words)
+		s.lost(r.errand, r.name, fmt.Sprintf("Session %s may not serve %s any more: %s", r.name, r.service, d.Words))
 	}
-}
-
-// cut ends the connections that go through a Session which may not serve any more.
-func (s *serving) cut(r *right, why string) {
-	words := fmt.Sprintf("Session %s may not serve %s any more: %s", r.name, r.service, why)
-	o := api.Key{Group: api.GroupCore, Kind: api.KindService, Name: r.service}
-	n := s.gate.Shun(o, r.config, api.ServedAt(r.name), relay.Revoked, words)
-	s.cfg.Log.Warn(words, "config", r.config, "connections", n)
 }
