@@ -407,7 +407,7 @@ func TestHostileDevice(t *testing.T) {
 	l := newLinks()
 	h := newHouse()
 	g := serve(t, &tls.Server{
-		Handler: h, Session: sessionOf, OnBacks: l.set, Limits: tls.Limits{Handshake: 50 * time.Millisecond, Backs: 3},
+		Handler: h, Session: sessionOf, OnBacks: l.set, Limits: tls.Limits{Handshake: time.Second, Backs: 3},
 	})
 	device := func(t *testing.T, first ...[]byte) *speaker {
 		t.Helper()
