@@ -12,6 +12,7 @@ import (
 //	GET    /api/self                                    → Self
 //	GET    /api/self/services?denied=true               → Reachable
 //	POST   /api/self/device                             DeviceRequest → DeviceResponse; makes a Device of the caller's machine
+//	GET    /api/connect                                 → NetworkState as it would be, and nothing changes
 //	POST   /api/connect                                 ConnectRequest → ConnectEvent, one JSON value a line; a place in the private network
 //	POST   /api/disconnect                              → Empty; gives up its key
 //	POST   /api/logout                                  → Empty; ends the caller's Session

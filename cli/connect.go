@@ -363,12 +363,15 @@ func (r *run) disconnect() *cobra.Command {
 			daemon, err := client.Running(c.Context(), home)
 			if errors.Is(err, client.ErrNotRunning) {
 				end := client.LastEnd(home) // which Restore forgets
-				back, failure := client.Restore(home)
-				if failure != nil {
-					return failure
-				}
-				if back {
+				found, failure := client.Restore(c.Context(), home)
+				switch {
+				case failure != nil:
+					return running(failure)
+				case found.Names:
 					fmt.Fprintln(r.Out, "connect had been killed: the name servers of this machine were put back")
+					return nil
+				case found.Killed:
+					fmt.Fprintln(r.Out, "connect had been killed: it has left nothing on this machine")
 					return nil
 				}
 				if end != nil {

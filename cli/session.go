@@ -192,10 +192,10 @@ func (r *run) logout() *cobra.Command {
 			return err
 		}
 		daemon, err := client.Running(ctx, home)
-		if errors.Is(err, client.ErrNotRunning) {
-			return nil
-		}
-		if err == nil {
+		switch {
+		case errors.Is(err, client.ErrNotRunning):
+			_, err = client.Restore(ctx, home) // it may have been killed
+		case err == nil:
 			err = daemon.Stop(ctx)
 		}
 		return err

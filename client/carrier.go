@@ -71,7 +71,6 @@ const (
 type carrier struct {
 	name   string // of the gateway
 	tunnel Tunnel // what was asked for
-	udp    bool   // whether the gateway has WireGuard at a UDP port
 	// via makes a pipe the carrier, nil UDP.
 	via func(tunnel.Pipe) error
 	// probe asks the gateway for an echo by UDP, whatever the carrier is.
@@ -80,11 +79,12 @@ type carrier struct {
 	echo func(context.Context) (time.Duration, error)
 	// missed is told that a probe by UDP was not answered.
 	missed func()
-	pipes  []pipeKind // those that may be tried, in turn
 	log    *slog.Logger
 	kick   chan struct{} // there is reason to look at once; of capacity 1
 
 	mu      sync.Mutex
+	offers  offers
+	changed bool   // what is offered has, and nobody has looked at that yet
 	now     Tunnel // "" before there was one, and while there is none
 	why     string
 	at      string // the other end of the pipe; "" with UDP
@@ -94,10 +94,54 @@ type carrier struct {
 	pipe    *watchedPipe
 }
 
+// The offers of a gateway are the ways to it, as the cluster says.
+type offers struct {
+	udp   bool       // WireGuard at a UDP port
+	pipes []pipeKind // the others, the one that is liked best first
+}
+
 // A pipeKind is a way to open a pipe.
 type pipeKind struct {
 	tunnel Tunnel
 	open   func(context.Context) (tunnel.Pipe, error)
+}
+
+// offer says what ways there are to the gateway now. One that is gone is left at once, and
+// one that is better than what carries is tried at once.
+func (c *carrier) offer(o offers) {
+	c.mu.Lock()
+	same := c.offers.udp == o.udp && slices.EqualFunc(c.offers.pipes, o.pipes, func(a, b pipeKind) bool { return a.tunnel == b.tunnel })
+	c.offers, c.changed = o, c.changed || !same
+	c.mu.Unlock()
+	if !same {
+		c.look()
+	}
+}
+
+// pipes returns the ways to open a pipe that may be tried.
+func (c *carrier) pipes() []pipeKind {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(c.offers.pipes), func(k pipeKind) bool { return c.tunnel != TunnelAuto && c.tunnel != k.tunnel })
+}
+
+// outdone says why the pipe that carries should give way to another, after what is offered
+// has changed; "" if it should not.
+func (c *carrier) outdone() string {
+	all := c.pipes()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.changed {
+		return ""
+	}
+	c.changed = false
+	switch i := slices.IndexFunc(all, func(k pipeKind) bool { return k.tunnel == c.now }); {
+	case i < 0:
+		return "the gateway has no " + c.now.Words() + " any more"
+	case i > 0:
+		return "the gateway has " + all[0].tunnel.Words() + " now"
+	}
+	return ""
 }
 
 // run carries until ctx is done.
@@ -117,13 +161,18 @@ func (c *carrier) run(ctx context.Context) {
 
 // mayUDP reports whether UDP may be the carrier.
 func (c *carrier) mayUDP() bool {
-	return c.udp && (c.tunnel == TunnelAuto || c.tunnel == TunnelWireGuard)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.offers.udp && (c.tunnel == TunnelAuto || c.tunnel == TunnelWireGuard)
 }
 
 // noUDP says why UDP may not.
 func (c *carrier) noUDP() string {
-	if c.tunnel == TunnelAuto {
+	switch c.tunnel {
+	case TunnelAuto:
 		return "the gateway has no port for WireGuard"
+	case TunnelWireGuard:
+		return "the gateway has no port for WireGuard, and --tunnel wireguard allows nothing else"
 	}
 	return "asked for by --tunnel"
 }
@@ -214,6 +263,10 @@ func (c *carrier) onPipe(ctx context.Context) {
 		case <-time.After(pause):
 		case <-c.kick:
 		}
+		if why := c.outdone(); why != "" {
+			c.open(ctx, c.race(ctx), why)
+			return
+		}
 		var rtt, inner time.Duration
 		var missed, mute error
 		var both sync.WaitGroup
@@ -263,8 +316,8 @@ func (c *carrier) backToUDP(rtt time.Duration) {
 	c.measured(rtt)
 }
 
-// open takes the pipe that wins a race, for a reason. If there is none it waits, and
-// returns.
+// open takes the pipe that wins a race, for a reason, in the place of the one that there
+// is. If there is none it waits, and returns.
 func (c *carrier) open(ctx context.Context, r *race, why string) {
 	defer r.close()
 	for {
@@ -281,6 +334,7 @@ func (c *carrier) open(ctx context.Context, r *race, why string) {
 		w := &watchedPipe{Pipe: p, over: make(chan struct{})}
 		err := c.via(w)
 		if err == nil {
+			c.closePipe()
 			c.pipe = w
 			c.use(k, p.RemoteAddr().String(), strings.Join(append([]string{why}, r.words(k)...), "; "))
 			return
@@ -288,6 +342,7 @@ func (c *carrier) open(ctx context.Context, r *race, why string) {
 		p.Close()
 		r.failed(k, err)
 	}
+	c.closePipe()
 	c.lost(strings.Join(append([]string{why}, r.words("")...), "; "))
 	c.wait(ctx, pipeAgain)
 }
@@ -296,25 +351,22 @@ func (c *carrier) open(ctx context.Context, r *race, why string) {
 func (c *carrier) race(ctx context.Context) *race {
 	ctx, cancel := context.WithTimeout(ctx, pipeTime)
 	r := &race{cancel: cancel, lead: time.After(pipeLead)}
-	for _, k := range c.pipes {
-		if c.tunnel == TunnelAuto || c.tunnel == k.tunnel {
-			r.runners = append(r.runners, runner{tunnel: k.tunnel})
-		}
+	pipes := c.pipes()
+	for _, k := range pipes {
+		r.runners = append(r.runners, runner{tunnel: k.tunnel})
 	}
-	r.ended = make(chan runner, len(r.runners))
-	for _, k := range c.pipes {
-		if c.tunnel == TunnelAuto || c.tunnel == k.tunnel {
-			r.all.Go(func() {
-				p, err := k.open(ctx)
-				if err != nil {
-					err = fmt.Errorf("failed: %w", err)
-				}
-				if errors.Is(err, context.DeadlineExceeded) {
-					err = fmt.Errorf("did not answer within %v", pipeTime)
-				}
-				r.ended <- runner{k.tunnel, p, err}
-			})
-		}
+	r.ended = make(chan runner, len(pipes))
+	for _, k := range pipes {
+		r.all.Go(func() {
+			p, err := k.open(ctx)
+			if err != nil {
+				err = fmt.Errorf("failed: %w", err)
+			}
+			if errors.Is(err, context.DeadlineExceeded) {
+				err = fmt.Errorf("did not answer within %v", pipeTime)
+			}
+			r.ended <- runner{k.tunnel, p, err}
+		})
 	}
 	return r
 }
@@ -390,6 +442,13 @@ func (c *carrier) settle() {
 	default:
 		close(c.settled)
 	}
+}
+
+// works reports whether something carries.
+func (c *carrier) works() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now != ""
 }
 
 func (c *carrier) measured(rtt time.Duration) {

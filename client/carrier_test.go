@@ -107,7 +107,7 @@ func (w *fakeWay) carrier(t Tunnel) *carrier {
 
 func (w *fakeWay) newCarrier(t Tunnel) *carrier {
 	return &carrier{
-		name: "g", tunnel: t, udp: true,
+		name: "g", tunnel: t,
 		via: func(p tunnel.Pipe) error {
 			w.set(func() { w.pipe = p })
 			if p != nil { // as WireGuard does
@@ -124,7 +124,7 @@ func (w *fakeWay) newCarrier(t Tunnel) *carrier {
 		probe:  func(ctx context.Context) (time.Duration, error) { return w.answer(ctx, &w.noUDP) },
 		echo:   func(ctx context.Context) (time.Duration, error) { return w.answer(ctx, &w.noEcho) },
 		missed: func() { w.set(func() { w.missed++ }) },
-		pipes:  []pipeKind{{TunnelQUIC, w.open(&w.noQUIC)}, {TunnelTLS, w.open(&w.noTLS)}},
+		offers: offers{true, []pipeKind{{TunnelQUIC, w.open(&w.noQUIC)}, {TunnelTLS, w.open(&w.noTLS)}}},
 		log:    slog.New(slog.DiscardHandler), kick: make(chan struct{}, 1), settled: make(chan struct{}),
 	}
 }
@@ -216,6 +216,55 @@ func TestCarrierChanges(t *testing.T) {
 		if n := w.opened(); n != 0 {
 			t.Errorf("%d pipes are left open", n)
 		}
+	})
+}
+
+// TestCarrierFollowsOffers has the gateway lose and gain ways while it is reached: what
+// carries is at once the best that there is.
+func TestCarrierFollowsOffers(t *testing.T) {
+	const soon = 500 * time.Millisecond
+	synctest.Test(t, func(t *testing.T) {
+		w := &fakeWay{t: t}
+		quic, tls := pipeKind{TunnelQUIC, w.open(&w.noQUIC)}, pipeKind{TunnelTLS, w.open(&w.noTLS)}
+		c := w.newCarrier(TunnelAuto)
+		c.offers = offers{pipes: []pipeKind{tls}}
+		w.start(c)
+		within(t, c, soon, TunnelTLS)
+		time.Sleep(time.Minute)
+		c.offer(offers{pipes: []pipeKind{quic, tls}})
+		if why := within(t, c, soon, TunnelQUIC); why != "the gateway has QUIC now" {
+			t.Errorf("because %q", why)
+		}
+		if n := w.opened(); n != 1 {
+			t.Errorf("%d pipes are open, want one", n)
+		}
+		c.offer(offers{udp: true, pipes: []pipeKind{quic, tls}})
+		within(t, c, probeEvery+soon, TunnelWireGuard)
+		c.offer(offers{pipes: []pipeKind{quic, tls}})
+		if why := within(t, c, soon, TunnelQUIC); why != "the gateway has no port for WireGuard" {
+			t.Errorf("because %q", why)
+		}
+		c.offer(offers{pipes: []pipeKind{tls}})
+		if why := within(t, c, soon, TunnelTLS); why != "the gateway has no QUIC any more" {
+			t.Errorf("because %q", why)
+		}
+		before := w.carries()
+		c.offer(offers{pipes: []pipeKind{tls}})
+		time.Sleep(time.Minute)
+		if w.carries() != before {
+			t.Error("what is the same as before was opened anew")
+		}
+	})
+	synctest.Test(t, func(t *testing.T) { // where nothing else is allowed
+		w := &fakeWay{t: t}
+		quic, tls := pipeKind{TunnelQUIC, w.open(&w.noQUIC)}, pipeKind{TunnelTLS, w.open(&w.noTLS)}
+		c := w.newCarrier(TunnelQUIC)
+		c.offers = offers{pipes: []pipeKind{tls}}
+		w.start(c)
+		time.Sleep(time.Minute)
+		within(t, c, 0, "")
+		c.offer(offers{pipes: []pipeKind{quic, tls}})
+		within(t, c, soon, TunnelQUIC)
 	})
 }
 

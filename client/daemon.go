@@ -45,9 +45,8 @@ type Daemon struct {
 
 	mu      sync.Mutex
 	network *Network
-	giveUp  context.CancelFunc // ends network
-	other   *Ports             // those whose road is the Network's; nil if that is TLS
-	ended   error              // how the Network has ended, if it was not told to
+	other   *Ports // those whose road is the Network's; nil if that is TLS
+	ended   error  // how the Network has ended, if it was not told to
 }
 
 // A Wish is what connect is to do, beside what it does already.
@@ -90,21 +89,17 @@ func (d *Daemon) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("lock %s: %w", d.Home, err)
 	}
 	defer held.Close()
-	if back, err := Restore(d.Home); err != nil {
+	// Whoever holds the lock is the only one.
+	if found, err := restore(d.Home); err != nil {
 		d.Log.Error("what a connect that was killed had changed was not put back", "error", err)
-	} else if back {
+	} else if found.Names {
 		d.Log.Info("the name servers of this machine, which a connect that was killed had set, were put back")
 	}
-	// Whoever holds the lock is the only one: a socket that is there was left by
-	// one who was killed.
 	socket, release, err := socketPath(d.Home)
 	if err != nil {
 		return err
 	}
 	defer release()
-	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
 	l, err := new(net.ListenConfig).Listen(ctx, "unix", socket)
 	if err != nil {
 		return fmt.Errorf("listen for control: %w", err)
@@ -142,12 +137,40 @@ func (d *Daemon) Run(ctx context.Context, ready func()) error {
 	return errors.Join(d.ended, err)
 }
 
+// Remains are what there was of a Daemon that was killed.
+type Remains struct {
+	Killed bool // one was
+	Names  bool // it had set where this machine asks for names, which was put back
+}
+
 // Restore puts back what a Daemon of a home that was killed has changed on this machine:
-// the settings of names; an interface ends with its process. It reports whether there was
-// something to put back.
-func Restore(home string) (bool, error) {
-	back, err := resolver.Recover(home)
-	return back, errors.Join(forgetEnd(home), err)
+// the settings of names; an interface ends with its process. It fails with [ErrRunning] if
+// one runs.
+func Restore(ctx context.Context, home string) (Remains, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	held, err := waitLock(ctx, filepath.Join(home, daemonLock))
+	switch {
+	case errors.Is(err, errLocked):
+		return Remains{}, ErrRunning
+	case errors.Is(err, fs.ErrNotExist): // there is not even a home
+		return Remains{}, nil
+	case err != nil:
+		return Remains{}, err
+	}
+	defer held.Close()
+	return restore(home)
+}
+
+// restore is Restore for who holds the lock.
+func restore(home string) (found Remains, err error) {
+	found.Names, err = resolver.Recover(home)
+	left := os.Remove(filepath.Join(home, daemonSocket)) // who is not killed removes it
+	found.Killed = left == nil || found.Names
+	if errors.Is(left, fs.ErrNotExist) {
+		left = nil
+	}
+	return found, errors.Join(err, left, forgetEnd(home))
 }
 
 const (
@@ -263,68 +286,83 @@ func (d *Daemon) isIdle() bool {
 }
 
 // Connect does what is wished, all or none, and returns the ports as they came to be. The
-// Daemon must run.
+// Daemon must run. What another program of this machine may have is taken first, and the
+// place in the network, which another connect of the Session may have, last.
 func (d *Daemon) Connect(ctx context.Context, w Wish) ([]Port, error) {
 	d.connecting.Lock()
 	defer d.connecting.Unlock()
-	ports, began, err := d.enter(ctx, w.Network)
+	n, isNew, err := d.choose(w.Network)
 	if err != nil {
 		return nil, err
 	}
-	open, err := ports.Publish(d.ctx, w.Ports...)
+	ports := d.portsOf(n)
+	r, err := ports.reserve(ctx, w.Ports)
 	if err != nil {
-		if began {
-			d.drop() // the Network was for them
+		return nil, err
+	}
+	if isNew {
+		if err := d.begin(ctx, n); err != nil {
+			r.giveUp()
+			return nil, err
 		}
-		return nil, err
-	}
-	for _, p := range open {
-		d.Log.Info("published", "service", cmp.Or(p.Service, "all, by the proxy"), "network", p.Network, "address", p.Address)
-	}
-	return open, nil
-}
-
-// enter begins a Network, if one is needed and none is there, and returns the ports whose
-// road that is.
-func (d *Daemon) enter(ctx context.Context, o NetworkOptions) (ports *Ports, began bool, err error) {
-	if !o.IsNeeded() {
-		return d.Ports, false, nil
+	} else if n != nil && n.serve != nil {
+		n.serve.Agree() // whoever asks for the same again agrees to how it is now
 	}
 	d.mu.Lock()
-	n := d.network
+	if ports != d.Ports {
+		d.other = ports
+	}
 	d.mu.Unlock()
-	if n != nil && !n.Options.same(o) {
-		e := api.Errorf(api.CodeConflict, "%v: %s", ErrOther, n.Options.Words())
+	ports.serveAll(d.ctx, r)
+	for _, p := range r.fresh {
+		d.Log.Info("published", "service", cmp.Or(p.Service, "all, by the proxy"), "network", p.Network, "address", p.Address)
+	}
+	return r.all, nil
+}
+
+// choose returns the Network that does what is asked, nil if none is needed, and whether it
+// has still to begin.
+func (d *Daemon) choose(o NetworkOptions) (n *Network, isNew bool, err error) {
+	if !o.IsNeeded() {
+		return nil, false, nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.network == nil {
+		return &Network{Client: d.Client, Options: o, Log: d.Log}, true, nil
+	}
+	if !d.network.Options.same(o) {
+		e := api.Errorf(api.CodeConflict, "%v: %s", ErrOther, d.network.Options.Words())
 		e.Hint = "cardea disconnect first"
-		if all, ok := n.Options.with(o); ok {
+		if all, ok := d.network.Options.with(o); ok {
 			e.Hint += ", and then ask for all of it, and for its ports, at once: cardea connect " + all.Words() + " --detach"
 		}
 		return nil, false, e
 	}
+	return d.network, false, nil
+}
+
+// portsOf returns the ports whose road is that of a Network, which may be nil.
+func (d *Daemon) portsOf(n *Network) *Ports {
 	if n == nil {
-		if n, err = d.begin(ctx, o); err != nil {
-			return nil, false, err
-		}
-		began = true
-	} else if n.serve != nil {
-		n.serve.Agree() // whoever asks for the same again agrees to how it is now
+		return d.Ports
+	}
+	road := n.Dialer()
+	if road == tunnel.Dialer(n.Client) {
+		return d.Ports
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if road := n.Dialer(); road != tunnel.Dialer(n.Client) && d.other == nil {
-		d.other = &Ports{Dialer: road, Names: d.Ports.Names, Log: d.Log}
-	}
 	if d.other != nil {
-		return d.other, began, nil
+		return d.other
 	}
-	return d.Ports, began, nil
+	return &Ports{Dialer: road, Names: d.Ports.Names, Log: d.Log}
 }
 
 // begin begins a Network and returns when it is there.
-func (d *Daemon) begin(ctx context.Context, o NetworkOptions) (*Network, error) {
+func (d *Daemon) begin(ctx context.Context, n *Network) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
-	n := &Network{Client: d.Client, Options: o, Log: d.Log}
 	own, giveUp := context.WithCancel(d.ctx)
 	failed := make(chan error, 1)
 	d.work.Go(func() {
@@ -333,9 +371,7 @@ func (d *Daemon) begin(ctx context.Context, o NetworkOptions) (*Network, error) 
 		failed <- err
 		select {
 		case <-n.Up():
-			if own.Err() == nil || d.ctx.Err() != nil { // else it was dropped
-				d.lost(err)
-			}
+			d.lost(err)
 		default: // begin says it
 		}
 	})
@@ -343,26 +379,15 @@ func (d *Daemon) begin(ctx context.Context, o NetworkOptions) (*Network, error) 
 	case <-n.Up():
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		d.network, d.giveUp = n, giveUp
-		return n, nil
+		d.network = n
+		return nil
 	case err := <-failed:
-		return nil, cmp.Or(err, context.Cause(d.ctx))
+		return cmp.Or(err, context.Cause(d.ctx))
 	case <-ctx.Done():
 		giveUp()
 		<-failed
-		return nil, api.Errorf(api.CodeUnavailable, "the cluster did not say in time how to reach its private network")
+		return api.Errorf(api.CodeUnavailable, "the cluster did not say in time how to reach its private network")
 	}
-}
-
-// drop ends the Network, which has just begun, and returns when it has ended. What was
-// published before stays.
-func (d *Daemon) drop() {
-	d.mu.Lock()
-	n, giveUp := d.network, d.giveUp
-	d.network, d.other = nil, nil
-	d.mu.Unlock()
-	giveUp()
-	<-n.closed
 }
 
 // lost ends the Daemon after its Network.

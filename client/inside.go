@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -74,25 +75,18 @@ func (n *Network) openInside(ctx context.Context, s *api.NetworkState) (_ *insid
 		in.end = end
 		return in, nil
 	}
+	in.form = "not asked at the cluster yet: nothing has come back from a gateway"
 	if err := n.openInterface(in, s); err != nil {
 		return nil, err
 	}
-	n.openDNS(ctx, in, s)
 	return in, nil
 }
 
 // openInterface makes the interface, and WireGuard on it.
 func (n *Network) openInterface(in *inside, s *api.NetworkState) error {
-	c := netif.Config{Name: n.Options.Interface, MTU: s.MTU}
-	for _, a := range in.own {
-		c.Addresses = append(c.Addresses, netip.PrefixFrom(a, a.BitLen()))
-	}
-	for _, text := range s.Services {
-		p, err := netip.ParsePrefix(text)
-		if err != nil {
-			return fmt.Errorf("the cluster named a network that is none: %.60q", text)
-		}
-		c.Routes = append(c.Routes, p)
+	c, err := n.interfaceConfig(s)
+	if err != nil {
+		return err
 	}
 	i, err := netif.Open(c)
 	if err != nil {
@@ -104,6 +98,26 @@ func (n *Network) openInterface(in *inside, s *api.NetworkState) error {
 	}
 	in.end, in.nif, in.network = end, i, i.Name()
 	return nil
+}
+
+// interfaceConfig returns the interface as it is to be.
+func (n *Network) interfaceConfig(s *api.NetworkState) (netif.Config, error) {
+	c := netif.Config{Name: n.Options.Interface, MTU: s.MTU}
+	own, err := addresses(s.Addresses.IPv4, s.Addresses.IPv6)
+	if err != nil {
+		return c, err
+	}
+	for _, a := range own {
+		c.Addresses = append(c.Addresses, netip.PrefixFrom(a, a.BitLen()))
+	}
+	for _, text := range s.Services {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return c, fmt.Errorf("the cluster named a network that is none: %.60q", text)
+		}
+		c.Routes = append(c.Routes, p)
+	}
+	return c, nil
 }
 
 // noInterface says why there is none, and what can be done without.
@@ -124,16 +138,25 @@ func noInterface(err error) error {
 	return e
 }
 
-// openDNS has this machine ask the cluster for its names. That it cannot is told, and no
-// error: addresses work.
+// openDNS has this machine ask the cluster for its names, if there is an interface. That it
+// cannot is told, and no error: addresses work.
 func (n *Network) openDNS(ctx context.Context, in *inside, s *api.NetworkState) {
+	if in.nif == nil {
+		return
+	}
+	names, form := n.setNames(ctx, in, s)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	in.names, in.form = names, form
+}
+
+// setNames is openDNS, and returns what was set and in which form, or why not.
+func (n *Network) setNames(ctx context.Context, in *inside, s *api.NetworkState) (names *resolver.Settings, form string) {
 	switch {
 	case n.Options.NoDNS:
-		in.form = "left alone (--no-dns)"
-		return
+		return nil, "left alone (--no-dns)"
 	case len(in.dns) == 0:
-		in.form = "the cluster has none"
-		return
+		return nil, "the cluster has none"
 	}
 	names, err := resolver.Set(ctx, resolver.Config{
 		Interface: in.network, Servers: in.dns, Dir: n.Client.home,
@@ -142,11 +165,10 @@ func (n *Network) openDNS(ctx context.Context, in *inside, s *api.NetworkState) 
 		Search:  []string{"svc." + s.Domain},
 	})
 	if err != nil {
-		in.form = "not set: " + err.Error()
 		n.Log.Warn("names of Services cannot be resolved on this machine; their addresses work (cardea services)", "error", err)
-		return
+		return nil, "not set: " + err.Error()
 	}
-	in.names, in.form = names, names.Form()
+	return names, names.Form()
 }
 
 // keepDNS makes the settings again if somebody, a DHCP client say, has overwritten them.
@@ -248,8 +270,18 @@ type carrying struct {
 	stop func() // ends it, and waits for that
 
 	mu     sync.Mutex
-	remote wireguard.Remote
+	remote wireguard.Remote // whose Allowed is what the gateway leads to
 	ways   []netip.AddrPort // where it may be; remote.Endpoint is one of them
+}
+
+// take notes where the gateway is, and under which key.
+func (c *carrying) take(r wireguard.Remote, ways []netip.AddrPort) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if slices.Contains(ways, c.remote.Endpoint) { // the one that was found to be good
+		r.Endpoint = c.remote.Endpoint
+	}
+	c.remote, c.ways = r, ways
 }
 
 func (c *carrying) endpoint() string {
@@ -261,41 +293,34 @@ func (c *carrying) endpoint() string {
 	return c.remote.Endpoint.String()
 }
 
-// setGateways makes the gateways of a state those that the tunnel leads to.
+// setGateways makes the gateways of a state those that the tunnel leads to: what has come,
+// gone or changed of them is done, and nothing else is touched.
 func (n *Network) setGateways(ctx context.Context, in *inside, s *api.NetworkState) {
-	listed := map[string]bool{}
-	for _, g := range s.Gateways {
-		remote, ways, err := n.remote(ctx, g, s.Services)
-		if err != nil {
-			n.Log.Warn("a gateway cannot be used", "gateway", g.Name, "error", err)
-			continue
-		}
-		listed[g.Name] = true
+	listed := map[string]*api.GatewayPlace{}
+	for i := range s.Gateways {
+		g := &s.Gateways[i]
+		remote, ways, err := n.remote(ctx, *g, s.Services)
 		n.mu.Lock()
 		c := n.carriers[g.Name]
+		if err == nil && c == nil {
+			c = new(carrying)
+			c.carrier = n.carrier(in, g.Name, c)
+			n.carriers[g.Name] = c
+		}
 		n.mu.Unlock()
-		if c != nil && c.udp == (g.WireGuardPort != 0) {
-			c.mu.Lock()
-			if slices.Contains(ways, c.remote.Endpoint) { // the one that was found to be good
-				remote.Endpoint = c.remote.Endpoint
-			}
-			c.remote, c.ways = remote, ways
-			c.mu.Unlock()
+		if c != nil {
+			listed[g.Name] = g
+		}
+		if err != nil { // one that works goes on as it is
+			n.Log.Warn("a gateway cannot be used as the cluster says", "gateway", g.Name, "error", err)
 			continue
 		}
-		if c != nil {
-			c.stop()
-		}
-		c = &carrying{remote: remote, ways: ways}
-		c.carrier = n.carrier(in, g, c)
-		n.mu.Lock()
-		n.carriers[g.Name] = c
-		n.mu.Unlock()
+		c.take(remote, ways)
 	}
 	n.mu.Lock()
 	var gone []*carrying
 	for name, c := range n.carriers {
-		if !listed[name] {
+		if listed[name] == nil {
 			delete(n.carriers, name)
 			gone = append(gone, c)
 		}
@@ -303,16 +328,15 @@ func (n *Network) setGateways(ctx context.Context, in *inside, s *api.NetworkSta
 	n.mu.Unlock()
 	for _, c := range gone {
 		n.Log.Info("a gateway is gone", "gateway", c.name)
-		if c.stop != nil {
-			c.stop()
-		}
+		c.stop()
 	}
 	if err := n.setRemotes(in); err != nil {
 		n.Log.Error("the tunnel does not take the gateways", "error", err)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, c := range n.carriers {
+	for name, c := range n.carriers {
+		c.offer(n.offers(listed[name]))
 		if c.stop == nil {
 			c.start(ctx)
 		}
@@ -337,31 +361,40 @@ func (c *carrying) start(ctx context.Context) {
 func (n *Network) setRemotes(in *inside) error {
 	n.mu.Lock()
 	var all []wireguard.Remote
-	for _, c := range n.carriers {
+	for _, name := range slices.Sorted(maps.Keys(n.carriers)) {
+		c := n.carriers[name]
 		c.mu.Lock()
 		all = append(all, c.remote)
 		c.mu.Unlock()
 	}
+	n.leads = lead(all, n.leads)
 	n.mu.Unlock()
-	slices.SortFunc(all, func(a, b wireguard.Remote) int { return cmp.Compare(a.Name, b.Name) })
 	return in.Set(all)
 }
 
-// carrier returns what sees to the way to a gateway.
-func (n *Network) carrier(in *inside, g api.GatewayPlace, c *carrying) *carrier {
-	name := g.Name
-	pipes := []pipeKind{{TunnelTLS, n.tlsPipe}}
-	if g.QUICPort != 0 {
-		pipes = slices.Insert(pipes, 0, pipeKind{TunnelQUIC, func(ctx context.Context) (tunnel.Pipe, error) {
-			d, err := n.quicTo(ctx, name)
-			if err != nil {
-				return nil, err
+// lead leaves each network to one of the gateways that lead to it, as the tunnel sends a
+// packet to one: to the one that had it before if that is still there, so that connections
+// stay where they are, and else to the first. It returns who has which.
+func lead(all []wireguard.Remote, before map[netip.Prefix]string) map[netip.Prefix]string {
+	now := map[netip.Prefix]string{}
+	for _, r := range all {
+		for _, p := range r.Allowed {
+			if now[p] == "" || before[p] == r.Name {
+				now[p] = r.Name
 			}
-			return d.Pipe(ctx)
-		}})
+		}
 	}
+	for i := range all {
+		r := &all[i]
+		r.Allowed = slices.DeleteFunc(slices.Clone(r.Allowed), func(p netip.Prefix) bool { return now[p] != r.Name })
+	}
+	return now
+}
+
+// carrier returns what sees to the way to a gateway.
+func (n *Network) carrier(in *inside, name string, c *carrying) *carrier {
 	return &carrier{
-		name: name, tunnel: cmp.Or(n.Options.Tunnel, TunnelAuto), udp: g.WireGuardPort != 0,
+		name: name, tunnel: cmp.Or(n.Options.Tunnel, TunnelAuto),
 		via:   func(p tunnel.Pipe) error { return in.Via(name, p) },
 		probe: func(ctx context.Context) (time.Duration, error) { return in.Probe(ctx, name) },
 		echo:  in.echo,
@@ -372,8 +405,24 @@ func (n *Network) carrier(in *inside, g api.GatewayPlace, c *carrying) *carrier 
 				}
 			}
 		},
-		pipes: pipes, log: n.Log, kick: make(chan struct{}, 1), settled: make(chan struct{}),
+		log: n.Log, kick: make(chan struct{}, 1), settled: make(chan struct{}),
 	}
+}
+
+// offers returns the ways to a gateway.
+func (n *Network) offers(g *api.GatewayPlace) offers {
+	o := offers{udp: g.WireGuardPort != 0}
+	if g.QUICPort != 0 {
+		o.pipes = append(o.pipes, pipeKind{TunnelQUIC, func(ctx context.Context) (tunnel.Pipe, error) {
+			d, err := n.quicTo(ctx, g.Name)
+			if err != nil {
+				return nil, err
+			}
+			return d.Pipe(ctx)
+		}})
+	}
+	o.pipes = append(o.pipes, pipeKind{TunnelTLS, n.tlsPipe})
+	return o
 }
 
 // other takes the next of the addresses at which the gateway may be, and reports whether

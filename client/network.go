@@ -7,13 +7,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"cardea/api"
+	"cardea/netif"
 	tunneltls "cardea/tunnel/tls"
 	"cardea/tunnel/wireguard"
 )
@@ -35,7 +38,10 @@ type Network struct {
 
 	key   wireguard.Key // of this device; zero if it needs none
 	roads quicRoads
-	serve *Server // nil: it serves nothing
+	serve *Server        // nil: it serves nothing
+	work  sync.WaitGroup // what goes on beside an inside
+	// within is how long it may take until it is up; 0 is upTime.
+	within time.Duration
 
 	once   sync.Once
 	up     chan struct{}
@@ -48,10 +54,12 @@ type Network struct {
 	state    *api.NetworkState
 	inside   *inside // nil if there is none
 	carriers map[string]*carrying
-	refusals []api.NetworkRefusal // the last few
-	since    time.Time            // of the call that is open; zero if there is none
-	problem  string               // why there is none
-	breakOff context.CancelFunc   // of the call that is open
+	leads    map[netip.Prefix]string // the gateway to which a network is left, of those that lead to it
+	unproved string                  // why nothing is known to get through yet, if that was tried
+	refusals []api.NetworkRefusal    // the last few
+	since    time.Time               // of the call that is open; zero if there is none
+	problem  string                  // why there is none
+	breakOff context.CancelFunc      // of the call that is open
 }
 
 // NetworkOptions are what is asked of a Network.
@@ -183,8 +191,10 @@ const (
 	silence = 25 * time.Second
 	// Between two attempts to call the cluster.
 	firstAgain, lastAgain = 100 * time.Millisecond, 2 * time.Second
-	// upTime bounds the wait for the first answer of the gateways.
-	upTime = 8 * time.Second
+	// upTime bounds the wait until something has come back from a gateway, and proveAgain
+	// is the time between two attempts.
+	upTime     = 12 * time.Second
+	proveAgain = 100 * time.Millisecond
 	// byeTime bounds the call that gives the place up.
 	byeTime = 2 * time.Second
 	// keepRefusals is how many are shown.
@@ -204,8 +214,11 @@ func (n *Network) init() {
 }
 
 // Run is connected until ctx is done, and returns nil then, or until the place is gone,
-// which an [EndedError] says. That it cannot begin is an error that says what to do. When
-// it returns, all that it has changed on this machine is as it was before.
+// which an [EndedError] says. That it cannot begin is an error that says what to do: what
+// this machine lacks is found out before the place is taken, which another may have, and
+// names are asked at the cluster only when something has come back from a gateway. If
+// nothing does within [upTime], that is an error, too. When Run returns, all that it has
+// changed on this machine is as it was before.
 func (n *Network) Run(ctx context.Context) (err error) {
 	n.init()
 	defer close(n.closed)
@@ -216,27 +229,110 @@ func (n *Network) Run(ctx context.Context) (err error) {
 	n.mu.Lock()
 	n.session = l.Session
 	n.mu.Unlock()
+	if err := n.check(ctx, l); err != nil {
+		return err
+	}
 	if n.Options.packets() {
 		n.key = wireguard.NewKey()
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
 	var all sync.WaitGroup
 	defer all.Wait()
-	defer cancel()
+	defer n.work.Wait()
+	defer cancel(nil)
 	all.Go(func() { n.tick(ctx) })
+	all.Go(func() { n.expect(ctx, cancel) })
 	if n.Options.serves() {
 		n.serve = &Server{AnyURL: n.Options.ServeAnyURL, Log: n.Log}
 		all.Go(func() { n.serve.Run(ctx) }) // never fails
 		all.Go(func() { n.takeBack(ctx) })
 	}
 	err = n.listen(ctx)
+	if late, ok := errors.AsType[*api.Error](context.Cause(ctx)); ok {
+		err = late
+	}
 	n.leave(context.WithoutCancel(ctx), err)
 	return err
 }
 
-// Up returns a channel that is closed when the Network is there: its interface, and a way
-// to the gateways or the knowledge that there is none.
+// check reports why this machine cannot have the interface.
+func (n *Network) check(ctx context.Context, l *login) error {
+	if n.Options.Interface == "" {
+		return nil
+	}
+	var s api.NetworkState
+	if err := l.api.Do(ctx, http.MethodGet, "/api/connect", nil, &s); err != nil {
+		return err
+	}
+	c, err := n.interfaceConfig(&s)
+	if err != nil {
+		return err
+	}
+	if err := netif.Check(c); err != nil {
+		return noInterface(err)
+	}
+	return nil
+}
+
+// expect ends a Network that is not up in time: whoever began it would take it for one.
+func (n *Network) expect(ctx context.Context, end context.CancelCauseFunc) {
+	select {
+	case <-n.place:
+	case <-ctx.Done():
+		return
+	}
+	late := time.NewTimer(cmp.Or(n.within, upTime))
+	defer late.Stop()
+	select {
+	case <-n.up:
+	case <-ctx.Done():
+	case <-late.C:
+		end(n.notUp())
+	}
+}
+
+// notUp says why the Network is not up.
+func (n *Network) notUp() *api.Error {
+	s := n.Status()
+	n.mu.Lock()
+	unproved, state := n.unproved, n.state
+	n.mu.Unlock()
+	var all, ports []string
+	for _, g := range s.Gateways {
+		switch {
+		case s.Form == FormStreams:
+			all = append(all, fmt.Sprintf("gateway %s: %s", g.Name, unproved))
+		case g.Transport == "":
+			all = append(all, fmt.Sprintf("gateway %s cannot be reached: %s", g.Name, cmp.Or(g.Why, "it does not answer")))
+		default:
+			all = append(all, fmt.Sprintf("gateway %s is reached by %s, and nothing comes back through the tunnel: %s", g.Name, g.Transport.Words(), unproved))
+		}
+	}
+	for _, g := range state.Gateways {
+		port := g.WireGuardPort
+		if s.Tunnel == TunnelQUIC {
+			port = g.QUICPort
+		}
+		if port != 0 {
+			ports = append(ports, fmt.Sprintf("%d/udp", port))
+		}
+	}
+	if len(all) == 0 {
+		all = []string{"the cluster has no gateway now"}
+	}
+	e := api.Errorf(api.CodeUnavailable, "not connected: %s", strings.Join(all, "; "))
+	e.Hint = "cardea doctor looks at the way there"
+	if s.Tunnel == TunnelWireGuard || s.Tunnel == TunnelQUIC {
+		e.Hint = fmt.Sprintf("leave out --tunnel %s: what does not pass by UDP goes by TLS then", s.Tunnel)
+		if len(ports) > 0 {
+			e.Hint += "; or open " + strings.Join(ports, ", ") + " in the firewalls on the way"
+		}
+	}
+	return e
+}
+
+// Up returns a channel that is closed when the Network is there: its interface, and a
+// gateway from which something has come back.
 func (n *Network) Up() <-chan struct{} {
 	n.init()
 	return n.up
@@ -369,7 +465,8 @@ func (n *Network) apply(ctx context.Context, s *api.NetworkState) error {
 	n.mu.Lock()
 	before, in := n.state, n.inside
 	n.mu.Unlock()
-	if n.Options.packets() && (in == nil || !sameNetwork(before, s)) {
+	isNew := n.Options.packets() && (in == nil || !sameNetwork(before, s))
+	if isNew {
 		if in != nil {
 			n.Log.Info("the address plan has changed: the tunnel is made anew")
 			n.closeInside()
@@ -386,13 +483,21 @@ func (n *Network) apply(ctx context.Context, s *api.NetworkState) error {
 	if n.serve != nil {
 		n.serve.Set(s.Serves)
 	}
+	n.roads.keep(s.Gateways)
 	if in != nil {
 		n.setGateways(ctx, in, s)
 	}
 	if before == nil {
 		close(n.place)
 	}
-	n.awaitUp()
+	switch {
+	case isNew:
+		in.work.Go(func() {
+			n.prove(in.ctx, func(ctx context.Context) error { return n.carries(ctx, in) }, func() { n.openDNS(ctx, in, s) })
+		})
+	case before == nil:
+		n.work.Go(func() { n.prove(ctx, n.streams, func() {}) })
+	}
 	return nil
 }
 
@@ -402,34 +507,68 @@ func sameNetwork(a, b *api.NetworkState) bool {
 		slices.Equal(a.Services, b.Services) && slices.Equal(a.DNS, b.DNS)
 }
 
-// awaitUp closes up once it is known how the gateways are reached.
-func (n *Network) awaitUp() {
-	n.mu.Lock()
-	in := n.inside
-	var waiting []*carrier
-	for _, c := range n.carriers {
-		waiting = append(waiting, c.carrier)
-	}
-	n.mu.Unlock()
-	if in == nil {
-		n.isUp()
-		return
-	}
-	in.work.Go(func() {
-		late := time.NewTimer(upTime)
-		defer late.Stop()
-		for _, c := range waiting {
-			select {
-			case <-c.settled:
-			case <-late.C:
-				n.isUp()
-				return
-			case <-in.ctx.Done():
-				return
-			}
+// prove tries until something comes back from a gateway. Then it does what is to be done
+// then, and the Network is up.
+func (n *Network) prove(ctx context.Context, try func(context.Context) error, then func()) {
+	for ctx.Err() == nil {
+		err := try(ctx)
+		if err == nil {
+			then()
+			n.isUp()
+			return
 		}
-		n.isUp()
-	})
+		n.mu.Lock()
+		n.unproved = err.Error()
+		n.mu.Unlock()
+		pause(ctx, proveAgain)
+	}
+}
+
+// carries reports why nothing goes through the tunnel, nil if it does: all ways to gateways
+// were tried, one of them is good, and what is asked through the tunnel is answered.
+func (n *Network) carries(ctx context.Context, in *inside) error {
+	n.mu.Lock()
+	all := slices.Collect(maps.Values(n.carriers))
+	n.mu.Unlock()
+	good := false
+	for _, c := range all {
+		select {
+		case <-c.settled:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		good = good || c.works()
+	}
+	if !good {
+		return errors.New("no gateway can be reached")
+	}
+	if in.echo == nil {
+		return nil
+	}
+	brief, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
+	if _, err := in.echo(brief); err != nil {
+		return errors.New("the cluster's DNS, which is asked, does not answer")
+	}
+	return nil
+}
+
+// streams reports why nothing goes by streams, nil if something does. Over TLS it is known
+// already: the cluster was called.
+func (n *Network) streams(ctx context.Context) error {
+	if n.Options.Tunnel != TunnelQUIC {
+		return nil
+	}
+	brief, cancel := context.WithTimeout(ctx, pipeTime)
+	defer cancel()
+	d, err := n.quicTo(brief, "")
+	if err == nil {
+		err = d.Connect(brief)
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("QUIC did not answer within %v", pipeTime)
+	}
+	return err
 }
 
 func (n *Network) isUp() {

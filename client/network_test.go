@@ -62,6 +62,9 @@ func (c *fakeCluster) serve() {
 
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /api/connect", c.connect)
+	mux.HandleFunc("GET /api/connect", func(w http.ResponseWriter, _ *http.Request) { // of a plan that no machine can have
+		json.NewEncoder(w).Encode(api.NetworkState{Services: []string{"127.0.0.0/12"}, MTU: 1280})
+	})
 	mux.HandleFunc("POST /api/disconnect", func(w http.ResponseWriter, _ *http.Request) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -250,9 +253,12 @@ func (c *fakeCluster) answer(_ context.Context, _ string, query []byte, _ bool) 
 }
 
 // up makes the gateway.
-func (c *fakeCluster) up() {
+func (c *fakeCluster) up() { c.gateway = c.newGateway() }
+
+// newGateway makes a gateway, and runs it until the end of the test.
+func (c *fakeCluster) newGateway() *wireguard.Gateway {
 	c.t.Helper()
-	c.gateway = &wireguard.Gateway{
+	g := &wireguard.Gateway{
 		Handler: c, Answer: c.answer,
 		Find: func(to netip.AddrPort, _ string) (string, bool) {
 			return "echo.default", to.String() == "100.64.0.16:80"
@@ -261,17 +267,18 @@ func (c *fakeCluster) up() {
 		Services: prefixes("100.64.0.0/12"), Sessions: prefixes("100.80.0.0/12"), DNS: []netip.Addr{netip.MustParseAddr("100.64.0.1")},
 		Key: wireguard.NewKey(), Log: slog.New(slog.DiscardHandler),
 	}
-	if err := c.gateway.Open(); err != nil {
+	if err := g.Open(); err != nil {
 		c.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { defer close(done); c.gateway.Run(ctx) }()
+	go func() { defer close(done); g.Run(ctx) }()
 	c.t.Cleanup(func() {
 		cancel()
 		<-done
-		c.gateway.Close()
+		g.Close()
 	})
+	return g
 }
 
 func prefixes(list ...string) (all []netip.Prefix) {
@@ -286,17 +293,23 @@ func (c *fakeCluster) state() api.ConnectEvent {
 	return api.ConnectEvent{Type: api.ConnectState, State: &api.NetworkState{
 		Session: api.Ref{Name: "alice-1"}, Domain: testDomain, Addresses: api.Addresses{IPv4: "100.80.0.7"},
 		Services: []string{"100.64.0.0/12"}, DNS: []string{"100.64.0.1"}, MTU: 1280,
-		Gateways: []api.GatewayPlace{{Name: "one", Addresses: []string{"127.0.0.1"}, WireGuardPort: c.gateway.Port(),
-			PublicKey: c.gateway.Key.Public().Text(), Services: []string{"100.64.0.0/12"}}},
+		Gateways: []api.GatewayPlace{placeOf("one", c.gateway)},
 	}}
 }
 
+// placeOf is what the cluster says of a gateway.
+func placeOf(name string, g *wireguard.Gateway) api.GatewayPlace {
+	return api.GatewayPlace{Name: name, Addresses: []string{"127.0.0.1"}, WireGuardPort: g.Port(), PublicKey: g.Key.Public().Text(), Services: []string{"100.64.0.0/12"}}
+}
+
 // admit makes the device of a call a peer of the gateway.
-func (c *fakeCluster) admit(in api.ConnectRequest) {
+func (c *fakeCluster) admit(in api.ConnectRequest) { c.admitAt(c.gateway, in) }
+
+func (c *fakeCluster) admitAt(g *wireguard.Gateway, in api.ConnectRequest) {
 	c.t.Helper()
 	key, err := wireguard.ParseKey(in.PublicKey)
 	if err == nil {
-		err = c.gateway.Put(wireguard.Peer{Session: "s-1", PublicKey: key, Addresses: []netip.Addr{netip.MustParseAddr("100.80.0.7")}})
+		err = g.Put(wireguard.Peer{Session: "s-1", PublicKey: key, Addresses: []netip.Addr{netip.MustParseAddr("100.80.0.7")}})
 	}
 	if err != nil {
 		c.t.Fatal(err)
@@ -454,6 +467,146 @@ func TestNetworkHearsOfGateways(t *testing.T) {
 		t.Fatal(err)
 	}
 	talk(t, conn)
+}
+
+// TestNetworkOfTwoGateways has a second gateway come and the first one go: connections stay
+// where they are while that is there, and none needs a new call to the cluster.
+func TestNetworkOfTwoGateways(t *testing.T) {
+	c := newFakeCluster(t)
+	n, _, _ := c.connected()
+	conn, err := n.Dialer().Dial(t.Context(), "echo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	carried := func(names ...string) func() bool {
+		return func() bool {
+			s := n.Status()
+			ok := len(s.Gateways) == len(names)
+			for i := range min(len(s.Gateways), len(names)) {
+				g := s.Gateways[i]
+				ok = ok && g.Name == names[i] && g.Transport == TunnelWireGuard && !g.HandshakeAt.IsZero()
+			}
+			return ok
+		}
+	}
+	another := c.newGateway()
+	c.admitAt(another, c.awaitCall(1))
+	e := c.state()
+	e.State.Gateways = []api.GatewayPlace{placeOf("another", another), placeOf("one", c.gateway)}
+	c.tell(e)
+	until(t, "both carry", carried("another", "one"))
+	talk(t, conn) // which it could not by a gateway that does not know it
+
+	e = c.state()
+	e.State.Gateways = []api.GatewayPlace{placeOf("another", another)}
+	c.tell(e)
+	until(t, "the other carries alone", carried("another"))
+	if conn, err = n.Dialer().Dial(t.Context(), "echo"); err != nil {
+		t.Fatal(err)
+	}
+	talk(t, conn)
+	if len(c.calls) != 1 {
+		t.Errorf("the cluster was called %d times", len(c.calls))
+	}
+}
+
+// TestNetworkIsNotUp shows that a Network through which nothing gets is none: it ends, says
+// why, and gives its place up.
+func TestNetworkIsNotUp(t *testing.T) {
+	for name, tc := range map[string]struct {
+		tunnel Tunnel
+		spoil  func(*fakeCluster, *api.NetworkState)
+		words  []string
+	}{
+		"UDP does not pass": {TunnelWireGuard, func(c *fakeCluster, s *api.NetworkState) {
+			s.Gateways[0].WireGuardPort = deafPort(c.t)
+		}, []string{"not connected: gateway one cannot be reached", "probes by UDP were not answered"}},
+		"the gateway does not know the device": {TunnelWireGuard, func(*fakeCluster, *api.NetworkState) {}, []string{"not connected: gateway one is reached by WireGuard (UDP), and nothing comes back through the tunnel"}},
+		"there is no QUIC": {TunnelQUIC, func(*fakeCluster, *api.NetworkState) {},
+			[]string{"not connected: gateway one", "no gateway of the cluster has QUIC now"}},
+		"QUIC does not pass": {TunnelQUIC, func(c *fakeCluster, s *api.NetworkState) {
+			s.Gateways[0].QUICPort = deafPort(c.t)
+		}, []string{"not connected: gateway one", "QUIC did not answer"}},
+		"there is no gateway": {TunnelWireGuard, func(_ *fakeCluster, s *api.NetworkState) {
+			s.Gateways = nil
+		}, []string{"not connected: the cluster has no gateway now"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newFakeCluster(t)
+			c.up()
+			me := &Client{Home: c.home}
+			defer me.Close()
+			n := &Network{Client: me, Options: NetworkOptions{Tunnel: tc.tunnel}, Log: slog.New(slog.DiscardHandler), within: pipeTime + time.Second}
+			ended := make(chan error, 1)
+			go func() { ended <- n.Run(t.Context()) }()
+			c.awaitCall(1)
+			e := c.state()
+			tc.spoil(c, e.State)
+			c.tell(e)
+			err := <-ended
+			if !api.HasCode(err, api.CodeUnavailable) {
+				t.Fatalf("got %v", err)
+			}
+			for _, w := range tc.words {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("got %q, want %q in it", err, w)
+				}
+			}
+			select {
+			case <-n.Up():
+				t.Error("it was up")
+			default:
+			}
+			if c.goodbye != 1 {
+				t.Errorf("the cluster was told %d times of the end", c.goodbye)
+			}
+		})
+	}
+}
+
+// deafPort returns a port of UDP at which nobody answers.
+func deafPort(t *testing.T) int {
+	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c.LocalAddr().(*net.UDPAddr).Port
+}
+
+// TestDaemonTakesOverLast shows that a connect that cannot be is refused before the
+// cluster is asked for the place, which another connect of the Session may have.
+func TestDaemonTakesOverLast(t *testing.T) {
+	c := newFakeCluster(t)
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	me := &Client{Home: c.home}
+	defer me.Close()
+	log := slog.New(slog.DiscardHandler)
+	d := &Daemon{Home: c.home, Client: me, Ports: &Ports{Dialer: me, Log: log}, Log: log, Now: time.Now}
+	ctx, stop := context.WithCancel(t.Context())
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- d.Run(ctx, func() { close(ready) }) }()
+	<-ready
+	for name, w := range map[string]Wish{
+		"a port is taken":        {Ports: []Port{{Service: "echo.default", Network: "tcp", Address: taken.Addr().String()}}, Network: stackOptions()},
+		"the interface overlaps": {Network: NetworkOptions{Interface: "cardea-test0"}}, // which loopback has, or there may be none
+	} {
+		if _, err := d.Connect(t.Context(), w); err == nil {
+			t.Errorf("%s: it is connected", name)
+		}
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if len(c.calls) != 0 || c.goodbye != 0 {
+		t.Errorf("the cluster was asked for the place %d times, and told of the end %d times", len(c.calls), c.goodbye)
+	}
 }
 
 func TestNetworkTellsOfRefusals(t *testing.T) {

@@ -88,31 +88,56 @@ const dialTimeout = 45 * time.Second
 // done; what is open then is cut. It returns the ports with their addresses as
 // they came to be. A Port that is published already is left as it is.
 func (p *Ports) Publish(ctx context.Context, ports ...Port) ([]Port, error) {
-	p.init()
+	r, err := p.reserve(ctx, ports)
+	if err != nil {
+		return nil, err
+	}
+	p.serveAll(ctx, r)
+	return r.all, nil
+}
+
+// A reservation is ports that are listened at and not served.
+type reservation struct {
+	all   []Port  // as they came to be, with those that were published before
+	fresh []*port // the others
+}
+
+func (r *reservation) giveUp() {
+	for _, o := range r.fresh {
+		o.Close()
+	}
+}
+
+// reserve listens at all of the ports that are not published yet, or at none.
+func (p *Ports) reserve(ctx context.Context, ports []Port) (*reservation, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var fresh []*port
-	var out []Port
+	r := new(reservation)
 	for _, want := range ports {
 		if i := slices.IndexFunc(p.open, func(o *port) bool { return o.Port == want }); i >= 0 {
-			out = append(out, p.open[i].Port)
+			r.all = append(r.all, p.open[i].Port)
 			continue
 		}
 		o, err := listen(ctx, want)
 		if err != nil {
-			for _, o := range fresh {
-				o.Close()
-			}
+			r.giveUp()
 			return nil, want.refused(err)
 		}
-		fresh = append(fresh, o)
-		out = append(out, o.Port)
+		r.fresh = append(r.fresh, o)
+		r.all = append(r.all, o.Port)
 	}
-	for _, o := range fresh {
+	return r, nil
+}
+
+// serveAll serves what is reserved until ctx is done.
+func (p *Ports) serveAll(ctx context.Context, r *reservation) {
+	p.init()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, o := range r.fresh {
 		p.open = append(p.open, o)
 		p.serving.Go(func() { p.serve(ctx, o) })
 	}
-	return out, nil
 }
 
 func (p *Ports) init() {

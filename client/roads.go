@@ -112,6 +112,18 @@ func (r *quicRoads) to(name string, at netip.AddrPort, l *login) (*quic.Dialer, 
 	return fresh.Dialer, nil
 }
 
+// keep closes the connections to gateways that are gone, or have no QUIC any more.
+func (r *quicRoads) keep(all []api.GatewayPlace) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name, d := range r.open {
+		if !slices.ContainsFunc(all, func(g api.GatewayPlace) bool { return g.Name == name && g.QUICPort != 0 }) {
+			delete(r.open, name)
+			d.Close()
+		}
+	}
+}
+
 // status fills in how a gateway is reached by streams over QUIC.
 func (r *quicRoads) status(s *GatewayStatus) {
 	s.Transport, s.Why = TunnelQUIC, "asked for by --tunnel"

@@ -77,6 +77,49 @@ func (c *call) connect(claims *turns) (any, error) {
 	return nil, nil
 }
 
+// place answers GET /api/connect: what the caller would be told, so that he can look whether
+// his machine can have that before he takes the place, which another may have. A Session
+// that was never connected has no addresses yet.
+func (c *call) place() (any, error) {
+	who, err := c.mine()
+	if err != nil {
+		return nil, err
+	}
+	if c.Network == nil {
+		return nil, noNetwork()
+	}
+	session, plan, err := c.readPlace(c.r.Context(), who)
+	switch {
+	case err != nil:
+		return nil, err
+	case session == nil:
+		return nil, stranger() // it has ended since it was asked who this is
+	case session.Status.Connection == nil:
+		session.Status.Connection = new(api.SessionConnection)
+	}
+	return c.networkState(session, plan), nil
+}
+
+// networkState returns what a Session is told, but for what it serves.
+func (c *call) networkState(session *api.Session, plan address.Plan) *api.NetworkState {
+	ref := session.Ref()
+	ref.ResourceVersion = "" // what is told changes when something of it does
+	state := &api.NetworkState{
+		Session: ref, Domain: c.Domain, Addresses: session.Status.Connection.Addresses, MTU: api.NetworkMTU,
+		Gateways: c.Network.Gateways(), Services: []string{}, DNS: []string{},
+	}
+	if state.Gateways == nil {
+		state.Gateways = []api.GatewayPlace{}
+	}
+	for _, p := range plan.Services() {
+		state.Services = append(state.Services, p.String())
+	}
+	for _, a := range plan.DNS() {
+		state.DNS = append(state.DNS, a.String())
+	}
+	return state
+}
+
 // disconnect answers POST /api/disconnect: the Session has no place any more, and keeps
 // its addresses.
 func (c *call) disconnect() (any, error) {
@@ -486,7 +529,7 @@ func (s *stay) look(ctx context.Context) (state *api.NetworkState, ended *api.Er
 	k := coreKey(api.KindSession, s.who.Name)
 	keys := map[api.Key]struct{}{}
 	include(keys, k, coreKey(api.KindClusterConfig, api.ClusterConfigName))
-	session, plan, err := s.read(ctx, k)
+	session, plan, err := s.readPlace(ctx, s.who)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -524,34 +567,21 @@ func (s *stay) look(ctx context.Context) (state *api.NetworkState, ended *api.Er
 		}
 	}
 	s.seats.listen(s.seat, keys, at)
-	ref := session.Ref()
-	ref.ResourceVersion = "" // what is told changes when something of it does
-	state = &api.NetworkState{
-		Session: ref, Domain: s.Domain, Addresses: session.Status.Connection.Addresses, MTU: api.NetworkMTU,
-		Gateways: s.Network.Gateways(), Serves: served, Services: []string{}, DNS: []string{},
-	}
-	if state.Gateways == nil {
-		state.Gateways = []api.GatewayPlace{}
-	}
-	for _, p := range plan.Services() {
-		state.Services = append(state.Services, p.String())
-	}
-	for _, a := range plan.DNS() {
-		state.DNS = append(state.DNS, a.String())
-	}
+	state = s.networkState(session, plan)
+	state.Serves = served
 	return state, nil, nil
 }
 
-// read returns the Session, nil if it is not there any more, and the address plan.
-func (s *stay) read(ctx context.Context, k api.Key) (session *api.Session, plan address.Plan, err error) {
-	err = s.Store.View(ctx, func(r store.Reader) error {
-		o, err := store.Get[*api.Session](r, k)
+// readPlace returns a Session, nil if it is not there any more, and the address plan.
+func (c *call) readPlace(ctx context.Context, who api.Ref) (session *api.Session, plan address.Plan, err error) {
+	err = c.Store.View(ctx, func(r store.Reader) error {
+		o, err := store.Get[*api.Session](r, coreKey(api.KindSession, who.Name))
 		switch {
 		case api.HasCode(err, api.CodeNotFound):
 			return nil
 		case err != nil:
 			return err
-		case o.Metadata.UID == s.who.UID:
+		case o.Metadata.UID == who.UID:
 			session = o
 		}
 		plan, err = addressPlan(r)

@@ -147,6 +147,7 @@ func (s *Server) Handler() http.Handler {
 	handle("GET /api/self/services", (*call).reachable)
 	handle("POST /api/self/device", (*call).registerDevice)
 	handle("POST /api/logout", (*call).logout)
+	handle("GET /api/connect", (*call).place)
 	handle("POST /api/connect", func(c *call) (any, error) { return c.connect(claims) })
 	handle("POST /api/disconnect", (*call).disconnect)
 	handle("POST /api/apply", (*call).apply)

@@ -167,6 +167,24 @@ func openTUN(name string) (int, error) {
 	return fd, nil
 }
 
+// able reports why this process cannot make an interface of that name.
+func able(name string) error {
+	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return missing(err)
+	}
+	unix.Close(fd)
+	var data [2]unix.CapUserData
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("the capabilities of this process: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+		return forbidden("make the interface "+name, unix.EPERM)
+	}
+	return nil
+}
+
 // missing explains why the TUN device cannot be opened.
 func missing(err error) error {
 	switch {
@@ -321,10 +339,14 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// Check reports whether a network of the Config overlaps one of another interface: of
-// another VPN, as a rule, which would lose what this one gains.
+// Check reports why there could be no such interface now, without making it: /dev/net/tun
+// or a capability is missing, or a network of the Config overlaps one of another interface:
+// of another VPN, as a rule, which would lose what this one gains.
 func Check(c Config) error {
 	if err := c.check(); err != nil {
+		return err
+	}
+	if err := able(c.Name); err != nil {
 		return err
 	}
 	runtime.LockOSThread()

@@ -18,3 +18,14 @@ func (g *Gate) DrainTunnel(name string) {
 		c.cut(relay.Drained, "its tunnel is another process's now", nil)
 	}
 }
+
+// LeaveTunnel cuts the live connections that a Session, by its uid, has by a tunnel, as
+// Facts.Tunnel has it (CLIENT_RESET): its client has left, and nothing of them can come any
+// more.
+func (g *Gate) LeaveTunnel(session, name string) {
+	for _, c := range g.registry.find(func(c *Conn) bool { return c.from.facts.Tunnel == name }) {
+		if d := g.registry.decision(&c.first); d.Subject.Session != nil && d.Subject.Session.UID == session {
+			c.cut(relay.ClientReset, "its client has disconnected", nil)
+		}
+	}
+}

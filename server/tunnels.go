@@ -200,6 +200,7 @@ func (n *network) seeSession(ctx context.Context, at api.Revision, uid string, s
 	case s.Status.Connection.PublicKey == "":
 		if old != nil && old.Status.Connection.PublicKey != "" {
 			n.gateway.Remove(uid)
+			n.gate.LeaveTunnel(uid, wireguard.Name) // whatever the client could not tell any more
 		}
 	default:
 		if err := n.put(uid, s.Status.Connection); err != nil {

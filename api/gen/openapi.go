@@ -5924,6 +5924,31 @@ const OpenAPI = `{
    }
   },
   "/api/connect": {
+   "get": {
+    "operationId": "getConnect",
+    "responses": {
+     "200": {
+      "content": {},
+      "description": "done"
+     },
+     "default": {
+      "content": {
+       "application/json": {
+        "schema": {
+         "$ref": "#/components/schemas/Error"
+        }
+       }
+      },
+      "description": "a failure"
+     }
+    },
+    "security": [
+     {
+      "session": []
+     }
+    ],
+    "summary": "NetworkState as it would be, and nothing changes"
+   },
    "post": {
     "operationId": "postConnect",
     "responses": {

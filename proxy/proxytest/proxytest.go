@@ -700,6 +700,20 @@ func run(t *testing.T, s Subject) {
 			t.Errorf("END = %+v", tcp)
 		}
 	})
+	in("a client that leaves its tunnel leaves no connection", func(t *testing.T, w *World) {
+		ann, _ := open(t, w)
+		w.Gate.LeaveTunnel("ann", "another")
+		w.Gate.LeaveTunnel("somebody", "memory")
+		if len(w.Gate.List()) != 1 {
+			t.Fatal("what is another's, or came by another tunnel, was cut")
+		}
+		w.Gate.LeaveTunnel("ann", "memory")
+		wantReset(t, ann)
+		log := wantLog(t, w, api.LogStart, api.LogEnd)
+		if tcp := log[1].Entry.Info.Flow(); tcp.CloseReason != string(relay.ClientReset) {
+			t.Errorf("END = %+v", tcp)
+		}
+	})
 	in("kill ends one connection", func(t *testing.T, w *World) {
 		c, _ := open(t, w)
 		live := w.Gate.List()

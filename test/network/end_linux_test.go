@@ -1,17 +1,20 @@
 package network_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"cardea/api"
 	"cardea/test/network/lab"
 )
 
@@ -210,4 +213,196 @@ func TestCannotConnect(t *testing.T) {
 	}
 	defer taken.Close()
 	fails(nobody, "17000")(nobody.command("connect", "-p", "echo:17000").CombinedOutput())
+}
+
+// TestNotConnected forces a tunnel that is blocked: connect says so and fails, and the
+// machine is as it was, its settings of names at all times.
+func TestNotConnected(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, lab.Config{}, serviceYAML("echo", 7, "tcp://10.3.0.2:7000"))
+	alice := w.login(w.Clients[0], "alice")
+	before := machine(alice)
+	names := func() string {
+		text, err := os.ReadFile(alice.host.Resolv)
+		if err != nil {
+			t.Error(err)
+		}
+		return string(text)
+	}
+	settings := names()
+	defer w.BlockUDP()()
+	for _, args := range [][]string{
+		{"--tunnel", "wireguard"},
+		{"--tunnel", "quic", "--detach"},
+		{"--tunnel", "wireguard", "-p", "echo:17007", "--detach"},
+		{"--tunnel", "quic", "-p", "echo:17007"},
+	} {
+		c := start(t, alice.command(append([]string{"connect"}, args...)...))
+		for ended := false; !ended; {
+			select {
+			case <-c.ended:
+				ended = true
+			case <-time.After(10 * time.Millisecond):
+			}
+			if now := names(); now != settings {
+				t.Fatalf("connect %v: nothing passes, and the settings of names are\n%s", args, now)
+			}
+		}
+		if code := c.wait(t); code != 1 {
+			t.Errorf("connect %v ended with %d, want 1", args, code)
+		}
+		for _, want := range []string{"not connected: gateway default", "leave out --tunnel", "/udp"} {
+			if said := c.out.String(); !strings.Contains(said, want) {
+				t.Errorf("connect %v does not say %q:\n%s", args, want, said)
+			}
+		}
+		if after := machine(alice); after != before {
+			t.Errorf("after connect %v, the machine was\n%s\nand is\n%s", args, before, after)
+		}
+	}
+}
+
+// TestTakesOverLast connects the same Session on another machine, which cannot: the first
+// one stays. When it can, the first one ends.
+func TestTakesOverLast(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, lab.Config{Clients: 2}, serviceYAML("echo", 7, "tcp://10.3.0.2:7000"))
+	echo(t, w.Upstream, 7000)
+	alice := w.login(w.Clients[0], "alice")
+	first := alice.connect()
+	live := w.hold(alice, "echo")
+	again := &person{world: w, host: w.Clients[1], as: w.Clients[1].Command, home: alice.home + "-copy"}
+	if err := os.Mkdir(again.home, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"session.json", "key", "certificate"} {
+		text, err := os.ReadFile(filepath.Join(alice.home, name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(again.home, name), text, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	again.host.Run("ip", "route", "add", "blackhole", "100.64.0.0/10")
+	taken, err := again.host.Listen("tcp", netip.MustParseAddrPort("127.0.0.1:17000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for want, args := range map[string][]string{"overlaps": {}, "17000": {"-p", "echo:17000", "--tunnel", "wireguard"}} {
+		if out, err := again.command(append([]string{"connect"}, args...)...).CombinedOutput(); err == nil || !strings.Contains(string(out), want) {
+			t.Errorf("connect %v: %v, want %q in\n%s", args, err, want, out)
+		}
+	}
+	if err := say(live, "still here", patience); err != nil {
+		t.Errorf("the connection of the first: %v", err)
+	}
+	again.host.Run("ip", "route", "del", "blackhole", "100.64.0.0/10")
+	again.connect()
+	if code := first.wait(t); code != 1 {
+		t.Errorf("the first ended with %d, want 1", code)
+	}
+}
+
+// TestDisconnected ends connect while there is a connection, and one of which the client
+// has ended its half: by whatever the packets go, the cluster has none of them any more.
+func TestDisconnected(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, lab.Config{}, serviceYAML("echo", 7, "tcp://10.3.0.2:7000")+serviceYAML("drip", 9, "tcp://10.3.0.2:9000"))
+	echo(t, w.Upstream, 7000)
+	listen(t, w.Upstream, 9000, func(c net.Conn) { // goes on when its client has finished
+		for {
+			if _, err := c.Write([]byte("x")); err != nil {
+				return
+			}
+			<-time.After(20 * time.Millisecond)
+		}
+	})
+	alice := w.login(w.Clients[0], "alice")
+	for _, args := range [][]string{
+		{"--tunnel", "wireguard"}, {"--tunnel", "quic"}, {"--tunnel", "tls"},
+		{"--tunnel", "wireguard", "-p", "echo:17007", "-p", "drip:17009"},
+		{"--tunnel", "quic", "-p", "echo:17007", "-p", "drip:17009"},
+		{"-p", "echo:17007", "-p", "drip:17009"},
+	} {
+		alice.run(append([]string{"connect", "--detach"}, args...)...)
+		whole, _ := w.at("echo")
+		half, _ := w.at("drip")
+		if slices.Contains(args, "-p") {
+			whole, half = netip.MustParseAddrPort("127.0.0.1:17007"), netip.MustParseAddrPort("127.0.0.1:17009")
+		}
+		for _, to := range []netip.AddrPort{whole, half} {
+			c, err := talk(t, alice.host, to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if to == whole {
+				err = say(c, "hello", patience)
+			} else {
+				_, err = c.Read(make([]byte, 1))
+				c.(*net.TCPConn).CloseWrite()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		live := func() (list api.Connections) {
+			if err := json.Unmarshal([]byte(w.root("conns", "-o", "json")), &list); err != nil {
+				t.Fatal(err)
+			}
+			return list
+		}
+		if n := len(live().Items); n != 2 {
+			t.Errorf("connect %v: there are %d connections, want 2", args, n)
+		}
+		alice.run("disconnect")
+		w.until("there are no connections", func() error {
+			if list := live().Items; len(list) > 0 {
+				return fmt.Errorf("after connect %v there are %+v", args, list)
+			}
+			return nil
+		})
+	}
+}
+
+// TestKilled kills connect, and calls disconnect at once, before the kernel has cleared
+// away the process: one call is enough, whatever there was.
+func TestKilled(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, lab.Config{}, serviceYAML("echo", 7, "tcp://10.3.0.2:7000"))
+	alice := w.login(w.Clients[0], "alice")
+	before := machine(alice)
+	for _, args := range [][]string{{}, {"--no-dns"}, {"--detach"}, {"-p", "echo:17007", "--detach"}} {
+		c := start(t, alice.command(append([]string{"connect"}, args...)...))
+		var pid int
+		alice.until("connect is there", func() error {
+			s, err := alice.status()
+			if err == nil && s.Network == nil {
+				err = errors.New("there is no network")
+			}
+			if err == nil {
+				pid = s.PID
+			}
+			return err
+		})
+		if slices.Contains(args, "--detach") {
+			c.wait(t)
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if said := alice.run("disconnect"); !strings.Contains(said, "connect had been killed") {
+			t.Errorf("connect %v: disconnect says %q", args, said)
+		}
+		alice.until("the machine is as it was", func() error {
+			if after := machine(alice); after != before {
+				return fmt.Errorf("the machine was\n%s\nand is\n%s", before, after)
+			}
+			return nil
+		})
+		if out, err := alice.command("disconnect").CombinedOutput(); err == nil || !strings.Contains(string(out), "nothing is connected") {
+			t.Errorf("connect %v: a second disconnect: %v\n%s", args, err, out)
+		}
+	}
 }

@@ -100,6 +100,13 @@ func (d *Dialer) Dial(ctx context.Context, service string) (net.Conn, error) {
 	}
 }
 
+// Connect makes a connection to the gateway if there is none, so that it is known whether
+// there can be one. A gateway that does not take the certificate may say so only later.
+func (d *Dialer) Connect(ctx context.Context) error {
+	_, _, err := d.connection(ctx)
+	return err
+}
+
 // connection returns a link for a stream. first is set if it was made for that.
 func (d *Dialer) connection(ctx context.Context) (l *dialled, first bool, err error) {
 	config, err := d.configure(ctx)
