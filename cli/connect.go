@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -91,7 +93,13 @@ func (r *run) connect() *cobra.Command {
 			// itself runs on by a command without flags.
 			return r.reachable(c, "the cluster is on this machine, and --interface "+defaultInterface+" joins it all the same")
 		}
-		(&client.Names{Client: me}).Datagrams(c.Context(), wish.Ports)
+		warnings, err := me.Survey(c.Context(), wish.Ports)
+		if err != nil {
+			return err
+		}
+		for _, w := range warnings {
+			fmt.Fprintln(r.Err, "warning:", w)
+		}
 		if !client.KnowsPeers && !f.share && len(wish.Ports) > 0 {
 			fmt.Fprintln(r.Err, "warning: this system does not tell whose a local connection is: every user of this machine can use a TCP port")
 		}
@@ -101,7 +109,7 @@ func (r *run) connect() *cobra.Command {
 		case wish.Network.IsNeeded():
 			err = r.foreground(c.Context(), home, me, wish)
 		default:
-			err = r.portsOnly(c.Context(), me, wish.Ports)
+			err = r.portsOnly(c.Context(), home, me, wish.Ports)
 		}
 		if api.HasCode(err, api.CodeNotFound) && wish.Network.Interface != "" && !f.asksIt {
 			return r.reachable(c, "this cluster has no private network")
@@ -196,12 +204,18 @@ func (r *run) reachable(c *cobra.Command, why string) error {
 }
 
 // portsOnly publishes ports over TLS until ctx is done.
-func (r *run) portsOnly(ctx context.Context, me *client.Client, ports []client.Port) error {
+func (r *run) portsOnly(ctx context.Context, home string, me *client.Client, ports []client.Port) error {
 	me.Log = r.logger()
 	all := &client.Ports{Dialer: me, Names: &client.Names{Client: me}, Log: me.Log}
 	open, err := all.Publish(ctx, ports...)
 	if err != nil {
 		return err
+	}
+	end, err := client.Announce(home, client.Foreground{PID: os.Getpid(), StartedAt: time.Now().UTC(), Ports: open})
+	if err != nil {
+		me.Log.Warn("cardea status cannot show this", "error", err)
+	} else {
+		defer end()
 	}
 	r.printPorts(open)
 	if s, err := me.Session(ctx); err == nil { // what is printed to r.Out are the ports, for programs too
@@ -377,7 +391,7 @@ func (r *run) disconnect() *cobra.Command {
 				if end != nil {
 					err = fmt.Errorf("%w; the last one ended at %s: %s", err, stamp(end.At), end.Words)
 				}
-				return hinted(err, "cardea connect -p SERVICE:PORT --detach starts it; Ctrl-C ends one in the foreground")
+				return hinted(err, notRunningHint(client.Foregrounds(home)))
 			}
 			if err != nil {
 				return err
@@ -389,4 +403,16 @@ func (r *run) disconnect() *cobra.Command {
 			return nil
 		},
 	}
+}
+
+// notRunningHint says what can be done where there is nothing in the background.
+func notRunningHint(front []client.Foreground) string {
+	if len(front) == 0 {
+		return "cardea connect -p SERVICE:PORT --detach starts it; Ctrl-C ends one in the foreground"
+	}
+	var pids []string
+	for _, f := range front {
+		pids = append(pids, strconv.Itoa(f.PID))
+	}
+	return "what runs in the foreground ends by Ctrl-C, or by kill " + strings.Join(pids, " ")
 }

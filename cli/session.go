@@ -237,6 +237,8 @@ type homeStatus struct {
 	// OlderProcesses is that of api.Self.
 	OlderProcesses int            `json:"olderProcesses,omitempty"`
 	Connect        *client.Status `json:"connect,omitempty"`
+	// Foreground are those that publish ports in the foreground alone.
+	Foreground []client.Foreground `json:"foreground,omitempty"`
 	// Ended is how the last connect has ended by itself; absent if one runs.
 	Ended *client.End `json:"ended,omitempty"`
 	mute  bool        // connect runs, and does not say what it does
@@ -263,7 +265,7 @@ func (r *run) status() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		s := homeStatus{Home: home}
+		s := homeStatus{Home: home, Foreground: client.Foregrounds(home)}
 		told, failure := self(ctx, me)
 		if failure == nil {
 			s.ExpiresAt, s.OlderProcesses = told.Session.Spec.ExpiresAt, told.OlderProcesses
@@ -318,12 +320,20 @@ func (s homeStatus) table() *table {
 	t.add("Session", s.Session.Session+", "+expires)
 	t.add("Certificate", "until "+stamp(s.CertificateNotAfter)+", renewed by itself")
 	t.add("Home", s.Home)
+	for _, f := range s.Foreground {
+		t.add("Connect", fmt.Sprintf("in the foreground, as process %d since %s, by TLS", f.PID, stamp(f.StartedAt)))
+		for _, p := range f.Ports {
+			t.add("", portLine(p))
+		}
+	}
 	if s.mute {
 		t.add("Connect", "runs, and does not say what it does: see below")
 		return t
 	}
 	if s.Connect == nil {
-		t.add("Connect", "nothing in the background")
+		if len(s.Foreground) == 0 || s.Ended != nil {
+			t.add("Connect", "nothing in the background")
+		}
 		if s.Ended != nil {
 			t.add("", fmt.Sprintf("the last one ended at %s: %s", stamp(s.Ended.At), s.Ended.Words))
 		}

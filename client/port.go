@@ -26,7 +26,7 @@ type Port struct {
 func ParsePort(s string) (Port, error) {
 	service, at, ok := strings.Cut(s, ":")
 	if !ok || service == "" || at == "" {
-		return Port{}, fmt.Errorf("%.200q is not a published port: want SERVICE:[HOST:]PORT, SERVICE:[HOST:]PORT/udp or SERVICE:/PATH", s)
+		return Port{}, fmt.Errorf("%.200q is not a published port: want %s", s, portForms)
 	}
 	if rule := wrongName(service); rule != "" {
 		return Port{}, fmt.Errorf("%.200q is not a published port: the Service %.100q %s", s, service, rule)
@@ -50,16 +50,30 @@ func ParsePort(s string) (Port, error) {
 	if err != nil {
 		host, port = "127.0.0.1", at
 	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return Port{}, fmt.Errorf("%.200q is not a published port: %.40q is no port number from 0 to 65535", s, port)
-	} else {
-		port = strconv.FormatUint(n, 10)
+	n, err := strconv.ParseUint(port, 10, 16)
+	switch {
+	case err != nil && isNumber(service):
+		return Port{}, fmt.Errorf("%.200q is not a published port: the Service comes first, %.100s:%.40s", s, at, service)
+	case err != nil:
+		return Port{}, fmt.Errorf("%.200q is not a published port: %.40q is no port number from 0 to 65535; want %s", s, port, portForms)
+	case isNumber(host):
+		return Port{}, fmt.Errorf("%.200q is not a published port: one port is given, the local one, as the Service knows its own; want %s", s, portForms)
 	}
+	port = strconv.FormatUint(n, 10)
 	if host == "" {
 		return Port{}, fmt.Errorf("%.200q names no host: want SERVICE:PORT for this machine alone, 0.0.0.0 for all addresses of IPv4, or [::] for those of IPv6", s)
 	}
 	p.Address = net.JoinHostPort(host, port)
 	return p, nil
+}
+
+// portForms are the forms of a Port, for people.
+const portForms = "SERVICE:[HOST:]PORT, SERVICE:[HOST:]PORT/udp or SERVICE:/PATH"
+
+// isNumber reports whether s is one of a port, and so no host that anybody means.
+func isNumber(s string) bool {
+	_, err := strconv.ParseUint(s, 10, 16)
+	return err == nil
 }
 
 // ParseService reads the name of a Service, SERVICE or SERVICE.NAMESPACE.

@@ -162,14 +162,3 @@ func match(list *api.Reachable, host string) (service string, found *api.Reachab
 	}
 	return service, &list.Items[i]
 }
-
-// Datagrams makes those of the ports that lead to a Service of UDP ports of UDP.
-func (n *Names) Datagrams(ctx context.Context, ports []Port) {
-	list := n.services(ctx, namesFresh)
-	for i := range ports {
-		p := &ports[i]
-		if _, s := match(&list, p.Service); s != nil && s.Mode == api.ModeUDP && p.Network == "tcp" {
-			p.Network = "udp"
-		}
-	}
-}
