@@ -28,7 +28,8 @@ type GatewayStatus struct {
 	// Form says what the packets of tunnels go to: KERNEL, a network interface of the
 	// machine, or USERSPACE, a stack of the process's own.
 	Form string `json:"form,omitempty"`
-	// Sessions is how many are connected now; it is not stored.
+	// Sessions is how many are connected now: they have a tunnel, or their client listens
+	// for what is new. It is not stored.
 	Sessions int `json:"sessions,omitempty"`
 	// Dropped is how many packets were dropped, by the reason; it is not stored.
 	Dropped map[string]int `json:"dropped,omitempty"`
@@ -56,16 +57,22 @@ func gatewayKind() Kind {
 	return Kind{Name: KindGateway, Plural: "gateways", Short: []string{"gw"}, New: func() Object { return new(Gateway) },
 		Columns: []Column{
 			{Heading: "REGION", Cell: func(o Object) string { return o.(*Gateway).Status.RegionRef.Name }},
-			{Heading: "ADDRESSES", Cell: func(o Object) string { return strings.Join(o.(*Gateway).Status.PublicIPs, ",") }},
+			{Heading: "ADDRESSES", Cell: func(o Object) string {
+				if ips := o.(*Gateway).Status.PublicIPs; len(ips) > 0 {
+					return strings.Join(ips, ",")
+				}
+				return "those of the API"
+			}},
+			{Heading: "FORM", Cell: func(o Object) string { return o.(*Gateway).Status.Form }},
 			{Heading: "WIREGUARD", Cell: func(o Object) string {
 				if w := o.(*Gateway).Status.WireGuard; w != nil {
-					return strconv.Itoa(w.Port)
+					return strconv.Itoa(w.Port) + "/udp"
 				}
 				return ""
 			}},
 			{Heading: "QUIC", Cell: func(o Object) string {
 				if q := o.(*Gateway).Status.QUIC; q != nil {
-					return strconv.Itoa(q.Port)
+					return strconv.Itoa(q.Port) + "/udp"
 				}
 				return ""
 			}},

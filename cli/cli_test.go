@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -747,10 +748,23 @@ func TestCredentialHints(t *testing.T) {
 
 func TestReachable(t *testing.T) {
 	for in, want := range map[string]string{
-		"0.0.0.0:8443": "gate:8443", "[::]:8443": "gate:8443", "127.0.0.1:8443": "127.0.0.1:8443", "[2001:db8::1]:1": "[2001:db8::1]:1", "name:1": "name:1",
+		"0.0.0.0:8443": "192.0.2.7:8443", "[::]:8443": "192.0.2.7:8443", "127.0.0.1:8443": "127.0.0.1:8443", "[2001:db8::1]:1": "[2001:db8::1]:1", "name:1": "name:1",
 	} {
-		if got := reachable(in, "gate"); got != want {
+		both := func(network string) (netip.Addr, bool) {
+			return map[string]netip.Addr{"udp4": netip.MustParseAddr("192.0.2.7"), "udp6": netip.MustParseAddr("2001:db8::7")}[network], true
+		}
+		if got := reachable(in, both); got != want {
 			t.Errorf("%s: got %s, want %s", in, got, want)
+		}
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for in, want := range map[string]string{"[::]:8443": "[2001:db8::7]:8443", "0.0.0.0:8443": net.JoinHostPort(host, "8443")} {
+		six := func(network string) (netip.Addr, bool) { return netip.MustParseAddr("2001:db8::7"), network == "udp6" }
+		if got := reachable(in, six); got != want {
+			t.Errorf("with IPv6 alone, %s: got %s, want %s", in, got, want)
 		}
 	}
 }

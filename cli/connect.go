@@ -103,6 +103,9 @@ func (r *run) connect() *cobra.Command {
 		if !client.KnowsPeers && !f.share && len(wish.Ports) > 0 {
 			fmt.Fprintln(r.Err, "warning: this system does not tell whose a local connection is: every user of this machine can use a TCP port")
 		}
+		if client.IsOthers(home) && (f.detach || wish.Network.IsNeeded()) {
+			fmt.Fprintf(r.Err, "note: %s is another user's: only root may ask what runs here: sudo -E cardea status, sudo -E cardea disconnect\n", home)
+		}
 		switch {
 		case f.detach:
 			err = r.detach(c.Context(), home, wish)

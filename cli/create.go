@@ -378,6 +378,9 @@ func (r *run) printToken(format string, s client.Session, t tokenAnswer) error {
 	}
 	fmt.Fprintln(r.Out, loginLine(s.Address, t.Token, s.CASHA256))
 	fmt.Fprintf(r.Err, "credential/%s has a new token, which is not shown again: hand this line over\n", t.Name)
+	if isLoopback(s.Address) {
+		fmt.Fprintf(r.Err, "%s is of this machine alone: elsewhere, put in its place an address at which the cluster is reached from there\n", s.Address)
+	}
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -116,14 +117,22 @@ func (r *run) examine(ctx context.Context) (checks []api.HealthCheck) {
 	}
 	skew := asked.Sub(self.Now).Truncate(time.Second)
 	add("clock", skew.Abs() < maxSkew, fmt.Sprintf("%s from the cluster's", skew.Abs()), "set the clock of this machine or of the cluster: certificates depend on it")
+	var network *client.NetworkStatus
 	switch running, err := daemonStatus(ctx, home); {
 	case errors.Is(err, client.ErrNotRunning):
 		add("connect", true, "nothing runs in the background", "")
 	case err != nil:
 		add("connect", false, err.Error(), "cardea disconnect, then cardea connect again")
 	default:
-		add("connect", running.Trouble == "", fmt.Sprintf("%s published. %s", count(len(running.Ports), "port"), running.Trouble), "see "+running.Log)
+		network = running.Network
+		words := count(len(running.Ports), "port") + " published"
+		trouble := cmp.Or(unreached(network), running.Trouble)
+		if trouble != "" {
+			words += "; " + trouble
+		}
+		add("connect", trouble == "", words, "cardea status says more; so does "+logWords(running))
 	}
+	checks = append(checks, me.Diagnose(ctx, network)...)
 	var health api.Health
 	switch err := call.Do(ctx, http.MethodGet, "/api/health", nil, &health); {
 	case api.HasCode(err, api.CodePermissionDenied), api.HasCode(err, api.CodeNotFound): // not for this Session to know
@@ -133,6 +142,20 @@ func (r *run) examine(ctx context.Context) (checks []api.HealthCheck) {
 		checks = append(checks, health.Checks...)
 	}
 	return checks
+}
+
+// unreached says which gateway cannot be reached by what is connected, and why; "" if all
+// can.
+func unreached(n *client.NetworkStatus) string {
+	if n == nil {
+		return ""
+	}
+	for _, g := range n.Gateways {
+		if g.Transport == "" {
+			return fmt.Sprintf("gateway %s cannot be reached: %s", g.Name, g.Why)
+		}
+	}
+	return ""
 }
 
 // daemonStatus returns what connect does in the background.

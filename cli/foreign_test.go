@@ -488,7 +488,7 @@ func TestSkipped(t *testing.T) {
 func TestReady(t *testing.T) {
 	var out strings.Builder
 	r := &run{Program: newPerson(t).program(nil, &out, os.Stderr)}
-	s := server.Ready{Domain: "cardea.internal", Address: "127.0.0.1:8443", CASHA256: "ffff", Connections: 1000, Listeners: []string{"*:2222 (3 routes)", "*:26257 (1 route)"}}
+	s := server.Ready{Domain: "cardea.internal", Address: "127.0.0.1:8443", CASHA256: "ffff", Connections: 1000, Network: "userspace, as the cluster listens on loopback alone; WireGuard at 51820/udp, QUIC at 8443/udp, MTU 1280", Listeners: []string{"*:2222 (3 routes)", "*:26257 (1 route)"}}
 	r.printReady(r.Out, s, "/data", "")
 	s.NotInForce = 1
 	r.printReady(r.Out, s, "/data", "")

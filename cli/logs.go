@@ -155,14 +155,14 @@ type logTable struct {
 	w      io.Writer
 	batch  int
 	wide   bool // with what few want to see
-	width  int  // the last cell of a line is cut to fit into so many characters; 0 is whole
+	width  int  // the last cell of a line is cut to fit into so many characters; 0 is whole, with all details
 	widths []int
 	rows   [][]string
 }
 
 // add adds a record, and writes the batch if that makes it full.
 func (t *logTable) add(rec *api.AccessLog) error {
-	t.rows = append(t.rows, logCells(rec, t.wide))
+	t.rows = append(t.rows, logCells(rec, t.wide, t.wide || t.width == 0))
 	if len(t.rows) < t.batch {
 		return nil
 	}
@@ -210,15 +210,15 @@ func (t *logTable) flush() error {
 	return err
 }
 
-// logCells returns the cells of a record. Unless they are to be wide, details are cut.
-func logCells(rec *api.AccessLog, wide bool) []string {
+// logCells returns the cells of a record. Unless they are to be whole, details are cut.
+func logCells(rec *api.AccessLog, wide, whole bool) []string {
 	c := &rec.Entry.Common
 	cells := []string{rec.Metadata.CreatedAt.UTC().Format("2006-01-02T15:04:05.000Z"), "", "-", "-", "-", "-", "-"}
 	if c.UserRef != nil {
 		cells[2] = quoted(c.UserRef.Name)
 	}
 	detail := func(s string) string {
-		if wide {
+		if whole {
 			return s
 		}
 		return short(s, longDetail)

@@ -16,7 +16,8 @@ func (r *run) services() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "services",
 		Short: "Show what this Session may reach, and how",
-		Long: "Shows the Services that this Session may connect to now, and the command that does it.\n" +
+		Long: "Shows the Services that this Session may connect to now, the command that does it, and the\n" +
+			"addresses at which they are where connect has made a network interface.\n" +
 			"With --denied also those that it may see and not connect to, the nearest first.",
 		Example: "  cardea services\n  cardea services --denied",
 		Args:    noArgs,
@@ -64,10 +65,14 @@ func (r *run) services() *cobra.Command {
 
 // servicesTable lists Services with the command that connects to each.
 func servicesTable(list []api.ReachableService) *table {
-	t := &table{headings: []string{"SERVICE", "MODE", "PORT", "HOW", "DESCRIPTION"}}
+	t := &table{headings: []string{"SERVICE", "MODE", "PORT", "HOW", "ADDRESSES", "DESCRIPTION"}}
 	for _, s := range list {
-		how := fmt.Sprintf("cardea connect -p %s:%d", s.Name, unprivileged(s.Port))
-		t.add(s.Name, string(s.Mode), strconv.Itoa(s.Port), how, s.Description)
+		port, how := strconv.Itoa(s.Port), fmt.Sprintf("cardea connect -p %s:%d", s.Name, unprivileged(s.Port))
+		if s.Mode == api.ModeUDP {
+			port += "/udp"
+			how += "/udp"
+		}
+		t.add(s.Name, string(s.Mode), port, how, addressWords(s.Addresses), s.Description)
 	}
 	return t
 }

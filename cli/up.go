@@ -172,6 +172,9 @@ func (r *run) printReady(out io.Writer, s server.Ready, dataDir, ready string) {
 	if s.Metrics != "" {
 		t.add("  metrics", "http://"+s.Metrics+"/metrics")
 	}
+	if s.Network != "" {
+		t.add("  network", s.Network)
+	}
 	if s.Connections > 0 {
 		t.add("  connections", fmt.Sprintf("at most %d at once, by the limit of descriptors", s.Connections))
 	}
@@ -214,11 +217,7 @@ func (r *run) printFirstLogin(out io.Writer, s server.Ready, ready string) {
 		fmt.Fprintf(out, "\nroot has never logged in. The token for it, for 15 minutes, is in %s, which only you can read.\n", ready)
 		return
 	}
-	host, err := os.Hostname()
-	if err != nil {
-		host = "HOST"
-	}
-	fmt.Fprintf(out, "\nLog in as root, once:\n\n  %s\n", loginLine(reachable(s.Address, host), s.Token, s.CASHA256))
+	fmt.Fprintf(out, "\nLog in as root, once:\n\n  %s\n", loginLine(reachable(s.Address, outward), s.Token, s.CASHA256))
 }
 
 // isTerminal reports whether what is written to w is read on a screen, and not
@@ -232,14 +231,41 @@ func isTerminal(w io.Writer) bool {
 	return err == nil
 }
 
-// reachable returns an address at which a listener can be reached from elsewhere:
-// one that listens at all addresses of a machine, at its name.
-func reachable(address, hostname string) string {
+// reachable returns an address at which a listener can be reached from elsewhere: one that
+// listens at all addresses of a machine, at that from which the machine speaks to others,
+// or else at its name.
+func reachable(address string, outward func(network string) (netip.Addr, bool)) string {
 	at, err := netip.ParseAddrPort(address)
 	if err != nil || !at.Addr().IsUnspecified() {
 		return address
 	}
-	return net.JoinHostPort(hostname, strconv.Itoa(int(at.Port())))
+	port := strconv.Itoa(int(at.Port()))
+	if own, ok := outward("udp4"); ok {
+		return net.JoinHostPort(own.String(), port)
+	}
+	if own, ok := outward("udp6"); ok && at.Addr().Is6() { // 0.0.0.0 is of IPv4 alone
+		return net.JoinHostPort(own.String(), port)
+	}
+	if host, err := os.Hostname(); err == nil {
+		return net.JoinHostPort(host, port)
+	}
+	return net.JoinHostPort("HOST", port)
+}
+
+// outward returns the address from which this machine speaks to others, by the route that
+// it would take. No packet is sent.
+func outward(network string) (netip.Addr, bool) {
+	to := "192.0.2.1:9" // RFC 5737: nobody's
+	if network == "udp6" {
+		to = "[2001:db8::1]:9" // RFC 3849
+	}
+	c, err := net.Dial(network, to)
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	defer c.Close()
+	own := c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
+	return own, !own.IsLoopback() && !own.IsUnspecified()
 }
 
 // unprefixed takes the name of the package that failed from the words of an error:

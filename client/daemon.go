@@ -497,7 +497,7 @@ func (c *Control) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 }
 
 // errAnotherUser says that a Daemon is not the caller's.
-var errAnotherUser = errors.New("it runs as another user, most likely root: ask as that user")
+var errAnotherUser = errors.New("connect runs as another user of this machine, most likely root, who alone may ask it: sudo -E cardea status, sudo -E cardea disconnect")
 
 // Status returns what the Daemon does.
 func (c *Control) Status(ctx context.Context) (Status, error) {

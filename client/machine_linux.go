@@ -2,6 +2,7 @@ package client
 
 import (
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,4 +19,15 @@ func MayInterface() bool {
 		return false
 	}
 	return caps[0].Effective&(1<<unix.CAP_NET_ADMIN) != 0
+}
+
+// IsOthers reports whether a home is that of another user of this machine, who cannot ask
+// what this process runs in it.
+func IsOthers(home string) bool {
+	i, err := os.Stat(home)
+	if err != nil {
+		return false
+	}
+	s, ok := i.Sys().(*syscall.Stat_t)
+	return ok && int(s.Uid) != os.Geteuid()
 }

@@ -12,3 +12,6 @@ func MayInterface() bool { return false }
 
 // resetConnections is not known here.
 func resetConnections([]netip.Addr) (int, error) { return 0, errors.ErrUnsupported }
+
+// IsOthers reports whether a home is that of another user of this machine.
+func IsOthers(string) bool { return false }

@@ -452,6 +452,7 @@ func (n *Network) heard(ctx context.Context, e *api.ConnectEvent) error {
 
 // refused notes that a connection was not let in.
 func (n *Network) refused(r api.NetworkRefusal) {
+	r.Words = refusalWords(r.Words)
 	n.mu.Lock()
 	if n.refusals = append(n.refusals, r); len(n.refusals) > keepRefusals {
 		n.refusals = slices.Delete(n.refusals, 0, 1)

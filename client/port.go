@@ -28,6 +28,9 @@ func ParsePort(s string) (Port, error) {
 	if !ok || service == "" || at == "" {
 		return Port{}, fmt.Errorf("%.200q is not a published port: want %s", s, portForms)
 	}
+	if isNumber(service) {
+		return Port{}, fmt.Errorf("%.200q is not a published port: the Service comes first, %.100s:%.40s", s, at, service)
+	}
 	if rule := wrongName(service); rule != "" {
 		return Port{}, fmt.Errorf("%.200q is not a published port: the Service %.100q %s", s, service, rule)
 	}
@@ -52,8 +55,6 @@ func ParsePort(s string) (Port, error) {
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	switch {
-	case err != nil && isNumber(service):
-		return Port{}, fmt.Errorf("%.200q is not a published port: the Service comes first, %.100s:%.40s", s, at, service)
 	case err != nil:
 		return Port{}, fmt.Errorf("%.200q is not a published port: %.40q is no port number from 0 to 65535; want %s", s, port, portForms)
 	case isNumber(host):

@@ -300,8 +300,9 @@ func (p *Ports) relay(ctx context.Context, engine relay.Engine, service string, 
 		stop := <-started
 		stop()
 		if reset, ok := errors.AsType[*tunnel.ResetError](r.Err); ok && r.Reason == relay.UpstreamReset {
-			p.setTrouble("a connection to %s was cut: %s", service, reset.Reason)
-			p.Log.Warn("a connection was cut", "service", service, "reason", reset.Reason)
+			why := reasonWords(reset.Reason)
+			p.setTrouble("a connection to %s was cut: %s", service, why)
+			p.Log.Warn("a connection was cut", "service", service, "reason", why)
 		}
 	})
 	started <- context.AfterFunc(ctx, func() { live.Cut(relay.Drained) })

@@ -285,6 +285,8 @@ func TestParsePort(t *testing.T) {
 		"nats:127.0.0.1":        "",
 		"nats:unix:":            "",
 		"nats:127.0.0.1:1:more": "",
+		"nats:8080:80":          "", // the Service's port is its own
+		"8080:nats":             "",
 	} {
 		p, err := client.ParsePort(in)
 		got := p.Service + " " + p.Network + " " + p.Address

@@ -51,9 +51,9 @@ func (p *Port) compare(list *api.Reachable) (warning string, err error) {
 	}
 	if i := slices.IndexFunc(list.Denied, func(s api.DeniedService) bool { return s.Name == p.Service }); i >= 0 {
 		s := &list.Denied[i]
-		why := string(s.Reason)
+		why := reasonWords(string(s.Reason))
 		if s.Message != "" {
-			why = s.Message + " (" + why + ")"
+			why = s.Message + " (" + string(s.Reason) + ")"
 		}
 		return fmt.Sprintf("this Session may not connect to %s now: %s; connections are refused until it may", p.Service, why), p.speak(s.Mode)
 	}

@@ -25,7 +25,7 @@ func TestSurvey(t *testing.T) {
 		"dns.prod:5353/udp": {network: "udp"},
 		"web:8080/udp":      {err: "Service web.default is of mode TCP, and 127.0.0.1:8080 is a port of UDP"},
 		"dns.prod:/run/dns": {err: "Service dns.prod is of datagrams (UDP)"},
-		"pg:5432":           {network: "tcp", warning: "may not connect to pg.default now: NO_POLICY_MATCH;"},
+		"pg:5432":           {network: "tcp", warning: "may not connect to pg.default now: no policy allows it (NO_POLICY_MATCH);"},
 		"pg:5432/udp":       {err: "Service pg.default is of mode TCP"},
 		"syslog:5140":       {network: "udp", warning: "now: ask the team (NO_POLICY_MATCH)"},
 		"wbe:8080":          {network: "tcp", warning: "no Service wbe.default; connections are refused until it may reach one; did you mean web?"},

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 
 	"cardea/api"
@@ -307,4 +309,11 @@ func (s *Server) Tell(sessionUID string, r api.NetworkRefusal) {
 	case p.refused <- r:
 	default:
 	}
+}
+
+// Connected returns the Sessions, by uid, whose clients listen to their connect streams.
+func (s *Server) Connected() []string {
+	s.seats.mu.Lock()
+	defer s.seats.mu.Unlock()
+	return slices.Collect(maps.Keys(s.seats.of))
 }

@@ -167,8 +167,9 @@ func openTUN(name string) (int, error) {
 	return fd, nil
 }
 
-// able reports why this process cannot make an interface of that name.
-func able(name string) error {
+// Able reports why this process can make no interface of that name: /dev/net/tun or a
+// capability is missing.
+func Able(name string) error {
 	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return missing(err)
@@ -339,14 +340,19 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// Check reports why there could be no such interface now, without making it: /dev/net/tun
-// or a capability is missing, or a network of the Config overlaps one of another interface:
-// of another VPN, as a rule, which would lose what this one gains.
+// Check reports why there could be no such interface now, without making it: what [Able]
+// and [Overlap] say.
 func Check(c Config) error {
-	if err := c.check(); err != nil {
+	if err := Able(c.Name); err != nil {
 		return err
 	}
-	if err := able(c.Name); err != nil {
+	return Overlap(c)
+}
+
+// Overlap reports whether a network of the Config overlaps one of another interface: of
+// another VPN, as a rule, which would lose what this one gains.
+func Overlap(c Config) error {
+	if err := c.check(); err != nil {
 		return err
 	}
 	runtime.LockOSThread()
@@ -359,7 +365,7 @@ func Check(c Config) error {
 	return free(h, c)
 }
 
-// free is Check by a handle.
+// free is Overlap by a handle.
 func free(h *netlink.Handle, c Config) error {
 	var rival netlink.Route
 	var theirs, ours netip.Prefix

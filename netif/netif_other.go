@@ -17,6 +17,12 @@ func Open(Config) (*Interface, error) { return nil, errors.ErrUnsupported }
 // Check returns [errors.ErrUnsupported].
 func Check(Config) error { return errors.ErrUnsupported }
 
+// Overlap returns [errors.ErrUnsupported].
+func Overlap(Config) error { return errors.ErrUnsupported }
+
+// Able returns [errors.ErrUnsupported].
+func Able(string) error { return errors.ErrUnsupported }
+
 // Name returns "".
 func (*Interface) Name() string { return "" }
 

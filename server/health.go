@@ -103,6 +103,8 @@ func (h *house) health(ctx context.Context) (checks []api.HealthCheck) {
 		lacking = fmt.Errorf("%d of %d objects are not in force, or refer to what is missing or expired", n, len(objects))
 	}
 	warn("routing", lacking, fmt.Sprintf("objects in force: %d", len(objects)), "cardea check says which")
+	network, lack := h.network.standing()
+	warn("private network", lack, network, "clients go by WireGuard or TLS; free that port of UDP and start anew to have QUIC, too")
 	add("older processes", nil, olderWords(h.kin.older()), "")
 	free, err := freeSpace(h.cfg.DataDir)
 	if err == nil && free < leastFree {

@@ -16,6 +16,7 @@ import (
 	"cardea/api"
 	"cardea/dns"
 	"cardea/identity/certificate"
+	"cardea/netif"
 	"cardea/store"
 	"cardea/tunnel"
 	"cardea/tunnel/quic"
@@ -70,6 +71,7 @@ type network struct {
 	names   *dns.Server
 	plan    address.Plan
 	form    string           // networkKernel or networkUserspace
+	why     error            // it is not networkKernel though nobody has asked for another; nil if it is
 	ports   []netip.AddrPort // for WireGuard, the best first
 	quicAt  netip.AddrPort
 	udp     *net.UDPConn // of QUIC; nil if there is none
@@ -79,6 +81,8 @@ type network struct {
 
 	mu       sync.RWMutex
 	opened   bool                    // gateway and udp are open
+	words    string                  // what there is, while it is open
+	lack     error                   // what there should be more; nil if it is all there
 	services map[string]*api.Service // by full name
 	at       map[netip.Addr]string   // the Service at an address
 	sessions map[string]*api.Session // by uid, those that are connected
@@ -101,7 +105,9 @@ func newNetwork(h *house) (*network, error) {
 	switch c.Form {
 	case "", networkAuto:
 		n.form = networkUserspace
-		if !isLoopback(h.socket.Addr()) && mayMakeInterfaces() {
+		if isLoopback(h.socket.Addr()) {
+			n.why = errors.New("the cluster listens on loopback alone")
+		} else if n.why = netif.Able(kernelInterface); n.why == nil {
 			n.form = networkKernel
 		}
 	case networkKernel, networkUserspace:
@@ -110,6 +116,9 @@ func newNetwork(h *house) (*network, error) {
 		return nil, nil
 	default:
 		return nil, fmt.Errorf("--network %q: must be %s, %s, %s or %s", c.Form, networkAuto, networkKernel, networkUserspace, networkOff)
+	}
+	if c.WireGuard > 0 && c.WireGuard == int(n.quicAt.Port()) {
+		return nil, fmt.Errorf("--wireguard-port %d: QUIC has that port of UDP, as it has the number of --listen; choose another", c.WireGuard)
 	}
 	return n, nil
 }
@@ -227,7 +236,7 @@ func (n *network) openAt(ports []netip.AddrPort, otherwise, withoutQUIC bool) (e
 		return fmt.Errorf("the port %d (UDP) for WireGuard is taken by another program; choose another with --wireguard-port, or have none: --network off", n.gateway.Listen.Port())
 	case err != nil && n.form == networkKernel && otherwise:
 		n.cfg.Log.Warn("the private network has no network interface of this machine, and goes through a stack of this process: it is slower", "error", err)
-		n.form = networkUserspace
+		n.form, n.why = networkUserspace, err
 		return n.openAt(ports, false, withoutQUIC)
 	case err != nil:
 		return fmt.Errorf("the private network: %w; --network userspace needs no network interface, --network off has none", err)
@@ -243,7 +252,45 @@ func (n *network) openAt(ports []netip.AddrPort, otherwise, withoutQUIC bool) (e
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.opened = true
+	n.words, n.lack = n.describeSelf()
 	return nil
+}
+
+// describeSelf says in words what has been opened, and what is missing of it.
+func (n *network) describeSelf() (words string, lack error) {
+	words = n.form
+	if n.form == networkKernel {
+		words += " (interface " + kernelInterface + ")"
+	}
+	if n.why != nil {
+		why := n.why.Error()
+		if e, ok := errors.AsType[*netif.Error](n.why); ok {
+			why = e.Message
+		}
+		words += ", as " + why
+	}
+	words += fmt.Sprintf("; WireGuard at %d/udp", n.gateway.Port())
+	if n.udp == nil {
+		lack = fmt.Errorf("no QUIC: another program has %d/udp", n.quicAt.Port())
+		words += ", " + lack.Error()
+	} else {
+		words += fmt.Sprintf(", QUIC at %d/udp", n.quicAt.Port())
+	}
+	return words + fmt.Sprintf(", MTU %d", api.NetworkMTU), lack
+}
+
+// standing says in words what there is of the private network in this process, and what is
+// missing of it. n may be nil.
+func (n *network) standing() (words string, lack error) {
+	if n == nil {
+		return "off (--network off)", nil
+	}
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if !n.opened {
+		return n.form + ", from when the process before this one has left it", nil
+	}
+	return n.words, n.lack
 }
 
 // close releases what open took. It may be called more than once, and not while run is

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"cardea/api"
@@ -15,6 +17,7 @@ import (
 	"cardea/cert"
 	"cardea/control"
 	"cardea/identity"
+	"cardea/netif"
 	"cardea/policy/local"
 	"cardea/secret"
 	"cardea/store"
@@ -206,7 +209,32 @@ func CheckData(dir string) (checks []api.HealthCheck) {
 		err = fmt.Errorf("%d MiB are left on its disk", free>>20)
 	}
 	add("disk", err, fmt.Sprintf("%d MiB are free", free>>20), "make room, or lower ClusterConfig spec.audit.retention: without room for the log nobody gets in")
+	if inUse(dir) { // what there is of the private network, it says itself
+		return checks
+	}
+	words := "the gateway can have a network interface here"
+	if err := netif.Able(kernelInterface); err != nil {
+		words = fmt.Sprintf("the gateway goes through a stack of its own (userspace), which is slower: %v", err)
+	}
+	add("network interface", nil, words, "")
+	words = fmt.Sprintf("%d/udp is free", wireguardPort)
+	if err := freePort(wireguardPort); err != nil {
+		words = fmt.Sprintf("the gateway takes another one that is free, or that of --wireguard-port, which firewalls have to let through: %v", err)
+	}
+	add("WireGuard's port", nil, words, "")
 	return checks
+}
+
+// freePort reports why a port of UDP cannot be opened.
+func freePort(port int) error {
+	c, err := net.ListenUDP("udp", &net.UDPAddr{Port: port})
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("another program has %d/udp (find it with: ss -uanp 'sport = :%d')", port, port)
+	}
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }
 
 // leastFree is how many bytes a disk should have left.

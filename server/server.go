@@ -93,6 +93,7 @@ type Ready struct {
 	CASHA256 string // of the cluster's CA certificate, hex: what clients pin
 	Token    string // logs root in, once; "" when root has logged in before
 	Metrics  string // HOST:PORT, or ""
+	Network  string // what there is of the private network, in words
 	// Connections is how many relayed connections the limit of descriptors allows.
 	Connections int
 	// Listeners are the public ports, each with how many routes it has: "*:2222 (3
@@ -338,6 +339,7 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	}
 	r := Ready{Address: h.socket.Addr().String(), Domain: h.cfg.Domain, CASHA256: h.authority.Fingerprint(), Token: token, Connections: h.connections()}
 	r.Listeners, r.NotInForce = h.router.Summary()
+	r.Network, _ = h.network.standing()
 	if h.metrics != nil {
 		r.Metrics = h.metrics.Addr().String()
 	}

@@ -459,10 +459,27 @@ func (n *network) saveKeys(keys gatewayKeys) error {
 func (n *network) describe(g *api.Gateway) api.Object {
 	c := *g
 	if gw := n.current(); gw != nil && g.Metadata.Name == gatewayName {
-		c.Status.Sessions, c.Status.Dropped = trafficOf(gw).alive, gw.Dropped()
+		c.Status.Sessions, c.Status.Dropped = len(n.connected(gw)), gw.Dropped()
 	}
 	return &c
 }
+
+// connected returns the Sessions that are connected, by uid: they have a tunnel, or their
+// client listens for what is new.
+func (n *network) connected(g *wireguard.Gateway) map[string]struct{} {
+	all := map[string]struct{}{}
+	for _, p := range g.Peers() {
+		if isAlive(p) {
+			all[p.Session] = struct{}{}
+		}
+	}
+	for _, uid := range n.control.Connected() {
+		all[uid] = struct{}{}
+	}
+	return all
+}
+
+func isAlive(p wireguard.PeerStatus) bool { return time.Since(p.Handshake) < aliveTime }
 
 // A traffic is what goes through the tunnels.
 type traffic struct {
@@ -473,7 +490,7 @@ type traffic struct {
 func trafficOf(g *wireguard.Gateway) (t traffic) {
 	for _, p := range g.Peers() {
 		t.peers++
-		if time.Since(p.Handshake) < aliveTime {
+		if isAlive(p) {
 			t.alive++
 		}
 		t.received += int64(p.Received)

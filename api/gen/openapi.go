@@ -1949,7 +1949,7 @@ const OpenAPI = `{
       "$ref": "#/components/schemas/Ref"
      },
      "sessions": {
-      "description": "sessions is how many are connected now; it is not stored.",
+      "description": "sessions is how many are connected now: they have a tunnel, or their client listens for what is new. It is not stored.",
       "type": "integer"
      },
      "wireguard": {

@@ -70,6 +70,9 @@ func set(ctx context.Context, c Config, conf string) (*Settings, error) {
 	return s, s.apply()
 }
 
+// Find returns the form in which Set would make settings on this machine.
+func Find() string { return form(File) }
+
 // apply makes the settings of the form.
 func (s *Settings) apply() error {
 	switch s.form {

@@ -1,6 +1,0 @@
-//go:build !linux
-
-package server
-
-// mayMakeInterfaces reports whether this process may make network interfaces.
-func mayMakeInterfaces() bool { return false }
