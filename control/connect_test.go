@@ -169,6 +169,39 @@ func TestConnect(t *testing.T) {
 	})
 }
 
+// Who looks what he would be told changes nothing, and cuts nobody off.
+func TestLookAtThePlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, root := newRoot(t)
+		a := w.user(root, "alice")
+		w.network.set(api.GatewayPlace{Name: "default", WireGuardPort: 51820})
+		before := w.revision()
+		var s api.NetworkState
+		w.must(a, "GET", "/api/connect", nil, &s)
+		if s.Session.Name != a.session || s.Addresses != (api.Addresses{}) || len(s.Services) != 2 || len(s.DNS) != 2 || len(s.Gateways) != 1 || s.MTU != 1280 {
+			t.Errorf("before it was connected: %+v", s)
+		}
+		if w.revision() != before {
+			t.Error("a look has written")
+		}
+		c := w.connect(a, api.ConnectRequest{PublicKey: wireguardKey(t)})
+		c.wants("STATE")
+		w.must(a, "GET", "/api/connect", nil, &s)
+		if s.Addresses != c.state.Addresses {
+			t.Errorf("connected: %+v", s)
+		}
+		c.wants()
+		if all := w.Connected(); !slices.Equal(all, []string{s.Session.UID}) {
+			t.Errorf("connected are %q", all)
+		}
+		c.stop()
+		c.over()
+		if all := w.Connected(); len(all) != 0 {
+			t.Errorf("at the end there are %q", all)
+		}
+	})
+}
+
 // A client that only publishes ports needs no key; it is connected as any other.
 func TestConnectWithoutKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -94,7 +94,7 @@ type network struct {
 // newNetwork returns the network of a process, nil if it is to have none.
 func newNetwork(h *house) (*network, error) {
 	c := h.cfg.Network
-	if err := c.check(); err != nil {
+	if err := c.check(h.socket.Addr().(*net.TCPAddr).Port); err != nil {
 		return nil, err
 	}
 	n := &network{
@@ -117,16 +117,17 @@ func newNetwork(h *house) (*network, error) {
 	default:
 		return nil, fmt.Errorf("--network %q: must be %s, %s, %s or %s", c.Form, networkAuto, networkKernel, networkUserspace, networkOff)
 	}
-	if c.WireGuard > 0 && c.WireGuard == int(n.quicAt.Port()) {
-		return nil, fmt.Errorf("--wireguard-port %d: QUIC has that port of UDP, as it has the number of --listen; choose another", c.WireGuard)
-	}
 	return n, nil
 }
 
-// check reports what is wrong with the numbers and names of c.
-func (c *NetworkConfig) check() error {
+// check reports what is wrong with the numbers and names of c, where the cluster listens at
+// a port.
+func (c *NetworkConfig) check(listen int) error {
 	if c.WireGuard < -1 || c.WireGuard > 65535 {
 		return fmt.Errorf("--wireguard-port %d: must be from 1 to 65535, or 0 for any that is free", c.WireGuard)
+	}
+	if c.WireGuard == listen && c.Form != networkOff {
+		return fmt.Errorf("--wireguard-port %d: QUIC has that port of UDP, which is the number of --listen; choose another", c.WireGuard)
 	}
 	for _, a := range c.Addresses {
 		if _, err := netip.ParseAddr(a); err != nil && (a == "" || strings.ContainsAny(a, ":/[]@ \t")) {

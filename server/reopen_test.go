@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"cardea/handover"
+	"cardea/netif"
 	"cardea/tunnel/wireguard"
 )
 
@@ -65,16 +67,43 @@ func TestAnUpgradeWithoutQUIC(t *testing.T) {
 	if n.udp != nil {
 		t.Error("there is a socket for QUIC")
 	}
+	words, lack := n.standing()
+	if want := fmt.Sprintf("userspace; WireGuard at %d/udp, no QUIC: another program has %d/udp, MTU 1280", n.gateway.Port(), at.Port()); words != want || lack == nil {
+		t.Errorf("it says %q (%v), want %q, and what is missing", words, lack, want)
+	}
+}
+
+// TestNetworkSaysWhatItIs shows that what there is is said in words, with why it is not
+// the better form.
+func TestNetworkSaysWhatItIs(t *testing.T) {
+	var none *network
+	if words, lack := none.standing(); words != "off (--network off)" || lack != nil {
+		t.Errorf("of none: %q, %v", words, lack)
+	}
+	n := heir(netip.MustParseAddrPort("127.0.0.1:0"))
+	n.why = &netif.Error{Message: "this machine has no /dev/net/tun", Hint: "load it"}
+	if words, _ := n.standing(); !strings.Contains(words, "when the process before") {
+		t.Errorf("before it is open: %q", words)
+	}
+	if err := n.inherit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer n.close()
+	words, lack := n.standing()
+	if !strings.HasPrefix(words, "userspace, as this machine has no /dev/net/tun; WireGuard at ") || !strings.Contains(words, "QUIC at ") || lack != nil {
+		t.Errorf("it says %q, %v", words, lack)
+	}
 }
 
 func TestNetworkConfigsThatCannotBe(t *testing.T) {
 	for want, c := range map[string]NetworkConfig{
-		"--wireguard-port 70000":        {WireGuard: 70000},
-		"--wireguard-port -5":           {WireGuard: -5},
-		`--gateway-address "1.2.3.4:5"`: {Addresses: []string{"2001:db8::1", "1.2.3.4:5"}},
-		`--gateway-address ""`:          {Addresses: []string{"gateway.example", ""}},
+		"--wireguard-port 70000":                           {WireGuard: 70000},
+		"--wireguard-port -5":                              {WireGuard: -5},
+		"--wireguard-port 8443: QUIC has that port of UDP": {WireGuard: 8443},
+		`--gateway-address "1.2.3.4:5"`:                    {Addresses: []string{"2001:db8::1", "1.2.3.4:5"}},
+		`--gateway-address ""`:                             {Addresses: []string{"gateway.example", ""}},
 	} {
-		if err := c.check(); err == nil || !strings.Contains(err.Error(), want) {
+		if err := c.check(8443); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}

@@ -201,6 +201,9 @@ func TestCannotConnect(t *testing.T) {
 	if after := machine(alice); after != before {
 		t.Errorf("the machine was\n%s\nand is\n%s", before, after)
 	}
+	if said, err := alice.command("doctor").CombinedOutput(); err == nil || !strings.Contains(string(said), "overlaps 100.64.0.0/10, a route of the interface othervpn") {
+		t.Errorf("the doctor does not say what is in the way: %v\n%s", err, said)
+	}
 	alice.host.Run("ip", "link", "del", "othervpn")
 	without := alice.as("sh", "-c", `mkdir -p /dev/net && mount -t tmpfs none /dev/net && exec "$0" connect`, w.cluster.Bin)
 	without.Env = alice.command().Env
@@ -231,6 +234,9 @@ func TestNotConnected(t *testing.T) {
 	}
 	settings := names()
 	defer w.BlockUDP()()
+	if said := alice.run("doctor"); !strings.Contains(said, "no answer by WireGuard at") || !strings.Contains(said, "no answer by QUIC at") || !strings.Contains(said, "open 51820/udp, 8443/udp in the firewalls") {
+		t.Errorf("the doctor does not say what is blocked:\n%s", said)
+	}
 	for _, args := range [][]string{
 		{"--tunnel", "wireguard"},
 		{"--tunnel", "quic", "--detach"},
