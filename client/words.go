@@ -7,32 +7,12 @@ import (
 	"cardea/relay"
 )
 
-// reasons are the reasons of the log in words for a person.
-var reasons = map[string]string{
-	string(relay.ClientReset):         "the client broke it off",
-	string(relay.UpstreamReset):       "the upstream broke it off",
-	string(relay.IdleTimeout):         "nothing had passed for too long",
-	string(relay.MaxDuration):         "it had lasted as long as it may",
-	string(relay.Revoked):             "the right to it was withdrawn",
-	string(relay.Limit):               "a limit was met",
-	string(relay.Unhealthy):           "the upstream is not healthy",
-	string(relay.Drained):             "the cluster, or what carries this, is stopping",
-	string(relay.Crashed):             "the process of the cluster that carried it died",
-	string(relay.ProtocolError):       "a peer broke the rules of its protocol",
-	"SESSION_ENDED":                   "the Session has ended or was disconnected",
-	string(api.ReasonNoPolicyMatch):   "no policy allows it",
-	string(api.ReasonPolicyMatch):     "a policy denies it",
-	string(api.ReasonDeviceNotActive): "this device is not approved",
-	string(api.ReasonServiceDisabled): "it is switched off",
-	string(api.ReasonConfig):          "none of its configs is for this request",
-}
-
-// reasonWords puts words in the place of the code with which a text begins, and the code
-// behind them in brackets.
+// reasonWords puts words for a person in the place of the reason, as the log has it, with
+// which a text begins, and the reason behind them in brackets.
 func reasonWords(s string) string {
 	code := s[:len(s)-len(strings.TrimLeft(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_"))]
-	words, ok := reasons[code]
-	if !ok {
+	words := wordsOf(code)
+	if words == "" {
 		return s
 	}
 	return words + " (" + code + ")" + s[len(code):]
@@ -45,4 +25,45 @@ func refusalWords(s string) string {
 		return what + cut + reasonWords(why)
 	}
 	return s
+}
+
+// wordsOf returns what a reason means; "" if it is not known.
+func wordsOf(code string) string {
+	switch relay.Reason(code) {
+	case relay.ClientReset:
+		return "the client broke it off"
+	case relay.UpstreamReset:
+		return "the upstream broke it off"
+	case relay.IdleTimeout:
+		return "nothing had passed for too long"
+	case relay.MaxDuration:
+		return "it had lasted as long as it may"
+	case relay.Revoked:
+		return "the right to it was withdrawn"
+	case relay.Limit:
+		return "a limit was met"
+	case relay.Unhealthy:
+		return "the upstream is not healthy"
+	case relay.Drained:
+		return "what carried it is stopping"
+	case relay.Crashed:
+		return "the process of the cluster that carried it died"
+	case relay.ProtocolError:
+		return "a peer broke the rules of its protocol"
+	case "SESSION_ENDED": // as a gateway has it
+		return "the Session has ended or was disconnected"
+	}
+	switch api.ReasonType(code) {
+	case api.ReasonNoPolicyMatch:
+		return "no policy allows it"
+	case api.ReasonPolicyMatch:
+		return "a policy denies it"
+	case api.ReasonDeviceNotActive:
+		return "this device is not approved"
+	case api.ReasonServiceDisabled:
+		return "it is switched off"
+	case api.ReasonConfig:
+		return "none of its configs is for this request"
+	}
+	return ""
 }

@@ -6,7 +6,7 @@ import "testing"
 // what else is said stays.
 func TestWords(t *testing.T) {
 	for in, want := range map[string]string{
-		"DRAINED":                       "the cluster, or what carries this, is stopping (DRAINED)",
+		"DRAINED":                       "what carried it is stopping (DRAINED)",
 		"REVOKED (decision 7): ask bob": "the right to it was withdrawn (REVOKED) (decision 7): ask bob",
 		"a right was withdrawn":         "a right was withdrawn",
 		"LATER_CODE":                    "LATER_CODE",
