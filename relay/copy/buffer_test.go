@@ -47,9 +47,9 @@ func TestPlainSourceWaitsWithASmallBuffer(t *testing.T) {
 		want  []int
 	}{
 		{"messages", []int{1, 100, smallSize - 1}, []int{smallSize, smallSize, smallSize, smallSize}},
-		{"one that is larger", []int{5000}, []int{smallSize, bufferSize, smallSize}},
-		{"bulk in records, and after it", []int{bufferSize, bufferSize, 100}, []int{smallSize, bufferSize, bufferSize, bufferSize, smallSize}},
-		{"bulk in smaller records", []int{12000, 12000}, []int{smallSize, bufferSize, bufferSize, bufferSize}},
+		{"one that is larger", []int{5000}, []int{smallSize, largeSize, smallSize}},
+		{"bulk in records, and after it", []int{bufferSize, bufferSize, 100}, []int{smallSize, largeSize, largeSize, largeSize, smallSize}},
+		{"bulk in smaller records", []int{12000, 12000}, []int{smallSize, largeSize, largeSize, largeSize}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -106,9 +106,9 @@ func TestNoLargeBufferAfterBulk(t *testing.T) {
 		in := &noting{PipeEnd: clientGiven}
 		e.Start(relay.Pair{Client: in, Upstream: upstreamGiven}, func(relay.Result) {})
 		for range 3 {
-			passes(t, client, upstream, 2*bufferSize)
+			passes(t, client, upstream, 2*largeSize)
 			synctest.Wait()
-			if n := in.want.Load(); n != bufferSize {
+			if n := in.want.Load(); n != largeSize {
 				t.Errorf("after bulk it waits with %d bytes", n)
 			}
 			time.Sleep(2 * patience)

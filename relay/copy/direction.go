@@ -14,8 +14,14 @@ import (
 )
 
 const (
-	// bufferSize is what one read takes. A read that fills it is bulk.
+	// bufferSize is what one read must bring to be bulk.
 	bufferSize = 16 << 10
+	// largeSize is what a read takes that is not of a socket to a socket: what both ends
+	// cost for each read and each write is more than what they cost for its bytes.
+	largeSize = 64 << 10
+	// turn is how much a direction carries before others have the processor. To offer it
+	// can wake a thread, which costs as much as some KiB.
+	turn = 128 << 10
 	// smallSize is what a read takes that has to hold its buffer while it waits, as
 	// long as that is enough.
 	smallSize = 2 << 10
@@ -131,6 +137,7 @@ func (d *direction) carry() (failed *leg, err error) {
 		return failed, err
 	}
 	d.from.unread = nil
+	carried := 0 // since the processor was offered to others
 	for {
 		most, err := d.allowance()
 		if err != nil {
@@ -145,14 +152,15 @@ func (d *direction) carry() (failed *leg, err error) {
 		case err != nil:
 			return d.from, err
 		}
-		bulk := c.n >= bufferSize
+		carried += c.n
 		failed, err := d.deliver(&c)
 		d.live.engine.release(c)
 		if failed != nil {
 			return failed, err
 		}
-		if bulk {
+		if carried >= turn {
 			runtime.Gosched() // who never has to wait would keep the processor
+			carried = 0
 		}
 	}
 }
@@ -230,8 +238,8 @@ func (s *plainSource) read(most int) (chunk, error) {
 			s.err = nil
 			continue
 		}
-		// A stream of records gives at most one in each read. Of one that is as
-		// large as a buffer the first, small read has taken a part.
+		// A stream of records may give one in each read. Of one that is as large as
+		// they get the first, small read has taken a part.
 		s.expect(n == len(b) || n >= bufferSize/2)
 		return chunk{buffer: b, n: n}, nil
 	}
@@ -264,10 +272,10 @@ type buffers struct{ large, small sync.Pool }
 
 func (p *buffers) get(large bool) []byte {
 	if large {
-		if b, ok := p.large.Get().(*[bufferSize]byte); ok {
+		if b, ok := p.large.Get().(*[largeSize]byte); ok {
 			return b[:]
 		}
-		return make([]byte, bufferSize)
+		return make([]byte, largeSize)
 	}
 	if b, ok := p.small.Get().(*[smallSize]byte); ok {
 		return b[:]
@@ -276,8 +284,8 @@ func (p *buffers) get(large bool) []byte {
 }
 
 func (p *buffers) put(b []byte) {
-	if len(b) == bufferSize {
-		p.large.Put((*[bufferSize]byte)(b))
+	if len(b) == largeSize {
+		p.large.Put((*[largeSize]byte)(b))
 	} else {
 		p.small.Put((*[smallSize]byte)(b))
 	}

@@ -65,9 +65,13 @@ func (s *tcpSource) try(fd uintptr) bool {
 		return true
 	}
 	b := s.engine.buffers.get(true)
-	n, err := readNow(int(fd), b[:min(len(b), s.most)])
+	room := len(b)
+	if s.splices {
+		room = bufferSize // what fills it is better spliced
+	}
+	n, err := readNow(int(fd), b[:min(room, s.most)])
 	if n > 0 {
-		s.bulk = n == len(b)
+		s.bulk = n == room
 		s.got = chunk{buffer: b, n: n}
 		return true
 	}

@@ -64,7 +64,7 @@ func (l *link) send(frames []byte) error {
 // they would cost is saved by writing several at once, see socket.
 const (
 	chunk = 4 << 10  // of a frame
-	batch = 16 << 10 // of frames that are written at once; what a relay reads at once
+	batch = 64 << 10 // of frames that are written at once; what a relay reads at once
 )
 
 // chunks lends the memory in which a DATA frame is put together.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,6 +36,8 @@ type socket struct {
 
 	// Of the one who reads:
 	full  bool    // the last read was: there is probably more
+	bulk  bool    // what is read goes into a large buffer: as much memory more may be borrowed
+	brief bool    // only what was read ahead is wanted: instead of waiting a read fails
 	ahead *buffer // what was read ahead, borrowed
 	next  []byte  // the part of ahead that was not asked for yet
 	last  record  // how far the last record has come
@@ -52,7 +55,7 @@ type socket struct {
 }
 
 // A buffer takes a batch of small records, and more.
-type buffer [20 << 10]byte
+type buffer [batch + batch/16]byte
 
 // buffers lends buffers.
 var buffers = sync.Pool{New: func() any { return new(buffer) }}
@@ -171,10 +174,14 @@ func watch(c net.Conn) {
 }
 
 // read reads ahead when the last read got all that it had room for. A connection
-// that waits for more than the rest of a burst so holds no buffer.
+// that waits for more than the rest of a burst so holds no buffer, unless its reader
+// holds one.
 func (s *socket) read(p []byte) (int, error) {
 	if s.ahead == nil {
-		if !s.full || len(p) >= len(buffer{}) {
+		if s.brief {
+			return 0, os.ErrDeadlineExceeded // for crypto/tls an error that passes
+		}
+		if !s.full && !s.bulk || len(p) >= len(buffer{}) {
 			n, err := s.Conn.Read(p)
 			s.full = n > 0 && n == len(p)
 			return n, err

@@ -65,13 +65,29 @@ func (s *stream) exit(lock *sync.Mutex) {
 	s.users.Done()
 }
 
-// Read implements net.Conn. It reads into p what has come, and holds no memory of
-// its own.
+// Read implements net.Conn. It reads into p what has come, of as many frames as there
+// are, and holds no memory of its own.
 func (s *stream) Read(p []byte) (int, error) {
 	if err := s.enter(&s.reading); err != nil {
 		return 0, err
 	}
 	defer s.exit(&s.reading)
+	sock := s.link.socket
+	sock.bulk = len(p) >= batch
+	n, err := s.read(p)
+	sock.brief = true
+	for more := n; err == nil && n < len(p) && more > 0; n += more {
+		more, err = s.read(p[n:]) // an error that stays comes again
+	}
+	sock.bulk, sock.brief = false, false
+	if n > 0 {
+		return n, nil
+	}
+	return 0, err
+}
+
+// read reads from one frame.
+func (s *stream) read(p []byte) (int, error) {
 	frames := s.link.frames
 	for {
 		if err := s.readable(); err != nil || len(p) == 0 {
