@@ -16,7 +16,7 @@ import (
 )
 
 func main() {
-	o := rig.Flags("full", "resumed", "ended", "begun", "begun-bytes", "proxy-in", "proxy-out", "sni", "change")
+	o := rig.Flags(rig.Usual(), "full", "resumed", "ended", "begun", "begun-bytes", "proxy-in", "proxy-out", "sni", "change")
 	mappings := flag.Int("mappings", 10_000, "how many mappings the large port has")
 	rig.Main(o, func(ctx context.Context, r *rig.Rig) error { return measure(ctx, r, *mappings) })
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"cardea/api"
@@ -18,8 +19,9 @@ import (
 // A cardea is a cluster at the gateway, its log on.
 type cardea struct {
 	*bench
-	address string // HOST:PORT of it
-	ca      string // SHA-256 of its CA
+	flags   []string // of up
+	address string   // HOST:PORT of it
+	ca      string   // SHA-256 of its CA
 	pid     rig.PID
 	profile rig.Dial // nil if there is no profiler
 }
@@ -42,8 +44,8 @@ func (c *cardea) up(ctx context.Context) (ca, token string, err error) {
 	c.profile = profile
 	ready := filepath.Join(c.Dir, "ready.json")
 	os.Remove(ready)
-	if c.pid, err = c.start(c.Gateway, env, c.Bin, "up", "--data-dir", filepath.Join(c.Dir, "data"),
-		"--listen", fmt.Sprintf("0.0.0.0:%d", apiPort), "--ready-file", ready); err != nil {
+	args := append([]string{"up", "--data-dir", filepath.Join(c.Dir, "data"), "--listen", fmt.Sprintf("0.0.0.0:%d", apiPort), "--ready-file", ready}, c.flags...)
+	if c.pid, err = c.start(c.Gateway, env, c.Bin, args...); err != nil {
 		return "", "", err
 	}
 	var r struct{ CASHA256, Token string }
@@ -59,10 +61,10 @@ func (c *cardea) up(ctx context.Context) (ca, token string, err error) {
 
 const apiPort = 8443
 
-// cardea starts a cluster with the Services iperf and echo, whose root has logged in at
-// the gateway.
-func (b *bench) cardea(ctx context.Context) (*cardea, error) {
-	c := &cardea{bench: b, address: b.gatewayAt(apiPort)}
+// cardea starts a cluster with the Services iperf and echo, and datagrams and public of
+// mode UDP, whose root has logged in at the gateway. It takes flags of up.
+func (b *bench) cardea(ctx context.Context, flags ...string) (*cardea, error) {
+	c := &cardea{bench: b, flags: flags, address: b.gatewayAt(apiPort)}
 	ca, token, err := c.up(ctx)
 	if err != nil {
 		return nil, err
@@ -71,23 +73,25 @@ func (b *bench) cardea(ctx context.Context) (*cardea, error) {
 	if err := c.login(b.Gateway, "root", token); err != nil {
 		return nil, err
 	}
-	service := func(name string, port int) string {
-		return fmt.Sprintf(`---
-kind: Service
-metadata: {name: %s}
-spec:
-  mode: TCP
-  port: %d
-  config: {upstream: {url: "tcp://%s:%d"}}
-  authorization:
+	const mayAll = `  authorization:
     inlinePolicies:
       - spec:
           rules:
             - {effect: ALLOW, condition: {match: '"group-1" in ctx.user.spec.groups'}}
-`, name, port, b.Upstream.IPv4, port)
+`
+	service := func(name, mode string, port, upstream int, more string) string {
+		return fmt.Sprintf(`---
+kind: Service
+metadata: {name: %s}
+spec:
+  mode: %s
+  port: %d
+  config: {upstream: {url: "%s://%s:%d"}}
+%s`, name, mode, port, strings.ToLower(mode), b.Upstream.IPv4, upstream, more)
 	}
 	return c, c.apply("---\nkind: ClusterConfig\nmetadata: {name: default}\nspec: {" + rig.Retention + "}\n" +
-		cluster.GroupYAML("group-1") + service("iperf", iperfPort) + service("echo", echoPort))
+		cluster.GroupYAML("group-1") + service("iperf", "TCP", iperfPort, iperfPort, mayAll) + service("echo", "TCP", echoPort, echoPort, mayAll) +
+		service("datagrams", "UDP", udpPort, udpPort, mayAll) + service("public", "UDP", publicPort, udpPort, "  isPublic: true\n  isAnonymous: true\n"))
 }
 
 // until tries until something is done, for a while.
@@ -169,21 +173,30 @@ func (c *cardea) byInterface(ctx context.Context) (*rig.Target, error) {
 	if err != nil {
 		return nil, err
 	}
-	at := map[string]string{}
-	for _, name := range []string{"iperf", "echo"} {
-		out, err := c.as(c.Gateway, "root", "", "get", "service", name, "-o", "json")
-		if err != nil {
-			return nil, err
-		}
-		var s api.Service
-		if err := json.Unmarshal([]byte(out), &s); err != nil {
-			return nil, err
-		}
-		at[name] = s.Status.Addresses.IPv4
+	iperf, err := c.addressOf("iperf")
+	if err != nil {
+		return nil, err
 	}
-	t := c.measured("cardea", at["iperf"], iperfPort, echoPort, pid, profile)
-	t.Echo = c.load.dial(net.JoinHostPort(at["echo"], fmt.Sprint(echoPort)))
+	echo, err := c.addressOf("echo")
+	if err != nil {
+		return nil, err
+	}
+	t := c.measured("cardea", iperf, iperfPort, echoPort, pid, profile)
+	t.Echo = c.load.dial(net.JoinHostPort(echo, fmt.Sprint(echoPort)))
 	return t, c.ready(ctx, t)
+}
+
+// addressOf is the address of a Service within the network.
+func (c *cardea) addressOf(service string) (string, error) {
+	out, err := c.as(c.Gateway, "root", "", "get", "service", service, "-o", "json")
+	if err != nil {
+		return "", err
+	}
+	var s api.Service
+	if err := json.Unmarshal([]byte(out), &s); err != nil {
+		return "", err
+	}
+	return s.Status.Addresses.IPv4, nil
 }
 
 // byPort is that of ports at the client.

@@ -81,11 +81,11 @@ func (b *bench) peers(ctx context.Context, n int) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\n== peers: %d devices, each a Session ==\n", n)
 	empty := c.resident()
 	each := func() float64 { return float64(c.resident()-empty) / 1024 / float64(n) }
+	var lines [][]string
 	say := func(what string, a answer) {
-		fmt.Printf("%-58s %7.1f s %8.0f/s %8.1f KiB each\n", what, a.Seconds, float64(n)/a.Seconds, each())
+		lines = append(lines, []string{what, fmt.Sprintf("%.1f s", a.Seconds), fmt.Sprintf("%.0f a second, %.1f KiB each", float64(n)/a.Seconds, each())})
 	}
 	for _, step := range []struct{ word, what string }{
 		{"login", "login, place in the network, the call for it open"}, {"handshake", "and a handshake of WireGuard"}, {"hangup", "and without the call"},
@@ -104,7 +104,7 @@ func (b *bench) peers(ctx context.Context, n int) error {
 	if _, _, err := c.up(ctx); err != nil {
 		return err
 	}
-	fmt.Printf("killed; serves again after %.2f s\n", time.Since(begin).Seconds())
+	lines = append(lines, []string{"killed; serves again after", fmt.Sprintf("%.2f s", time.Since(begin).Seconds()), ""})
 	a, err := d.do("back")
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, b.said())
@@ -112,11 +112,12 @@ func (b *bench) peers(ctx context.Context, n int) error {
 	line := func(what string, seconds []float64) {
 		slices.Sort(seconds)
 		at := func(q float64) float64 { return seconds[min(int(q*float64(n)), n-1)] }
-		fmt.Printf("%-58s p50 %.2f s, p99 %.2f s, all %.2f s\n", what, at(0.5), at(0.99), at(1))
+		lines = append(lines, []string{what, fmt.Sprintf("%.2f s", at(1)), fmt.Sprintf("p50 %.2f s, p99 %.2f s", at(0.5), at(0.99))})
 	}
-	line("their packets pass again after (noticed within 2 s)", a.Packets)
-	line("their calls are open again after", a.Calls)
-	fmt.Printf("%d cookies, %d calls tried again, %.1f KiB each of a server that has done nothing else\n", a.Cookies, a.Again, float64(c.resident())/1024/float64(n))
+	line("all packets pass again after (noticed within 2 s)", a.Packets)
+	line("all calls are open again after", a.Calls)
+	lines = append(lines, []string{"memory of a server that has done nothing else", "", fmt.Sprintf("%.1f KiB each", float64(c.resident())/1024/float64(n))})
+	b.Show("peers", fmt.Sprintf("%d devices, each a Session", n), fmt.Sprintf("%d cookies, %d calls tried again.", a.Cookies, a.Again), []string{"", "takes", ""}, lines)
 	return nil
 }
 

@@ -67,6 +67,12 @@ func within(ctx context.Context, r *rig.Rig, f func(*bench) error) (err error) {
 	}()
 	b := &bench{Rig: &own, holder: h, fast: map[*rig.Target]string{}, runs: map[rig.PID]*exec.Cmd{}}
 	b.Lab = lab.New(h, lab.Config{Clients: 1})
+	for _, h := range []*lab.Host{b.Clients[0], b.NAT, b.Gateway, b.Upstream} {
+		// Some close their connections and some reset them: nobody shall run out of ports
+		// for what others have left in TIME_WAIT.
+		h.Set("net/ipv4/ip_local_port_range", "15000 65000")
+		h.Set("net/ipv4/tcp_tw_reuse", "1")
+	}
 	b.load = b.openers(b.Clients[0])
 	if err := b.upstreams(); err != nil {
 		return err
@@ -88,8 +94,10 @@ type bench struct {
 
 // Ports of what the load goes to, at the upstream and at whatever leads there.
 const (
-	iperfPort = 5201
-	echoPort  = 5007
+	iperfPort  = 5201
+	echoPort   = 5007
+	udpPort    = 5008 // sends datagrams back
+	publicPort = 5009 // of Cardea, of UDP for everybody
 )
 
 // upstreams starts what the load goes to: at the upstream, and for what has no proxy at
@@ -114,6 +122,9 @@ func (b *bench) upstreams() error {
 			}
 		}()
 		if _, err := b.start(h, nil, "iperf3", "-s", "-p", fmt.Sprint(iperfPort)); err != nil {
+			return err
+		}
+		if err := b.sendBack(h); err != nil {
 			return err
 		}
 	}
@@ -225,8 +236,15 @@ func (b *bench) openers(h *lab.Host) openers {
 }
 
 // dial returns how connections from the host to an address of TCP are opened.
-func (o openers) dial(address string) rig.Dial {
-	plain := rig.Plain(address)
+func (o openers) dial(address string) rig.Dial { return o.there(rig.Plain(address)) }
+
+// dialUDP returns how sockets of the host for datagrams to an address are opened.
+func (o openers) dialUDP(address string) rig.Dial {
+	return o.there(func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "udp", address) })
+}
+
+// there has what opens connections do so at the host.
+func (o openers) there(plain rig.Dial) rig.Dial {
 	return func(ctx context.Context) (c net.Conn, err error) {
 		done := make(chan struct{})
 		o <- func() {

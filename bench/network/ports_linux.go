@@ -89,6 +89,37 @@ func (b *bench) bareQUIC(ctx context.Context, bare string, iperf, echo int) (*ri
 	return b.target("quic-go bare", "127.0.0.1", iperf, echo, gateway, client), nil
 }
 
+// bareGateway is wireguard-go with an interface at the client, and a stack and a plain
+// proxy at the gateway.
+func (b *bench) bareGateway(ctx context.Context) (*rig.Target, error) {
+	const number = 61
+	bare, err := b.build(ctx, "cardea/bench/network/bare")
+	if err != nil {
+		return nil, err
+	}
+	program, err := b.build(ctx, "golang.zx2c4.com/wireguard")
+	if err != nil {
+		return nil, err
+	}
+	client, err := b.wireEnd(ctx, b.Clients[0], program, "c", number, 2, wireguard.DefaultMTU)
+	if err != nil {
+		return nil, err
+	}
+	key, at := wireguard.NewKey(), wireAddress(number, 1)
+	to := func(port int) string { return fmt.Sprintf("%d=%s", port, b.upstreamAt(port)) }
+	gateway, err := b.start(b.Gateway, nil, bare, "wireguard-server", key.Text(), client.key.Public().Text(), fmt.Sprint(wirePort+number),
+		at, client.address, fmt.Sprint(wireguard.DefaultMTU), to(iperfPort), to(echoPort))
+	if err != nil {
+		return nil, err
+	}
+	if err := client.set("peer", key.Public().Text(), "allowed-ips", at+"/32", "endpoint", b.gatewayAt(wirePort+number)); err != nil {
+		return nil, err
+	}
+	t := b.target("wireguard-go with a netstack, bare", at, iperfPort, echoPort, gateway, client.pid)
+	t.Rival = true
+	return t, b.ready(ctx, t)
+}
+
 // bareStack is wireguard-go with a stack at the client, and an interface and HAProxy at
 // the gateway.
 func (b *bench) bareStack(ctx context.Context, bare string, iperf, echo int) (*rig.Target, error) {

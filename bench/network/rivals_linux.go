@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"strings"
 
 	"cardea/bench/rig"
 	"cardea/test/network/lab"
@@ -117,7 +116,7 @@ func (b *bench) wires(ctx context.Context) ([]*rig.Target, error) {
 		plain         bool
 	}{
 		{"wireguard-go", current, 1420, true},
-		{"wireguard-go, MTU 1280", current, wireguard.DefaultMTU, true},
+		{"wireguard-go (MTU 1280)", current, wireguard.DefaultMTU, false},
 		{"wireguard-go of Debian", "wireguard-go", 1420, false},
 	} {
 		if _, err := os.Stat("/usr/bin/wireguard-go"); v.program == "wireguard-go" && err != nil {
@@ -128,15 +127,11 @@ func (b *bench) wires(ctx context.Context) ([]*rig.Target, error) {
 		if err != nil {
 			return nil, err
 		}
-		name, mtu, _ := strings.Cut(v.name, ",")
-		if mtu != "" {
-			mtu = "," + mtu
-		}
-		t := b.target(name+" + haproxy"+mtu, w.gateway.address, iperf, echo, w.gateway.pid, w.client.pid, proxy)
+		t := b.target(v.name+" + haproxy", w.gateway.address, iperf, echo, w.gateway.pid, w.client.pid, proxy)
 		t.Rival = n == 0
 		all = append(all, t)
 		if v.plain {
-			all = append(all, b.target(name+mtu+", no proxy", w.gateway.address, iperfPort, echoPort, w.gateway.pid, w.client.pid))
+			all = append(all, b.target(v.name+", no proxy", w.gateway.address, iperfPort, echoPort, w.gateway.pid, w.client.pid))
 		}
 	}
 	return all, b.ready(ctx, all...)

@@ -22,7 +22,7 @@ import (
 )
 
 func main() {
-	o := rig.Flags("idle", "session-idle", "bytes", "conns", "latency", "rate", "session-conns", "session-bytes", "session-latency")
+	o := rig.Flags(rig.Usual(), "idle", "session-idle", "bytes", "conns", "latency", "rate", "session-conns", "session-bytes", "session-latency")
 	idle := flag.Int("idle", 9000, "connections of the rows idle and session-idle")
 	rig.Main(o, func(ctx context.Context, r *rig.Rig) error { return measure(ctx, r, *idle) })
 }

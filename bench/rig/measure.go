@@ -92,9 +92,15 @@ func (r *Rig) Bytes(ctx context.Context, t *Target) ([]float64, error) {
 }
 
 // Conns returns a Measure of new connections a second and CPU µs for each, of the
-// proxy and of the whole machine: connect, a byte there and back, close.
+// proxy and of the whole machine: connect, a byte there and back, close. Before, each
+// caller has one that does not count: what is kept for the next connection is there.
 func (r *Rig) Conns(callers int) Measure {
 	return func(ctx context.Context, t *Target) ([]float64, error) {
+		_, endAll, err := open(ctx, t, callers)
+		if err != nil {
+			return nil, err
+		}
+		endAll()
 		var n, told, resumed atomic.Int64
 		used := From(t)
 		took, err := r.during(ctx, callers, func(ctx context.Context, _ int) error {
@@ -167,8 +173,13 @@ func open(ctx context.Context, t *Target, n int) (conns []net.Conn, end func(), 
 
 // Closed returns a Measure of the median time there and back in µs, on so many
 // connections, for each number: the next message is sent when the last is back.
-func (r *Rig) Closed(many ...int) Measure {
-	return func(ctx context.Context, t *Target) (p50 []float64, err error) {
+func (r *Rig) Closed(many ...int) Measure { return r.closed([]float64{0.5}, many) }
+
+// Tails is Closed with the 99th percentile beside each median.
+func (r *Rig) Tails(many ...int) Measure { return r.closed([]float64{0.5, 0.99}, many) }
+
+func (r *Rig) closed(quantiles []float64, many []int) Measure {
+	return func(ctx context.Context, t *Target) (figures []float64, err error) {
 		for _, n := range many {
 			conns, end, err := open(ctx, t, n)
 			if err != nil {
@@ -185,16 +196,19 @@ func (r *Rig) Closed(many ...int) Measure {
 			if err != nil {
 				return nil, err
 			}
-			p50 = append(p50, middle(slices.Concat(times...)))
+			all := slices.Concat(times...)
+			for _, q := range quantiles {
+				figures = append(figures, quantile(all, q))
+			}
 		}
-		return p50, nil
+		return figures, nil
 	}
 }
 
-// middle returns the median in µs.
-func middle(d []time.Duration) float64 {
+// quantile returns one in µs.
+func quantile(d []time.Duration, q float64) float64 {
 	slices.Sort(d)
-	return micros(d[len(d)/2])
+	return micros(d[min(int(q*float64(len(d))), len(d)-1)])
 }
 
 // A Pace is how many connections have together so many messages a second.
@@ -254,7 +268,7 @@ func (r *Rig) pace(ctx context.Context, t *Target, p Pace) (float64, error) {
 	if err := errors.Join(failed...); err != nil {
 		return 0, err
 	}
-	return middle(slices.Concat(times...)), nil
+	return quantile(slices.Concat(times...), 0.5), nil
 }
 
 // Idle returns a Measure of the resident KiB of each of many connections that do

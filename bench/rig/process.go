@@ -92,6 +92,39 @@ func (t *Target) cpu() time.Duration {
 	return sum
 }
 
+// A Usage is what a process has used.
+type Usage struct {
+	CPU      time.Duration // exact, and not by ticks
+	Switches int           // how often its threads have waited
+}
+
+// Plus returns both together.
+func (u Usage) Plus(v Usage) Usage { return Usage{u.CPU + v.CPU, u.Switches + v.Switches} }
+
+// Minus returns what was used since v.
+func (u Usage) Minus(v Usage) Usage { return Usage{u.CPU - v.CPU, u.Switches - v.Switches} }
+
+// Usage returns what its threads have used that are there.
+func (p PID) Usage() (u Usage) {
+	for _, pid := range p.family() {
+		tasks, _ := filepath.Glob("/proc/" + pid + "/task/*")
+		for _, task := range tasks {
+			b, _ := os.ReadFile(task + "/schedstat") // gone is nothing
+			first, _, _ := strings.Cut(string(b), " ")
+			ns, _ := strconv.ParseInt(first, 10, 64)
+			u.CPU += time.Duration(ns)
+			b, _ = os.ReadFile(task + "/status")
+			for line := range strings.Lines(string(b)) {
+				if n, ok := strings.CutPrefix(line, "voluntary_ctxt_switches:"); ok {
+					switches, _ := strconv.Atoi(strings.TrimSpace(n))
+					u.Switches += switches
+				}
+			}
+		}
+	}
+	return u
+}
+
 // Resident returns its resident bytes.
 func (p PID) Resident() (sum int64) {
 	for _, pid := range p.family() {

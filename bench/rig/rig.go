@@ -1,8 +1,8 @@
 // Package rig is what measurements beside other proxies need: upstreams, proxies
 // as processes of their own on cores of their own, ways to measure them, and
 // tables. Rounds are interleaved: each round measures every proxy once. What a
-// table shows are medians, and the spread from the least to the most in percent
-// of the median.
+// table shows are medians, and half the spread from the least to the most in percent
+// of the median; ratios are those of one round each: their median, least and most.
 package rig
 
 import (
@@ -32,21 +32,40 @@ type Options struct {
 	Targets string        // parts of names, with commas; "" is all
 	Engines string        // of Cardea, with commas
 	Profile string        // a directory for profiles of Cardea; "" makes none
-	Shared  bool          // nothing has cores of its own: not a flag
-	quick   bool
-	pinned  bool
+	Results string        // a file whose section of this measurement is written; "" is none
+
+	// What a program sets, and no flag does:
+	Shared bool   // nothing has cores of its own
+	Part   string // of bench/run, whose results are written by it; "" is none
+
+	defaults Defaults
+	quick    bool
+	pinned   bool
+}
+
+// Defaults are what stands where no flag says anything.
+type Defaults struct {
+	Rounds                  int
+	Each                    time.Duration
+	QuickRows, QuickTargets string // with -quick; "" is all
+}
+
+// Usual returns those of most measurements.
+func Usual() Defaults {
+	return Defaults{Rounds: 5, Each: 3 * time.Second, QuickTargets: "direct,cardea,haproxy"}
 }
 
 // Flags adds the flags that become Options. rows are the names of the rows.
-func Flags(rows ...string) *Options {
-	o := new(Options)
-	flag.IntVar(&o.Rounds, "rounds", 5, "rounds")
-	flag.DurationVar(&o.Each, "time", 3*time.Second, "how long each measurement lasts")
+func Flags(d Defaults, rows ...string) *Options {
+	o := &Options{defaults: d}
+	flag.IntVar(&o.Rounds, "rounds", d.Rounds, "rounds")
+	flag.DurationVar(&o.Each, "time", d.Each, "how long each measurement lasts")
 	flag.StringVar(&o.Rows, "rows", "", "what to measure, of "+strings.Join(rows, ",")+"; all if left out")
 	flag.StringVar(&o.Targets, "targets", "", "whom to measure: a part of the name, or several with commas; all if left out")
 	flag.StringVar(&o.Engines, "engines", "loop,copy", "the engines of Cardea, if it has several")
 	flag.StringVar(&o.Profile, "profile", "", "write profiles of Cardea into this directory, while it is measured")
-	flag.BoolVar(&o.quick, "quick", false, "an indication in a minute: 1 round of 1 s, without nginx, unless other flags say so")
+	flag.StringVar(&o.Results, "results", "", "write the tables into their section of this file, if this measurement has one; bench/RESULTS.md if all is measured")
+	flag.BoolVar(&o.quick, "quick", false, "an indication in a minute or two: 1 round of 1 s, of fewer, unless other flags say so")
 	flag.BoolVar(&o.pinned, "pinned", false, "the load runs on its own cores already")
 	return o
 }
@@ -59,6 +78,9 @@ func (o *Options) settle() {
 	said := map[string]bool{}
 	flag.Visit(func(f *flag.Flag) { said[f.Name] = true })
 	if !o.quick {
+		if o.Part != "" && !said["results"] && !said["rows"] && !said["targets"] {
+			o.Results = "bench/RESULTS.md"
+		}
 		return
 	}
 	if !said["rounds"] {
@@ -68,7 +90,10 @@ func (o *Options) settle() {
 		o.Each = time.Second
 	}
 	if !said["targets"] {
-		o.Targets = "direct,cardea,haproxy"
+		o.Targets = o.defaults.QuickTargets
+	}
+	if !said["rows"] {
+		o.Rows = o.defaults.QuickRows
 	}
 }
 
@@ -98,6 +123,7 @@ type Rig struct {
 	Up  *Upstreams
 
 	prefix  []string // what runs a proxy: taskset, say
+	report  *report
 	cardeas []*Cardea
 	started []*exec.Cmd
 	files   []*os.File
@@ -130,7 +156,7 @@ func run(ctx context.Context, o *Options, f func(context.Context, *Rig) error) (
 		return err
 	}
 	defer os.RemoveAll(dir)
-	r := &Rig{Options: o, Dir: dir, prefix: prefix}
+	r := &Rig{Options: o, Dir: dir, prefix: prefix, report: newReport(ctx)}
 	if r.Up, err = newUpstreams(); err != nil {
 		return err
 	}
@@ -147,12 +173,15 @@ func run(ctx context.Context, o *Options, f func(context.Context, *Rig) error) (
 	if prefix != nil {
 		where = "proxies on cores 0 and 1, load and upstreams on 2 and 3"
 	}
-	fmt.Printf("%d rounds of %s; %s\n", o.Rounds, o.Each, where)
+	r.report.say(fmt.Sprintf("%d rounds of %s; %s.", o.Rounds, o.Each, where))
 	if err := f(ctx, r); err != nil {
 		return err
 	}
 	fmt.Println()
-	return r.verify(ctx)
+	if err := r.verify(ctx); err != nil {
+		return err
+	}
+	return r.report.write(o)
 }
 
 // pin has this process run on the cores of the load, and says what runs a proxy on

@@ -62,61 +62,85 @@ func (r *Rig) Measure(ctx context.Context, rows ...Row) error {
 	return nil
 }
 
-// table measures every Target in every round and prints a table.
+// table measures every Target in every round and shows a table.
 func (r *Rig) table(ctx context.Context, row Row) error {
+	got, err := r.rounds(ctx, row)
+	if err != nil {
+		return err
+	}
+	rival := max(slices.IndexFunc(row.Targets, func(t *Target) bool { return t.Rival }), 0)
+	bare := -1
+	if row.Added {
+		bare = slices.IndexFunc(row.Targets, func(t *Target) bool { return t.PID == 0 })
+	}
+	head := []string{""}
+	for _, u := range row.Units {
+		head = append(head, u, "×")
+	}
+	var lines [][]string
+	for i, t := range row.Targets {
+		line := []string{t.Name}
+		for u := range row.Units {
+			mid, spread := median(got[i][u])
+			less := make([]float64, len(got[i][u])) // nothing, or what it is without a proxy
+			if bare >= 0 {
+				less = got[bare][u]
+			}
+			line = append(line, fmt.Sprintf("%s ±%.0f %%", figure(mid), spread), ratio(got[i][u], got[rival][u], less))
+		}
+		lines = append(lines, line)
+	}
+	of := ""
+	if bare >= 0 {
+		of = fmt.Sprintf(", of what is more than %q", row.Targets[bare].Name)
+	}
+	r.Show(row.Name, row.Title, fmt.Sprintf("× is the ratio to %s%s.", row.Targets[rival].Name, of), head, lines)
+	return nil
+}
+
+// rounds returns the figures of each Target, unit and round.
+func (r *Rig) rounds(ctx context.Context, row Row) ([][][]float64, error) {
 	rounds, n := r.Rounds, len(row.Targets)
 	if row.Once {
 		rounds = 1
 	}
-	got := make([][][]float64, n) // target, unit, round
+	got := make([][][]float64, n)
 	for i := range got {
 		got[i] = make([][]float64, len(row.Units))
 	}
 	for round := range rounds {
 		for i := range n {
-			i = (i + round) % n // nobody is always the one after the same other
+			i = (i + round) % n // nobody is always the first
 			t := row.Targets[i]
 			v, err := r.once(ctx, row, t)
 			if err != nil {
-				return fmt.Errorf("%s: %w", t.Name, err)
+				return nil, fmt.Errorf("%s: %w", t.Name, err)
 			}
 			for u := range row.Units {
 				got[i][u] = append(got[i][u], v[u])
 			}
 		}
 	}
-	const wide = 34
-	fmt.Printf("\n== %s: %s ==\n%-*s", row.Name, row.Title, wide, "")
-	for _, u := range row.Units {
-		fmt.Printf("  %22s", u)
-	}
-	fmt.Println()
-	rival := max(slices.IndexFunc(row.Targets, func(t *Target) bool { return t.Rival }), 0)
-	bare := slices.IndexFunc(row.Targets, func(t *Target) bool { return t.PID == 0 })
-	for i, t := range row.Targets {
-		fmt.Printf("%-*s", wide, t.Name)
-		for u := range row.Units {
-			mid, spread := median(got[i][u])
-			base, _ := median(got[rival][u])
-			own := mid
-			if row.Added && bare >= 0 {
-				less, _ := median(got[bare][u])
-				own, base = own-less, base-less
-			}
-			ratio := "–"
-			if base > 0 && own > 0 {
-				ratio = fmt.Sprintf("%.2f×", own/base)
-			}
-			fmt.Printf("  %9s ±%2.0f%% %8s", figure(mid), spread, ratio)
+	return got, nil
+}
+
+// ratio says how v is to base, round by round, each without less: the median and, of
+// several rounds, the least and the most.
+func ratio(v, base, less []float64) string {
+	var all []float64
+	for i := range v {
+		if own, other := v[i]-less[i], base[i]-less[i]; own > 0 && other > 0 {
+			all = append(all, own/other)
 		}
-		fmt.Println()
 	}
-	of := ""
-	if row.Added && bare >= 0 {
-		of = fmt.Sprintf(", of what is more than %q", row.Targets[bare].Name)
+	if len(all) == 0 {
+		return "–"
 	}
-	fmt.Printf("(× is the ratio to %s%s)\n", row.Targets[rival].Name, of)
-	return nil
+	mid, _ := median(all)
+	if len(all) == 1 {
+		return fmt.Sprintf("%.2f", mid)
+	}
+	return fmt.Sprintf("%.2f (%.2f–%.2f)", mid, slices.Min(all), slices.Max(all))
 }
 
 // once measures one Target once.
@@ -134,7 +158,7 @@ func (r *Rig) once(ctx context.Context, row Row, t *Target) ([]float64, error) {
 
 func median(v []float64) (mid, spread float64) {
 	v = slices.Sorted(slices.Values(v))
-	mid = v[len(v)/2]
+	mid = (v[(len(v)-1)/2] + v[len(v)/2]) / 2
 	if mid > 0 {
 		spread = (v[len(v)-1] - v[0]) / mid * 50
 	}

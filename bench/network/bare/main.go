@@ -4,11 +4,13 @@
 //	bare quic-server LISTEN CERTIFICATE KEY UPSTREAM…
 //	bare quic-client SERVER CA PORT…
 //	bare wireguard-client PRIVATE PUBLIC ENDPOINT ADDRESS MTU PORT=TO…
+//	bare wireguard-server PRIVATE PUBLIC LISTEN-PORT ADDRESS PEER MTU PORT=TO…
 //
 // The first two are the ends of one connection of quic-go, with a stream for each
 // connection to the nth port, which leads to the nth upstream. The third is a wireguard-go
 // with a stack of its own: keys in base64, ADDRESS its own address, and each port leads to
-// an address behind the tunnel.
+// an address behind the tunnel. The fourth is the other end: its ports are those of its
+// stack, PEER is the address of the client, and each port leads to an upstream.
 package main
 
 import (
@@ -43,6 +45,8 @@ func main() {
 		err = quicClient(context.Background(), args[1], args[2], args[3:])
 	case len(args) > 6 && args[0] == "wireguard-client":
 		err = wireguardClient(args[1], args[2], args[3], args[4], args[5], args[6:])
+	case len(args) > 7 && args[0] == "wireguard-server":
+		err = wireguardServer(args[1], args[2], args[3], args[4], args[5], args[6], args[7:])
 	}
 	fmt.Fprintln(os.Stderr, "error:", err)
 	os.Exit(1)
@@ -70,12 +74,17 @@ func relay(a, b stream) {
 	ways.Wait()
 }
 
-// serve accepts connections at a port of loopback and relays each.
-func serve(port string, open func() (stream, error)) error {
+// serveLocal accepts connections at a port of loopback and relays each.
+func serveLocal(port string, open func() (stream, error)) error {
 	l, err := net.Listen("tcp", "127.0.0.1:"+port)
 	if err != nil {
 		return err
 	}
+	return serve(l, open)
+}
+
+// serve accepts connections and relays each.
+func serve(l net.Listener, open func() (stream, error)) error {
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -88,7 +97,7 @@ func serve(port string, open func() (stream, error)) error {
 				c.Close()
 				return
 			}
-			relay(c.(*net.TCPConn), s)
+			relay(c.(stream), s)
 		}()
 	}
 }
@@ -174,7 +183,7 @@ func quicClient(ctx context.Context, server, ca string, ports []string) error {
 	var serving []func() error
 	for i, port := range ports {
 		serving = append(serving, func() error {
-			return serve(port, func() (stream, error) {
+			return serveLocal(port, func() (stream, error) {
 				s, err := c.OpenStreamSync(ctx)
 				if err != nil {
 					return nil, err
@@ -187,28 +196,66 @@ func quicClient(ctx context.Context, server, ca string, ports []string) error {
 	return all(serving...)
 }
 
-func wireguardClient(private, public, endpoint, address, mtu string, ports []string) error {
-	hexadecimal := func(key string) string {
-		b, _ := base64.StdEncoding.DecodeString(key)
-		return hex.EncodeToString(b)
-	}
+// hexadecimal is a key as a device wants it.
+func hexadecimal(key string) string {
+	b, _ := base64.StdEncoding.DecodeString(key)
+	return hex.EncodeToString(b)
+}
+
+// wire runs a wireguard-go with a stack at an address.
+func wire(address, mtu, settings string) (*netstack.Net, netip.Addr, error) {
 	own, err := netip.ParseAddr(address)
 	if err != nil {
-		return err
+		return nil, own, err
 	}
 	size, err := strconv.Atoi(mtu)
 	if err != nil {
-		return err
+		return nil, own, err
 	}
 	tun, inside, err := netstack.CreateNetTUN([]netip.Addr{own}, nil, size)
 	if err != nil {
-		return err
+		return nil, own, err
 	}
 	d := device.NewDevice(tun, conn.NewDefaultBind(), device.NewLogger(device.LogLevelError, ""))
-	if err := d.IpcSet(fmt.Sprintf("private_key=%s\npublic_key=%s\nendpoint=%s\nallowed_ip=0.0.0.0/0\n", hexadecimal(private), hexadecimal(public), endpoint)); err != nil {
+	if err := d.IpcSet(settings); err != nil {
+		return nil, own, err
+	}
+	return inside, own, d.Up()
+}
+
+func wireguardServer(private, public, listen, address, peer, mtu string, ports []string) error {
+	inside, own, err := wire(address, mtu, fmt.Sprintf("private_key=%s\nlisten_port=%s\npublic_key=%s\nallowed_ip=%s/32\n", hexadecimal(private), listen, hexadecimal(public), peer))
+	if err != nil {
 		return err
 	}
-	if err := d.Up(); err != nil {
+	var serving []func() error
+	for _, p := range ports {
+		port, to, _ := strings.Cut(p, "=")
+		n, err := strconv.ParseUint(port, 10, 16)
+		if err != nil {
+			return err
+		}
+		l, err := inside.ListenTCPAddrPort(netip.AddrPortFrom(own, uint16(n)))
+		if err != nil {
+			return err
+		}
+		serving = append(serving, func() error { return serve(l, func() (stream, error) { return dial(to) }) })
+	}
+	return all(serving...)
+}
+
+// dial opens a connection to an upstream.
+func dial(to string) (stream, error) {
+	c, err := net.Dial("tcp", to)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+func wireguardClient(private, public, endpoint, address, mtu string, ports []string) error {
+	inside, _, err := wire(address, mtu, fmt.Sprintf("private_key=%s\npublic_key=%s\nendpoint=%s\nallowed_ip=0.0.0.0/0\n", hexadecimal(private), hexadecimal(public), endpoint))
+	if err != nil {
 		return err
 	}
 	var serving []func() error
@@ -219,7 +266,7 @@ func wireguardClient(private, public, endpoint, address, mtu string, ports []str
 			return err
 		}
 		serving = append(serving, func() error {
-			return serve(port, func() (stream, error) { return inside.DialContextTCPAddrPort(context.Background(), address) })
+			return serveLocal(port, func() (stream, error) { return inside.DialContextTCPAddrPort(context.Background(), address) })
 		})
 	}
 	return all(serving...)
