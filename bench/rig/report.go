@@ -21,9 +21,10 @@ type report struct {
 	load  string // averages at the beginning
 }
 
-func newReport(ctx context.Context) *report {
-	p := &report{begin: time.Now(), load: load()}
-	p.say(p.begin.UTC().Format("2006-01-02 15:04") + " UTC, " + machine() + "; " + versions(ctx) + ".")
+// newReport begins one of a program, on a machine that had such a load before.
+func newReport(ctx context.Context, load, bin string) *report {
+	p := &report{begin: time.Now(), load: load}
+	p.say(p.begin.UTC().Format("2006-01-02 15:04") + " UTC, " + machine() + "; " + versions(ctx, bin) + ".")
 	if !quiet(p.load) {
 		p.say("**The machine was not quiet**: its load was " + p.load + " before anything was measured. Read the ratios, and not closely.")
 	}
@@ -124,7 +125,7 @@ func machine() string {
 }
 
 // versions says what was measured.
-func versions(ctx context.Context) string {
+func versions(ctx context.Context, bin string) string {
 	said := func(name string, args ...string) string {
 		out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
 		first, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
@@ -133,7 +134,7 @@ func versions(ctx context.Context) string {
 		}
 		return first
 	}
-	list := []string{"cardea " + said("git", "describe", "--tags", "--always", "--dirty"), runtime.Version()}
+	list := []string{said(bin, "version"), "tree " + said("git", "describe", "--tags", "--always", "--dirty"), runtime.Version()}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, m := range info.Deps {
 			switch m.Path {

@@ -144,6 +144,7 @@ func Main(o *Options, f func(context.Context, *Rig) error) {
 }
 
 func run(ctx context.Context, o *Options, f func(context.Context, *Rig) error) (err error) {
+	before := load()
 	var prefix []string
 	if !o.Shared {
 		var done bool
@@ -156,7 +157,7 @@ func run(ctx context.Context, o *Options, f func(context.Context, *Rig) error) (
 		return err
 	}
 	defer os.RemoveAll(dir)
-	r := &Rig{Options: o, Dir: dir, prefix: prefix, report: newReport(ctx)}
+	r := &Rig{Options: o, Dir: dir, prefix: prefix}
 	if r.Up, err = newUpstreams(); err != nil {
 		return err
 	}
@@ -169,6 +170,7 @@ func run(ctx context.Context, o *Options, f func(context.Context, *Rig) error) (
 	if err != nil {
 		return err
 	}
+	r.report = newReport(ctx, before, r.Bin)
 	where := "proxies, load and upstreams share all cores"
 	if prefix != nil {
 		where = "proxies on cores 0 and 1, load and upstreams on 2 and 3"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // A Target is one proxy, in one configuration.
@@ -75,13 +76,20 @@ func (r *Rig) table(ctx context.Context, row Row) error {
 	}
 	head := []string{""}
 	for _, u := range row.Units {
-		head = append(head, u, "×")
+		head = append(head, u)
+		if !isShare(u) {
+			head = append(head, "×")
+		}
 	}
 	var lines [][]string
 	for i, t := range row.Targets {
 		line := []string{t.Name}
-		for u := range row.Units {
+		for u, unit := range row.Units {
 			mid, spread := median(got[i][u])
+			if isShare(unit) {
+				line = append(line, figure(mid))
+				continue
+			}
 			less := make([]float64, len(got[i][u])) // nothing, or what it is without a proxy
 			if bare >= 0 {
 				less = got[bare][u]
@@ -97,6 +105,9 @@ func (r *Rig) table(ctx context.Context, row Row) error {
 	r.Show(row.Name, row.Title, fmt.Sprintf("× is the ratio to %s%s.", row.Targets[rival].Name, of), head, lines)
 	return nil
 }
+
+// isShare reports whether figures of a unit have no ratios: they may well be nothing.
+func isShare(unit string) bool { return strings.HasSuffix(unit, "%") }
 
 // rounds returns the figures of each Target, unit and round.
 func (r *Rig) rounds(ctx context.Context, row Row) ([][][]float64, error) {
