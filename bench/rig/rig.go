@@ -175,7 +175,7 @@ func run(ctx context.Context, o *Options, f func(context.Context, *Rig) error) (
 	if prefix != nil {
 		where = "proxies on cores 0 and 1, load and upstreams on 2 and 3"
 	}
-	r.report.say(fmt.Sprintf("%d rounds of %s; %s.", o.Rounds, o.Each, where))
+	r.report.say(fmt.Sprintf("Rounds: %d, of %s each; %s.", o.Rounds, o.Each, where))
 	if err := f(ctx, r); err != nil {
 		return err
 	}

@@ -94,7 +94,11 @@ func (r *Rig) table(ctx context.Context, row Row) error {
 			if bare >= 0 {
 				less = got[bare][u]
 			}
-			line = append(line, fmt.Sprintf("%s ±%.0f %%", figure(mid), spread), ratio(got[i][u], got[rival][u], less))
+			said := figure(mid)
+			if len(got[i][u]) > 1 {
+				said += fmt.Sprintf(" ±%.0f %%", spread)
+			}
+			line = append(line, said, ratio(got[i][u], got[rival][u], less))
 		}
 		lines = append(lines, line)
 	}
