@@ -7,11 +7,12 @@ import (
 	"time"
 
 	"cardea/api"
+	"cardea/relay"
 )
 
-// A stillSocket is a socket that has addresses, and a client that has said something.
+// A stillSocket is a Socket that has addresses, and a client that has said something.
 type stillSocket struct {
-	socket
+	relay.Socket
 	local, remote netip.AddrPort
 	said          []byte
 	got           func([]byte, error) bool

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cardea/api"
+	"cardea/relay"
 )
 
 // option reads a number of a connection's socket.
@@ -169,7 +170,9 @@ func testSocketsAreDuplicates(t *testing.T, newSite func(*testing.T) *site) {
 // A port is served all the same if it cannot be given to who accepts raw.
 func TestRawCannot(t *testing.T) {
 	s := newSite(t)
-	s.Raw = func(*net.TCPListener) (RawListener, error) { return nil, os.NewSyscallError("epoll_ctl", unix.EMFILE) }
+	s.Raw = func(*net.TCPListener) (relay.Listener, error) {
+		return nil, os.NewSyscallError("epoll_ctl", unix.EMFILE)
+	}
 	s.run()
 	port := freePort(t)
 	s.set(public("a.ns", port, local))

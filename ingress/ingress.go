@@ -21,20 +21,11 @@ import (
 	"time"
 
 	"cardea/api"
+	"cardea/relay"
 )
 
-// A RawListener accepts by itself, and not through package net. It is a
-// relay.Listener, which says what its methods do; what it accepts is a relay.Socket.
-type RawListener interface {
-	Serve(ctx context.Context, take func(net.Conn), trouble func(error) time.Duration) error
-	Retire()
-	Close() error
-	Addr() net.Addr
-	SyscallConn() (syscall.RawConn, error)
-}
-
-// raw is a RawListener where a net.Listener is wanted. Nobody calls its Accept.
-type raw struct{ RawListener }
+// raw is a relay.Listener where a net.Listener is wanted. Nobody calls its Accept.
+type raw struct{ relay.Listener }
 
 // Accept implements net.Listener.
 func (raw) Accept() (net.Conn, error) { return nil, errors.ErrUnsupported }
@@ -148,7 +139,7 @@ func (l *Listener) Serve(ctx context.Context) error {
 	return nil
 }
 
-// serve is RawListener.Serve with a net.Listener.
+// serve is relay.Listener.Serve with a net.Listener.
 func (l *Listener) serve(ctx context.Context, take func(net.Conn), trouble func(error) time.Duration) error {
 	for {
 		c, err := l.Accept()

@@ -3,11 +3,12 @@ package ingress
 import (
 	"net"
 
+	"cardea/relay"
 	"cardea/relay/loop"
 )
 
 // listenLoop returns a Router.Raw: the engine's.
-func listenLoop() func(*net.TCPListener) (RawListener, error) {
+func listenLoop() func(*net.TCPListener) (relay.Listener, error) {
 	e := loop.New(loop.Options{Loops: 2, Log: quiet})
-	return func(l *net.TCPListener) (RawListener, error) { return e.Listen(l) }
+	return func(l *net.TCPListener) (relay.Listener, error) { return e.Listen(l) }
 }

@@ -2,7 +2,11 @@
 
 package ingress
 
-import "net"
+import (
+	"net"
+
+	"cardea/relay"
+)
 
 // listenLoop returns nil: there is no engine here that accepts.
-func listenLoop() func(*net.TCPListener) (RawListener, error) { return nil }
+func listenLoop() func(*net.TCPListener) (relay.Listener, error) { return nil }

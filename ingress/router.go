@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"cardea/api"
+	"cardea/relay"
 	"cardea/relay/datagram"
 	"cardea/secret"
 )
@@ -35,7 +36,7 @@ type Router struct {
 	Handle func(api.Arrival)
 	// Raw gives a listening socket to who accepts raw: relay.Acceptor.Listen. May be
 	// nil: then package net accepts.
-	Raw func(l *net.TCPListener) (RawListener, error)
+	Raw func(l *net.TCPListener) (relay.Listener, error)
 	// Inherit returns the listener of a bind that the process before has had open, or
 	// nil. It is asked once for each bind, before any is opened. May be nil.
 	Inherit func(api.Bind) net.Listener
@@ -333,7 +334,7 @@ func (r *Router) accepter(l net.Listener) net.Listener {
 	}
 	err := bequeath(tcp)
 	if err == nil {
-		var x RawListener
+		var x relay.Listener
 		if x, err = r.Raw(tcp); err == nil {
 			return raw{x}
 		}

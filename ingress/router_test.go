@@ -72,8 +72,8 @@ func newSite(t *testing.T) *site {
 }
 
 // roads are the ways to accept: each a Router.Raw.
-func roads() map[string]func(*net.TCPListener) (RawListener, error) {
-	return map[string]func(*net.TCPListener) (RawListener, error){"net": nil, "loop": listenLoop()}
+func roads() map[string]func(*net.TCPListener) (relay.Listener, error) {
+	return map[string]func(*net.TCPListener) (relay.Listener, error){"net": nil, "loop": listenLoop()}
 }
 
 // onRoads runs a test with each way to accept.
@@ -92,7 +92,7 @@ func onRoads(t *testing.T, test func(t *testing.T, newSite func(*testing.T) *sit
 // bare reports whether a connection is as it was accepted.
 func (s *site) bare(c net.Conn) bool {
 	_, ordinary := c.(*net.TCPConn)
-	_, isRaw := c.(socket)
+	_, isRaw := c.(relay.Socket)
 	return ordinary && s.Raw == nil || isRaw && s.Raw != nil
 }
 
@@ -310,7 +310,7 @@ func TestRetire(t *testing.T) {
 	}
 }
 
-func testRetire(t *testing.T, road func(*net.TCPListener) (RawListener, error)) {
+func testRetire(t *testing.T, road func(*net.TCPListener) (relay.Listener, error)) {
 	const waiting = 20
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"cardea/api"
+	"cardea/relay"
 	"cardea/wire/hello"
 	"cardea/wire/pgstart"
 )
@@ -33,7 +34,7 @@ type visit struct {
 	router   *Router
 	door     *door
 	listener *listener
-	raw      socket       // nil if package net has the connection
+	raw      relay.Socket // nil if package net has the connection
 	conn     *net.TCPConn // nil if it has not
 	facts    api.Facts
 	peer     netip.AddrPort // at the other end of the connection
@@ -58,17 +59,6 @@ type visit struct {
 
 	found   *row // nil while it is not known
 	nearest *row // of the Object that the connection is to, if that is known before
-}
-
-// A socket is a connection that a RawListener has accepted: a relay.Socket, which says
-// what its methods do.
-type socket interface {
-	net.Conn
-	Reset(reason string) error
-	AddrPorts() (local, remote netip.AddrPort)
-	Await(within time.Duration, most int, got func(read []byte, err error) (more bool))
-	Discard(n int)
-	TCP() (c *net.TCPConn, read []byte, err error)
 }
 
 // A stage is what a visit waits for before its row can be told.
@@ -111,7 +101,7 @@ func (r *Router) take(ctx context.Context, d *door, c net.Conn) {
 	d.accepted.Add(1)
 	v := visit{router: r, door: d}
 	var local netip.AddrPort
-	if s, ok := c.(socket); ok {
+	if s, ok := c.(relay.Socket); ok {
 		v.raw = s
 		local, v.peer = s.AddrPorts()
 	} else {

@@ -281,11 +281,23 @@ func (c *Conn) verdict(v api.Verdict) error {
 		v = api.Verdict{Code: api.VerdictDenied}
 	}
 	c.mu.Lock()
-	told := c.told
+	told, conn := c.told, c.Conn
 	c.told = true
 	c.mu.Unlock()
-	if t, ok := c.Conn.(interface{ Verdict(api.Verdict) error }); ok && !told {
+	if t, ok := conn.(teller); ok && !told {
 		return t.Verdict(v)
 	}
 	return nil
+}
+
+// A teller is the conn of a road that can carry a verdict. One that is also a
+// relay.Socket, or has one beneath, does not wait for the client.
+type teller interface{ Verdict(api.Verdict) error }
+
+// hears reports whether the client can be told what becomes of its request.
+func (c *Conn) hears() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.Conn.(teller)
+	return ok
 }

@@ -349,42 +349,53 @@ func (c *Conn) cut(why relay.Reason, words string, by *api.Decision) {
 // finish closes what a Handler, or the Gate, has left: err is why.
 func (c *Conn) finish(err error) {
 	c.mu.Lock()
-	live, cut := c.live, c.ending
+	live := c.live
 	c.mu.Unlock()
 	if live != nil {
 		return // the relay ends it
 	}
-	if cut != nil {
-		if cut.by != nil {
-			c.verdict(verdictOf(cut.by))
-		}
-		relay.Reset(c.leg(), cut.reason)
-		c.closed(*cut)
-		return
-	}
-	e := ending{reason: relay.ClientClosed}
-	var denied *Denied
-	var failed *dialError
-	switch {
-	case err == nil:
-	case errors.As(err, &denied):
-		c.verdict(denied.Verdict)
-		e = ending{reason: relay.Revoked, words: "a unit of work was refused"}
-	case errors.As(err, &failed):
-		e = ending{reason: failed.reason(), words: failed.Error()}
-		c.verdict(api.Verdict{Code: api.VerdictUnavailable, DecisionID: c.first.id(), Words: "the Service does not answer; its administrator finds the reason in the log"})
-	case errors.Is(err, errClientGone):
-		e = ending{reason: relay.ClientReset, words: err.Error()}
-	default:
-		e = ending{reason: relay.ProtocolError, words: err.Error()}
-		c.verdict(api.Verdict{Code: api.VerdictUnavailable, DecisionID: c.first.id(), Words: "the Service cannot be reached now"})
-	}
-	if err == nil {
+	e, cut := c.explain(err)
+	if err == nil && !cut {
 		c.Conn.Close()
 	} else {
 		relay.Reset(c.leg(), e.reason)
 	}
 	c.closed(e)
+}
+
+// explain says why a connection is over that was not relayed: it was cut or, if not,
+// because of err. The client is told what he may know.
+func (c *Conn) explain(err error) (e ending, cut bool) {
+	c.mu.Lock()
+	by := c.ending
+	c.mu.Unlock()
+	if by != nil {
+		if by.by != nil {
+			c.verdict(verdictOf(by.by))
+		}
+		return *by, true
+	}
+	var denied *Denied
+	var failed *dialError
+	switch {
+	case err == nil:
+		return ending{reason: relay.ClientClosed}, false
+	case errors.As(err, &denied):
+		c.verdict(denied.Verdict)
+		return ending{reason: relay.Revoked, words: "a unit of work was refused"}, false
+	case errors.As(err, &failed):
+		c.unanswered()
+		return ending{reason: failed.reason(), words: failed.Error()}, false
+	case errors.Is(err, errClientGone):
+		return ending{reason: relay.ClientReset, words: err.Error()}, false
+	}
+	c.verdict(api.Verdict{Code: api.VerdictUnavailable, DecisionID: c.first.id(), Words: "the Service cannot be reached now"})
+	return ending{reason: relay.ProtocolError, words: err.Error()}, false
+}
+
+// unanswered tells the client that there is no upstream.
+func (c *Conn) unanswered() {
+	c.verdict(api.Verdict{Code: api.VerdictUnavailable, DecisionID: c.first.id(), Words: "the Service does not answer; its administrator finds the reason in the log"})
 }
 
 // closed ends a connection that no engine had.
@@ -477,6 +488,9 @@ func (l *leg) Reset(reason string) error {
 	l.conn.mu.Lock()
 	e := l.conn.ending
 	l.conn.mu.Unlock()
+	if e != nil {
+		reason = string(e.reason)
+	}
 	if e != nil && e.reason == relay.Revoked && e.by != nil && !l.conn.from.anonymous() {
 		v := verdictOf(e.by)
 		if v.DecisionID != "" {

@@ -59,7 +59,6 @@ package proxy
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/maphash"
 	"log/slog"
@@ -340,4 +339,13 @@ func (c *Conn) carried() error {
 	return nil
 }
 
-var errClientGone = errors.New("the client went away before it was connected")
+// errClientGone is that nobody hears the verdict any more.
+var errClientGone error = clientGoneError{}
+
+type clientGoneError struct{}
+
+// Error implements error.
+func (clientGoneError) Error() string { return "the client went away before it was connected" }
+
+// CloseReason is what the log shall call it.
+func (clientGoneError) CloseReason() string { return string(relay.ClientReset) }

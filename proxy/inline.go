@@ -2,9 +2,11 @@ package proxy
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"time"
 
+	"cardea/api"
 	"cardea/relay"
 )
 
@@ -15,8 +17,21 @@ func (c *Conn) mayGoInLine() bool {
 	if g.connector == nil || !g.InLine || g.Plan == nil || g.Audit.Slow() {
 		return false
 	}
-	_, ok := c.Conn.(relay.Socket)
-	return ok
+	return isSocket(c.Conn)
+}
+
+// isSocket reports whether a conn is a relay.Socket, perhaps beneath one that knows more.
+func isSocket(c net.Conn) bool {
+	for {
+		switch x := c.(type) {
+		case relay.Socket:
+			return true
+		case relay.Transparent:
+			c = x.NetConn()
+		default:
+			return false
+		}
+	}
 }
 
 // pass takes a connection as far as that goes without waiting: to its refusal, to the
@@ -50,7 +65,8 @@ func (g *Gate) connect(c *Conn) bool {
 	}
 	c.passage.plan = plan
 	c.approaches(&c.passage.approach, to.Config)
-	live := g.connector.Connect(c.Conn, (*opening)(c))
+	client := c.leg()
+	live := g.connector.Connect(client, (*opening)(c))
 	if live == nil {
 		c.passage.plan = nil
 		plan.Failure()
@@ -61,7 +77,9 @@ func (g *Gate) connect(c *Conn) bool {
 	}
 	c.mu.Lock()
 	c.live = live
-	c.Conn = nil // it is the engine's
+	if client == c.Conn { // else the client may still be told something
+		c.Conn = nil
+	}
 	cut := c.ending
 	c.mu.Unlock()
 	if cut != nil {
@@ -81,6 +99,7 @@ func (o *opening) Next(failed error) (to netip.AddrPort, within time.Duration, o
 	c.passage.approach.shunned = nil // of the address before
 	c.mu.Unlock()
 	if cut {
+		c.explain(errRevoked)
 		return to, 0, false
 	}
 	if to, within, ok = c.passage.plan.Next(failed); ok {
@@ -88,6 +107,8 @@ func (o *opening) Next(failed error) (to netip.AddrPort, within time.Duration, o
 		c.mu.Lock()
 		c.upstream = at
 		c.mu.Unlock()
+	} else if c.hears() {
+		c.unanswered()
 	}
 	return to, within, ok
 }
@@ -103,6 +124,7 @@ func (o *opening) Connected(local netip.AddrPort) (relay.Limits, []byte, error) 
 	c.note(report)
 	c.holds(report.Hold)
 	if err := c.keep(); err != nil {
+		c.explain(err)
 		return relay.Limits{}, nil, err
 	}
 	c.mu.Lock()
@@ -113,7 +135,11 @@ func (o *opening) Connected(local netip.AddrPort) (relay.Limits, []byte, error) 
 	cut := c.ending != nil
 	c.mu.Unlock()
 	if cut {
+		c.explain(errRevoked)
 		return relay.Limits{}, nil, errRevoked
+	}
+	if c.hears() && c.verdict(api.Verdict{Code: api.VerdictOK, DecisionID: c.first.id()}) != nil {
+		return relay.Limits{}, nil, errClientGone
 	}
 	c.passage = nil
 	return c.first.limits(), preface, nil

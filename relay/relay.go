@@ -109,7 +109,8 @@ type Engine interface {
 
 	// Wait returns when no relay is running and each done has returned. It
 	// ends nothing: cut what shall not run on. After it the engine holds
-	// neither goroutine nor descriptor, and may be used again.
+	// neither goroutine nor descriptor, unless a Listener serves, and may be
+	// used again.
 	Wait()
 }
 
@@ -151,6 +152,7 @@ type Listener interface {
 type Socket interface {
 	net.Conn
 	Resetter
+	CloseWriter
 
 	// AddrPorts returns the addresses of both ends. IPv4 within IPv6 is IPv4.
 	AddrPorts() (local, remote netip.AddrPort)
@@ -180,7 +182,8 @@ type Connector interface {
 
 	// Connect is Start for a client whose upstream is not there yet. It takes ownership
 	// of client and returns at once, with nil if client is not a Socket of this
-	// Engine: then it has done nothing, and the caller dials, and calls Start.
+	// Engine, perhaps beneath a Transparent: then it has done nothing, and the caller
+	// dials, and calls Start.
 	//
 	// The methods of o are called one at a time, by the goroutine that accepted client
 	// or by another one of the engine, and must not block. The first call can come

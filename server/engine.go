@@ -5,7 +5,6 @@ import (
 	"net"
 
 	"cardea/api"
-	"cardea/ingress"
 	"cardea/proxy"
 	"cardea/relay"
 	relaycopy "cardea/relay/copy"
@@ -45,13 +44,13 @@ func engineName(e relay.Engine) string {
 	return engineCopy
 }
 
-// rawOf returns how public ports accept where the engine does that itself, else nil.
-func rawOf(e relay.Engine) func(*net.TCPListener) (ingress.RawListener, error) {
-	a, ok := e.(relay.Acceptor)
-	if !ok {
-		return nil
+// acceptOf returns how connections are accepted where the engine does that itself, else
+// nil.
+func acceptOf(e relay.Engine) func(*net.TCPListener) (relay.Listener, error) {
+	if a, ok := e.(relay.Acceptor); ok {
+		return a.Listen
 	}
-	return func(l *net.TCPListener) (ingress.RawListener, error) { return a.Listen(l) }
+	return nil
 }
 
 // planOf returns how the engine connects to upstreams itself.

@@ -291,6 +291,7 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 		for i := len(floors) - 1; i >= 0; i-- {
 			floors[i].stop()
 		}
+		h.engine.Wait() // its loops have run for as long as somebody accepted
 	}()
 	failed := make(chan error, 16)
 	start := func(runs ...func(context.Context) error) {
@@ -403,7 +404,7 @@ func (h *house) publicPorts(uses *secret.Uses) *ingress.Router {
 		ClusterCertificate: h.authority.NameCertificate, ClusterCAs: h.authority.Pool, Settings: h.settings.routing,
 		Inherit:   h.inheritedPort,
 		Upstreams: func(listener string, source netip.Addr) []api.Arrival { return h.gate.Peers(listener, source) },
-		Refused:   h.doors.refuse, Admission: h.crowd, Raw: rawOf(h.engine), Log: h.cfg.Log,
+		Refused:   h.doors.refuse, Admission: h.crowd, Raw: acceptOf(h.engine), Log: h.cfg.Log,
 	}
 }
 

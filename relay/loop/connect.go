@@ -15,14 +15,20 @@ import (
 
 // Connect implements relay.Connector.
 func (e *Engine) Connect(given net.Conn, o relay.Opening) relay.Live {
-	s, ok := given.(*socket)
-	if !ok || s.live.loop.engine != e || !s.take() {
+	var from end
+	if !from.find(given) {
+		return nil
+	}
+	s := from.sock
+	if s == nil || s.live.loop.engine != e || !s.take() {
 		return nil
 	}
 	c := &s.live
 	c.told = o
 	c.legs[upstream].fd = -1
-	c.ways[client].ahead(s.Unread())
+	c.outer = outers(from.outer, nil)
+	c.ways[client].ahead(from.take())
+	c.loop.relays.Add(1)
 	c.loop.post(c.connect)
 	return c
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,10 +34,10 @@ type Engine struct {
 	inner *copy.Engine // carries what is not TCP
 
 	mu        sync.Mutex
-	loops     []*loop // that run, or nil
-	listeners int     // that serve, and other reasons to keep the loops for a moment
-	ending    int     // loops that were told to end
-	idle      *sync.Cond
+	loops     []*loop    // that run, or nil
+	listeners int        // that serve, and other reasons to keep the loops for a moment
+	ending    int        // loops that were told to end
+	idle      *sync.Cond // a loop has ended, or has no relay any more
 }
 
 var (
@@ -129,11 +130,27 @@ func (e *Engine) ended() {
 // Wait implements relay.Engine.
 func (e *Engine) Wait() {
 	e.mu.Lock()
-	for e.loops != nil || e.ending > 0 {
+	for e.busy() {
 		e.idle.Wait()
 	}
 	e.mu.Unlock()
 	e.inner.Wait()
+}
+
+// busy reports whether there is what Wait waits for: a relay and, if no Listener serves,
+// whatever there is. mu is held.
+func (e *Engine) busy() bool {
+	if e.ending > 0 || e.loops != nil && e.listeners == 0 {
+		return true
+	}
+	return slices.ContainsFunc(e.loops, func(l *loop) bool { return l.relays.Load() > 0 })
+}
+
+// relieved is called when a loop has no relay any more.
+func (e *Engine) relieved() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.idle.Broadcast()
 }
 
 // Start implements relay.Engine.
@@ -178,6 +195,7 @@ func (e *Engine) adopt(p relay.Pair) *live {
 		c.legs[client].fd = from.fd
 		c.loop.load.Add(1)
 	}
+	c.loop.relays.Add(1)
 	c.legs[upstream].fd = to.fd
 	c.kept = true // whoever made the connections has seen to keepalive
 	c.outer = outers(from.outer, to.outer)

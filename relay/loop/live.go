@@ -335,6 +335,9 @@ func (c *live) finish() {
 	c.told.Done(result)
 	c.told = nil
 	l.leave(c)
+	if l.relays.Add(-1) == 0 {
+		l.engine.relieved()
+	}
 }
 
 // closeOuter closes what is above the sockets, for its own bookkeeping.

@@ -38,6 +38,7 @@ type loop struct {
 	epoll  int32   // fixed
 	wake   int32   // an eventfd; fixed
 	load   burden  // Sockets and relays, also those that are on their way here; for all
+	relays burden  // those of load that an Engine has been given; for all
 
 	mu     sync.Mutex
 	inbox  []func() // guarded by mu
