@@ -52,7 +52,7 @@ const plan = `
 	audit            : api
 	audit/*          : api audit
 	tunnel           : api
-	tunnel/*         : api wire/* netif tunnel
+	tunnel/*         : api wire/* netif relay tunnel
 	dns              : api
 	ingress          : api wire/* relay relay/datagram secret
 	upstream/*       : api

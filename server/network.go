@@ -184,7 +184,7 @@ func (n *network) build(ctx context.Context) error {
 		May: n.mayBeTold, Zone: n.settings.fallbackZone, Log: n.cfg.Log,
 	}
 	gateway := &wireguard.Gateway{
-		Handler: arrivals{n.gate, n.doors, n.house.sessions}, Find: n.serviceAt, Ports: n.tcpPorts, Answer: n.names.Answer, Tell: n.control.Tell,
+		Handler: arrivals{n.gate, n.doors, n.house.sessions}, Find: n.serviceAt, Ports: n.tcpPorts, Answer: n.names.Answer, Tell: n.control.Tell, Accept: acceptOf(n.engine),
 		Services: plan.Services(), Sessions: plan.Sessions(), DNS: plan.DNS(), Key: wireguard.Key(n.keys.Private), MTU: api.NetworkMTU, Log: n.cfg.Log,
 	}
 	n.mu.Lock()

@@ -17,6 +17,7 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 
 	"cardea/api"
+	"cardea/relay"
 	"cardea/tunnel"
 	"cardea/wire/packet"
 )
@@ -42,6 +43,10 @@ type Gateway struct {
 	// Answer answers a question to the name server, which may have come by TCP (stream);
 	// nil is no answer.
 	Answer func(ctx context.Context, session string, query []byte, stream bool) []byte
+	// Accept gives a listening socket of the kernel to who accepts by itself, and not
+	// through package net: relay.Acceptor.Listen. May be nil: then package net accepts.
+	// Form KERNEL.
+	Accept func(l *net.TCPListener) (relay.Listener, error)
 	// Tell is told of a connection that was refused or cut, as TCP can carry no more than
 	// a reset. It must not block; it may be nil.
 	Tell func(session string, r api.NetworkRefusal)
@@ -534,29 +539,29 @@ func (g *Gateway) arrival(c net.Conn, service string, s *session, from, to netip
 	}
 }
 
-// accepted is given a TCP connection that a client has opened. wrap makes of it the conn
-// of an Arrival.
-func (g *Gateway) accepted(c tunnel.Conn, from, to netip.AddrPort, wrap func(*registered) net.Conn) {
+// accepted is given a TCP connection that a client has opened: c, which is to be the conn
+// of an Arrival, and the part of it that its Session knows.
+func (g *Gateway) accepted(c net.Conn, r *registered, from, to netip.AddrPort) {
 	s := g.session(from.Addr())
 	if s == nil {
-		c.Reset("no Session")
+		r.Conn.Reset("no Session")
 		return
 	}
 	asks, service := slices.Contains(g.DNS, to.Addr()), ""
 	if !asks {
 		name, ok := g.Find(to, "tcp")
 		if !ok {
-			c.Reset("no Service")
+			r.Conn.Reset("no Service")
 			return
 		}
 		service = api.ServiceName(name)
 	}
-	r := &registered{Conn: c, s: s, teller: teller{g: g, session: s.id, service: service}}
+	r.s, r.teller = s, teller{g: g, session: s.id, service: service}
 	switch {
 	case !s.register(r):
-		c.Reset("no Session")
+		r.Conn.Reset("no Session")
 	case !asks:
-		g.Handler.Arrive(g.arrival(wrap(r), service, s, from, to))
+		g.Handler.Arrive(g.arrival(c, service, s, from, to))
 	case !s.task(g, func() { g.answerStream(r) }):
 		r.Reset("too many questions")
 	}

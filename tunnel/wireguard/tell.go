@@ -2,7 +2,6 @@ package wireguard
 
 import (
 	"errors"
-	"net"
 	"sync"
 	"time"
 
@@ -111,15 +110,13 @@ func (r *registered) Reset(reason string) error {
 func (r *registered) Verdict(v api.Verdict) error { return r.teller.verdict(v) }
 
 // watched is registered for a conn that can tell of a reset by itself.
-type watched struct{ *registered }
+type watched struct{ registered }
 
 var (
-	_ tunnel.Conn    = watched{}
-	_ tunnel.Teller  = watched{}
-	_ tunnel.Watcher = watched{}
+	_ tunnel.Conn    = (*watched)(nil)
+	_ tunnel.Teller  = (*watched)(nil)
+	_ tunnel.Watcher = (*watched)(nil)
 )
 
 // WaitReset implements tunnel.Watcher.
-func (w watched) WaitReset() error { return w.Conn.(tunnel.Watcher).WaitReset() }
-
-func asWatched(r *registered) net.Conn { return watched{r} }
+func (w *watched) WaitReset() error { return w.Conn.(tunnel.Watcher).WaitReset() }

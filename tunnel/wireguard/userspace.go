@@ -49,5 +49,6 @@ func (u userspace) accept(r *tcp.ForwarderRequest) {
 		return
 	}
 	r.Complete(false)
-	u.g.accepted(newStackConn(ep, queue), from, to, asWatched)
+	w := &watched{registered{Conn: newStackConn(ep, queue)}}
+	u.g.accepted(w, &w.registered, from, to)
 }

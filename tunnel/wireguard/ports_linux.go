@@ -1,0 +1,178 @@
+package wireguard
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ports are the sockets at which the kernel listens for connections to Services: one for
+// each port that Services have, on a free port of its own and bound to the interface of
+// the tunnels, so that no port of the machine that is in use is in the way, and nobody
+// comes to them but through a tunnel. Whoever has them sees that what is sent to the one
+// port gets to the other, and back.
+type ports struct {
+	g      *Gateway
+	device string // the interface
+	// opened is told of each socket, with the port of Services that it is for and its own:
+	// nobody gets there before. shut is told when the one for a port is to be closed.
+	opened func(port, own int)
+	shut   func(port int)
+
+	mu      sync.Mutex
+	sockets map[int]accepter // by the port of Services
+	stopped bool
+}
+
+// An accepter is a listening socket with who accepts: a relay.Listener, which says what
+// its methods do, or [plain].
+type accepter interface {
+	Serve(ctx context.Context, take func(net.Conn), trouble func(error) time.Duration) error
+	Close() error
+	SyscallConn() (syscall.RawConn, error)
+}
+
+func newPorts(g *Gateway, device string, opened func(port, own int), shut func(port int)) *ports {
+	return &ports{g: g, device: device, opened: opened, shut: shut, sockets: map[int]accepter{}}
+}
+
+// refresh implements listener: it opens and closes sockets, so that there is one for
+// each port.
+func (p *ports) refresh() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopped {
+		return
+	}
+	want := map[int]bool{dnsPort: true}
+	for _, port := range p.g.Ports() {
+		want[port] = true
+	}
+	for port := range p.sockets {
+		if !want[port] {
+			p.remove(port)
+		}
+	}
+	for port := range want {
+		if p.sockets[port] != nil || port < 1 || port > 65535 {
+			continue
+		}
+		if err := p.add(port); err != nil {
+			p.g.Log.Error("the gateway cannot listen for Services on a port", "port", port, "error", err)
+		}
+	}
+}
+
+// stop implements listener.
+func (p *ports) stop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stopped = true
+	for port := range p.sockets {
+		p.remove(port)
+	}
+}
+
+// add opens the socket for a port. p.mu must be held.
+func (p *ports) add(port int) error {
+	l, err := p.listen()
+	if err != nil {
+		return err
+	}
+	own := l.Addr().(*net.TCPAddr).Port
+	s := p.accepter(l)
+	if !p.g.start(func() { p.serve(s, port) }) {
+		s.Close()
+		return net.ErrClosed
+	}
+	p.sockets[port] = s
+	p.opened(port, own)
+	return nil
+}
+
+// remove closes the socket for a port. p.mu must be held.
+func (p *ports) remove(port int) {
+	p.shut(port)
+	p.sockets[port].Close()
+	delete(p.sockets, port)
+}
+
+// listen makes a socket.
+func (p *ports) listen() (*net.TCPListener, error) {
+	c := net.ListenConfig{
+		Control: func(network, address string, c syscall.RawConn) error {
+			var err error
+			return errors.Join(c.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), p.device) }), err)
+		},
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepaliveIdle, Interval: keepaliveInterval, Count: keepaliveCount},
+	}
+	c.SetMultipathTCP(false)
+	l, err := c.Listen(p.g.ctx, "tcp", ":0")
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.TCPListener), nil
+}
+
+// accepter returns who accepts at a socket: the engine, if it does.
+func (p *ports) accepter(l *net.TCPListener) accepter {
+	if p.g.Accept == nil {
+		return plain{l}
+	}
+	s, err := p.g.Accept(l)
+	if err != nil {
+		p.g.Log.Warn("connections through tunnels are accepted through package net, which is slower", "error", err)
+		return plain{l}
+	}
+	return s
+}
+
+// serve takes the connections to a port of Services until its socket is closed.
+func (p *ports) serve(s accepter, port int) {
+	var said time.Time
+	trouble := func(err error) time.Duration { // too few descriptors, and the like: it passes
+		if now := time.Now(); now.Sub(said) >= complainEvery {
+			p.g.Log.Error("the gateway cannot accept; it goes on trying", "port", port, "error", err)
+			said = now
+		}
+		return acceptAgain
+	}
+	err := s.Serve(p.g.ctx, func(c net.Conn) {
+		t, from, to := newTransparent(c, uint16(port))
+		p.g.accepted(t, &t.registered, from, to)
+	}, trouble)
+	if err != nil {
+		p.g.Log.Error("the gateway does not accept any more", "port", port, "error", err)
+	}
+}
+
+const (
+	acceptAgain   = 100 * time.Millisecond
+	complainEvery = time.Second
+)
+
+// plain is a listening socket at which package net accepts.
+type plain struct{ *net.TCPListener }
+
+// Serve implements accepter.
+func (p plain) Serve(ctx context.Context, take func(net.Conn), trouble func(error) time.Duration) error {
+	for {
+		c, err := p.Accept()
+		switch {
+		case err == nil:
+			take(c)
+		case errors.Is(err, net.ErrClosed):
+			return nil
+		default:
+			select {
+			case <-time.After(trouble(err)):
+			case <-ctx.Done():
+			}
+		}
+	}
+}
