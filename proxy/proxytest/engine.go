@@ -39,7 +39,7 @@ func (l limited) Limit(limits relay.Limits) {
 }
 
 // connector is a carrier that connects by itself, as an event loop does: client is a
-// socket, and the World says what it connects to.
+// socket or over one, and the World says what it connects to.
 type connector struct {
 	carrier
 	world      *World
@@ -59,7 +59,11 @@ func (e *connector) Connect(client net.Conn, o relay.Opening) relay.Live {
 	e.world.mu.Lock()
 	refuses := e.world.refusesSockets
 	e.world.mu.Unlock()
-	if _, ok := client.(socket); !ok || refuses {
+	below := client
+	for t, ok := below.(relay.Transparent); ok; t, ok = below.(relay.Transparent) {
+		below = t.NetConn()
+	}
+	if _, ok := below.(socket); !ok || refuses {
 		return nil
 	}
 	ctx, cancel := context.WithCancel(context.Background())

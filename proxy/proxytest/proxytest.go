@@ -32,6 +32,7 @@ type Subject struct {
 	Say func(c *Client, r *bufio.Reader, line string) (string, error)
 
 	inLine bool // connections are carried without a goroutine
+	tells  bool // the road of those can tell a verdict; that of all others can
 }
 
 // Lines is Say for modes that carry lines as they are.
@@ -66,10 +67,10 @@ func Messages(c *Client, r *bufio.Reader, line string) (string, error) {
 func Run(t *testing.T, s Subject) {
 	run(t, s)
 	if s.isTCP() {
-		t.Run("in line", func(t *testing.T) {
-			s.inLine = true
-			run(t, s)
-		})
+		s.inLine = true
+		t.Run("in line", func(t *testing.T) { run(t, s) })
+		s.tells = true
+		t.Run("in line, told", func(t *testing.T) { run(t, s) })
 	}
 }
 
@@ -77,7 +78,7 @@ func Run(t *testing.T, s Subject) {
 // Objects lead too.
 func (s Subject) isTCP() bool { return s.Mode.Opaque && !s.Mode.Datagrams }
 
-// run is Run for one of the two ways on which connections go.
+// run is Run for one of the ways on which connections go.
 func run(t *testing.T, s Subject) {
 	in := func(name string, f func(*testing.T, *World)) {
 		t.Run(name, func(t *testing.T) {

@@ -179,6 +179,9 @@ func runWays(t *testing.T, s Subject) {
 		c := w.Connect("ann")
 		go io.WriteString(c, "hello\n")
 		wantReset(t, c)
+		if v, ok := c.Verdict(); ok && (v.Code != api.VerdictUnavailable || v.Words == "") {
+			t.Errorf("it was told %+v", v)
+		}
 		synctest.Wait()
 		if n := w.Gate.Stats(); n.Live != 0 || n.Held != 0 || n.Unlogged != 1 || len(n.Ends) != 0 || n.Decisions != nil || n.Received != 0 {
 			t.Errorf("stats = %+v", n)
@@ -226,6 +229,13 @@ func runInLine(t *testing.T, s Subject, in func(string, func(*testing.T, *World)
 			t.Errorf("%d were dialled, and %d connected by the engine", w.dials, w.reached)
 		}
 	}
+	const unanswered = "the Service does not answer; its administrator finds the reason in the log"
+	tells := func(t *testing.T, c *Client, code api.VerdictCode, words string) {
+		t.Helper()
+		if v, ok := c.Verdict(); ok && (v.Code != code || v.Words != words || v.DecisionID == "") {
+			t.Errorf("it was told %+v", v)
+		}
+	}
 	in("Arrive decides and begins START before it returns", func(t *testing.T, w *World) {
 		w.dialGate = make(chan struct{})
 		w.Connect("ann")
@@ -246,6 +256,7 @@ func runInLine(t *testing.T, s Subject, in func(string, func(*testing.T, *World)
 	in("the next address is tried, and told of", func(t *testing.T, w *World) {
 		w.addresses, w.failing = 3, 2
 		c := serve(t, w)
+		tells(t, c, api.VerdictOK, "")
 		if live := w.Gate.List(); live[0].Upstream != upstreamAt(2).String() {
 			t.Errorf("live = %+v", live)
 		}
@@ -276,6 +287,7 @@ func runInLine(t *testing.T, s Subject, in func(string, func(*testing.T, *World)
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("it saw %v", err)
 		}
+		tells(t, c, api.VerdictUnavailable, unanswered)
 		if e := last(w).Entry; e.Info.Flow().CloseReason != string(relay.DialFailed) || e.Info.Flow().Error != "connection refused" || e.Common.Upstream != upstreamAt(1).String() {
 			t.Errorf("END = %+v", e.Info.Flow())
 		}
@@ -287,6 +299,7 @@ func runInLine(t *testing.T, s Subject, in func(string, func(*testing.T, *World)
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) || time.Since(begin) != 5*time.Second {
 			t.Errorf("it saw %v after %v", err, time.Since(begin))
 		}
+		tells(t, c, api.VerdictUnavailable, unanswered)
 		if tcp := last(w).Entry.Info.Flow(); tcp.CloseReason != string(relay.DialTimeout) {
 			t.Errorf("END = %+v", tcp)
 		}

@@ -382,7 +382,7 @@ type World struct {
 	datagrams bool // the upstream takes those
 
 	// What follows is of connections that are carried in line.
-	inLine         bool
+	inLine, tells  bool // as of Subject
 	plans          int  // that have not been told yet how they ended
 	addresses      int  // of the upstream; 0 is one
 	failing        int  // of them, the first that cannot be reached
@@ -400,7 +400,7 @@ func Start(t *testing.T, m proxy.Mode, svc *api.Service, grace time.Duration) *W
 func (s Subject) start(t *testing.T, grace time.Duration) *World {
 	w := &World{
 		Decider: &Decider{users: map[string]bool{"ann": true, "bob": false}, speaks: api.ModeTCP, config: api.DefaultConfig, wake: make(chan struct{})},
-		Journal: new(Journal), stopped: make(chan struct{}), inLine: s.inLine, datagrams: s.Mode.Datagrams,
+		Journal: new(Journal), stopped: make(chan struct{}), inLine: s.inLine, tells: s.tells, datagrams: s.Mode.Datagrams,
 	}
 	if s.Mode.Datagrams {
 		w.Decider.speaks = s.Mode.Name
@@ -618,6 +618,17 @@ func (t told) Verdict(v api.Verdict) error {
 	return nil
 }
 
+// toldSocket is told over a socket.
+type toldSocket struct{ told }
+
+var _ relay.Transparent = toldSocket{}
+
+// NetConn implements relay.Layered.
+func (t toldSocket) NetConn() net.Conn { return socket{t.PipeEnd} }
+
+// Unread implements relay.Transparent.
+func (toldSocket) Unread() []byte { return nil }
+
 // Connect lets a connection of the Session of that uid arrive; "" is nobody.
 func (w *World) Connect(uid string) *Client { return w.ConnectTo(uid, "svc.default") }
 
@@ -640,11 +651,16 @@ func (w *World) ConnectFrom(ip string) *Client {
 func (w *World) arrive(a api.Arrival) *Client {
 	near, far := relaytest.Pipe()
 	c := &Client{PipeEnd: far}
-	if w.inLine {
-		a.Conn = socket{near}
-	} else {
+	if !w.inLine || w.tells {
 		c.verdicts = make(chan api.Verdict, 1)
+	}
+	switch {
+	case !w.inLine:
 		a.Conn = told{near, c.verdicts}
+	case w.tells:
+		a.Conn = toldSocket{told{near, c.verdicts}}
+	default:
+		a.Conn = socket{near}
 	}
 	w.Gate.Arrive(a)
 	return c
@@ -680,7 +696,12 @@ func (c *Client) Verdict() (api.Verdict, bool) {
 	if c.verdicts == nil {
 		return api.Verdict{}, false
 	}
-	return <-c.verdicts, true
+	select {
+	case v := <-c.verdicts:
+		return v, true
+	case <-time.After(time.Minute):
+		return api.Verdict{Words: "nothing was told"}, true
+	}
 }
 
 // denied is what is counted when a rule refuses.

@@ -24,6 +24,8 @@ func RunConnect(t *testing.T, open OpenGate) {
 	}{
 		{"not a socket", testConnectForeign},
 		{"exchange", testConnect},
+		{"beneath another", testConnectBeneath},
+		{"wait while others come", testWaitWhileServing},
 		{"preface", testPreface},
 		{"refused, then another", testRefusedThenAnother},
 		{"nowhere to go", testNowhere},
@@ -210,6 +212,94 @@ func testConnect(d *door) {
 		}
 		p.failedWith(d)
 	}
+}
+
+// over is a relay.Transparent that notes how it ended.
+type over struct {
+	ahead
+	ended chan string // "closed", or the reason of a reset
+}
+
+// Close implements net.Conn.
+func (o *over) Close() error {
+	o.ended <- "closed"
+	return o.ahead.Close()
+}
+
+// Reset implements relay.Resetter.
+func (o *over) Reset(reason string) error {
+	o.ended <- reason
+	return relay.Reset(o.Conn, relay.Reason(reason))
+}
+
+// testConnectBeneath has a Socket connected that somebody is over, who hears of the end
+// before Done does.
+func testConnectBeneath(d *door) {
+	to, conns, done := d.upstream()
+	defer done()
+	for _, cut := range []bool{false, true} {
+		client, s := d.enter()
+		d.write(client, "hello")
+		d.tells(await(s, time.Hour, 100, 1), "hello", nil)
+		top := &over{ahead{s, []byte("ahead ")}, make(chan string, 2)}
+		p := (&plan{to: []string{to}}).init()
+		live := d.engine.Connect(top, p)
+		if live == nil {
+			d.Fatal("Connect does not take a Socket beneath another stream")
+		}
+		upstream := <-conns
+		want := "closed"
+		if cut {
+			d.reads(upstream, "ahead hello")
+			live.Cut(relay.Revoked)
+			p.ends(d, relay.Revoked)
+			d.readsReset(client)
+			d.readsReset(upstream)
+			want = string(relay.Revoked)
+		} else {
+			d.exchange(client, upstream, p.results, "ahead hello")
+		}
+		select {
+		case got := <-top.ended:
+			if got != want {
+				d.Errorf("what is over the Socket was ended with %q, want %q", got, want)
+			}
+		default:
+			d.Error("what is over the Socket does not hear of the end")
+		}
+		upstream.Close()
+	}
+}
+
+// testWaitWhileServing has Wait wait for what is relayed, and not for a Listener, nor
+// for who comes in there meanwhile.
+func testWaitWhileServing(d *door) {
+	to, conns, done := d.upstream()
+	defer done()
+	client, s := d.enter()
+	p := &plan{to: []string{to}}
+	live := d.connect(s, p)
+	upstream := <-conns
+	d.write(client, question)
+	d.reads(upstream, question)
+	_, held := d.enter()
+	live.Cut(relay.Drained)
+	d.engine.Wait()
+	select {
+	case r := <-p.results:
+		if r.Reason != relay.Drained {
+			d.Errorf("result %+v", r)
+		}
+	default:
+		d.Error("Wait does not wait for the end of a relay")
+	}
+	upstream.Close()
+	held.Close()
+	client, s = d.enter()
+	p = &plan{to: []string{to}}
+	d.connect(s, p)
+	upstream = <-conns
+	d.exchange(client, upstream, p.results, "")
 }
 
 // testPreface has words sent to the upstream before those of the client, which are

@@ -17,15 +17,15 @@ import (
 
 // kernelConn is a TCP connection of the kernel, which tells a reset once: this remembers.
 type kernelConn struct {
-	*net.TCPConn
+	net.Conn             // a *net.TCPConn, or a relay.Socket
 	finished atomic.Bool // our end of file is on its way
 	cut      atomic.Pointer[tunnel.ResetError]
 }
 
 // Read implements net.Conn.
 func (c *kernelConn) Read(p []byte) (int, error) {
-	n, err := c.TCPConn.Read(p)
-	if err == io.EOF && !c.finished.Load() && isClosed(c.TCPConn) {
+	n, err := c.Conn.Read(p)
+	if err == io.EOF && !c.finished.Load() && isClosed(c.Conn) {
 		err = syscall.ECONNRESET // and a Write has been told
 	}
 	return n, c.failure(err)
@@ -33,14 +33,14 @@ func (c *kernelConn) Read(p []byte) (int, error) {
 
 // Write implements net.Conn.
 func (c *kernelConn) Write(p []byte) (int, error) {
-	n, err := c.TCPConn.Write(p)
+	n, err := c.Conn.Write(p)
 	return n, c.failure(err)
 }
 
 // CloseWrite implements tunnel.Conn.
 func (c *kernelConn) CloseWrite() error {
 	c.finished.Store(true)
-	return c.failure(c.TCPConn.CloseWrite())
+	return c.failure(c.Conn.(relay.CloseWriter).CloseWrite())
 }
 
 // failure says what an error of the kernel means.
@@ -63,8 +63,7 @@ func (c *kernelConn) failure(err error) error {
 // Reset implements tunnel.Conn.
 func (c *kernelConn) Reset(reason string) error {
 	c.cut.CompareAndSwap(nil, &tunnel.ResetError{Reason: reason})
-	c.SetLinger(0)
-	if err := c.TCPConn.Close(); !errors.Is(err, net.ErrClosed) {
+	if err := relay.Reset(c.Conn, relay.Reason(reason)); !errors.Is(err, net.ErrClosed) {
 		return err
 	}
 	return nil
@@ -72,8 +71,8 @@ func (c *kernelConn) Reset(reason string) error {
 
 // isClosed reports whether the kernel has closed a connection, which it does before both
 // ends have finished only when it was reset or lost.
-func isClosed(c *net.TCPConn) (yes bool) {
-	raw, err := c.SyscallConn()
+func isClosed(c net.Conn) (yes bool) {
+	raw, err := c.(syscall.Conn).SyscallConn()
 	if err != nil {
 		return false
 	}
@@ -89,8 +88,8 @@ func isClosed(c *net.TCPConn) (yes bool) {
 // it takes reads and writes that.
 type transparent struct {
 	registered
-	socket net.Conn // that is below: a relay.Socket, or a *net.TCPConn
-	port   uint16   // of the Service
+	kernel kernelConn
+	port   uint16 // of the Service
 }
 
 var (
@@ -102,13 +101,11 @@ var (
 // newTransparent returns the conn of what a socket for a port of Services has accepted,
 // with its addresses.
 func newTransparent(c net.Conn, port uint16) (t *transparent, from, to netip.AddrPort) {
-	t = &transparent{socket: c, port: port}
-	switch c := c.(type) {
-	case relay.Socket:
-		t.Conn = c
-		to, from = c.AddrPorts()
-	case *net.TCPConn:
-		t.Conn = &kernelConn{TCPConn: c}
+	t = &transparent{kernel: kernelConn{Conn: c}, port: port}
+	t.Conn = &t.kernel
+	if s, ok := c.(relay.Socket); ok {
+		to, from = s.AddrPorts()
+	} else {
 		to, from = addrPortOf(c.LocalAddr()), addrPortOf(c.RemoteAddr())
 	}
 	return t, from, netip.AddrPortFrom(to.Addr(), port)
@@ -121,16 +118,16 @@ func addrPortOf(a net.Addr) netip.AddrPort {
 
 // LocalAddr implements net.Conn.
 func (t *transparent) LocalAddr() net.Addr {
-	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(addrPortOf(t.socket.LocalAddr()).Addr(), t.port))
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(addrPortOf(t.Conn.LocalAddr()).Addr(), t.port))
 }
 
 // NetConn returns what is below.
-func (t *transparent) NetConn() net.Conn { return t.socket }
+func (t *transparent) NetConn() net.Conn { return t.kernel.Conn }
 
 // Unread returns nothing: nothing was read.
 func (*transparent) Unread() []byte { return nil }
 
 // SyscallConn implements syscall.Conn.
 func (t *transparent) SyscallConn() (syscall.RawConn, error) {
-	return t.socket.(syscall.Conn).SyscallConn()
+	return t.kernel.Conn.(syscall.Conn).SyscallConn()
 }

@@ -22,6 +22,7 @@ import (
 
 	"cardea/api"
 	"cardea/netif"
+	"cardea/relay/loop"
 	"cardea/tunnel"
 	"cardea/tunnel/tunneltest"
 	"cardea/tunnel/wireguard"
@@ -254,16 +255,31 @@ type layered interface {
 	Unread() []byte
 }
 
+// byLoop has the event loop accept.
+func byLoop(t *testing.T) func(*wireguard.Gateway) {
+	e := loop.New(loop.Options{Loops: 2})
+	t.Cleanup(e.Wait)
+	return func(g *wireguard.Gateway) { g.Accept = e.Listen }
+}
+
+// TestKernelRoad is the contract in form KERNEL, whoever accepts.
 func TestKernelRoad(t *testing.T) {
 	gw, cl := spaces(t)
-	tunneltest.Run(t, func(t *testing.T, h tunnel.Handler) tunnel.Dialer {
-		g := kernelGateway(t, gw, handler{func(a api.Arrival) {
-			a.Conn = bareKernel{a.Conn.(tunnel.Conn), a.Conn.(layered)}
-			h.Arrive(a)
-		}})
-		tunClient(t, cl, g, "s-1", addresses)
-		return spaceDialer{cl, echo6}
-	})
+	for name, accept := range map[string]func(*testing.T) func(*wireguard.Gateway){
+		"net":  func(*testing.T) func(*wireguard.Gateway) { return func(*wireguard.Gateway) {} },
+		"loop": byLoop,
+	} {
+		t.Run(name, func(t *testing.T) {
+			tunneltest.Run(t, func(t *testing.T, h tunnel.Handler) tunnel.Dialer {
+				g := kernelGateway(t, gw, handler{func(a api.Arrival) {
+					a.Conn = bareKernel{a.Conn.(tunnel.Conn), a.Conn.(layered)}
+					h.Arrive(a)
+				}}, accept(t))
+				tunClient(t, cl, g, "s-1", addresses)
+				return spaceDialer{cl, echo6}
+			})
+		})
+	}
 }
 
 // TestPorts has ports come and go: a connection stays, and nobody else gets its place.
