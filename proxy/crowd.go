@@ -61,6 +61,41 @@ type count struct {
 	waiting list.List      // of *waiter: until there are fewer than limit, in order
 }
 
+// A share is how many connections each Session has, to whatever Service, and may have
+// where the Service does not say. The registry guards it, as it does crowds.
+type share struct {
+	most int // 0 is any number
+	of   map[string]int
+}
+
+// admit counts one more connection of a Session, "" for none, unless that would be more
+// than it may have.
+func (s *share) admit(session string, limits api.Limits) error {
+	if s.most == 0 || session == "" {
+		return nil
+	}
+	n := s.of[session]
+	if n >= s.most && limits.ConnectionsPerSession == 0 {
+		return &fullError{
+			words: fmt.Sprintf("the Session has %s, and %d is the most that one may have of the descriptors of this process; "+
+				"spec.limits.connectionsPerSession of a Service says otherwise for that", live(n), s.most),
+			message: "this Session has as many connections as one may have; close one or try later",
+		}
+	}
+	s.of[session] = n + 1
+	return nil
+}
+
+// leave undoes admit.
+func (s *share) leave(session string) {
+	if s.most == 0 || session == "" {
+		return
+	}
+	if s.of[session]--; s.of[session] == 0 {
+		delete(s.of, session)
+	}
+}
+
 // A waiter is the place of a connection among those that wait.
 type waiter struct {
 	service string

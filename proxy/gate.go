@@ -120,6 +120,9 @@ type Rooms struct {
 	Datagrams relay.Engine
 	Modes     []Mode
 	Log       *slog.Logger
+	// PerSession is how many connections a Session may have at once in all. Those to a
+	// Service that says how many of one Session it takes do not end there. 0 is any number.
+	PerSession int
 	// AskTimeout bounds one question to the Decider; 0 is 5 seconds.
 	AskTimeout time.Duration
 	// Grace is how long live connections may go on once Run is told to end; 0 is
@@ -166,7 +169,7 @@ type Gate struct {
 
 // New returns a Gate; it starts nothing.
 func New(r Rooms) *Gate {
-	g := &Gate{Rooms: r, registry: newRegistry(), origins: origins{seed: maphash.MakeSeed()}}
+	g := &Gate{Rooms: r, registry: newRegistry(r.PerSession), origins: origins{seed: maphash.MakeSeed()}}
 	g.connector, _ = r.Engine.(relay.Connector)
 	return g
 }

@@ -27,6 +27,7 @@ type registry struct {
 	index   index
 	grounds grounds
 	crowds  crowds
+	share   share
 	// watched are the Grants that are looked at each second: the decision read
 	// the clock, or is in doubt.
 	watched map[*Grant]struct{}
@@ -44,8 +45,10 @@ type registry struct {
 	fresh time.Time
 }
 
-func newRegistry() registry {
+// newRegistry returns one in which a Session may have so many connections, 0 is any number.
+func newRegistry(perSession int) registry {
 	return registry{
+		share: share{most: perSession, of: map[string]int{}},
 		origin: time.Now(), index: newIndex(), grounds: grounds{seed: maphash.MakeSeed()}, crowds: crowds{}, watched: map[*Grant]struct{}{},
 		sooner: make(chan struct{}, 1), queued: make(chan struct{}, 1),
 	}
@@ -80,7 +83,12 @@ func (r *registry) add(g *Grant, req *api.Request, d *api.Decision, turn *waiter
 		return &overtakenError{r.seen}
 	}
 	if g.opens = g == &g.conn.first; g.opens {
-		if err := r.crowds.admit(crowdOf(g.conn, d), d.Limits, turn, r.callers); err != nil {
+		c := crowdOf(g.conn, d)
+		if err := r.share.admit(c.caller.session, d.Limits); err != nil {
+			return err
+		}
+		if err := r.crowds.admit(c, d.Limits, turn, r.callers); err != nil {
+			r.share.leave(c.caller.session)
 			return err
 		}
 		r.opens++
@@ -304,7 +312,9 @@ func (r *registry) drop(g *Grant) {
 	r.held = without(r.held, g.place, func(moved *Grant) { moved.place = g.place })
 	if g.opens {
 		r.opens--
-		r.crowds.leave(crowd{g.conn.from.name, g.caller(), g.conn.from.kind()})
+		who := g.caller()
+		r.crowds.leave(crowd{g.conn.from.name, who, g.conn.from.kind()})
+		r.share.leave(who.session)
 	}
 }
 

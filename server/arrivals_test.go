@@ -40,3 +40,12 @@ func TestSessionsLeaveDescriptors(t *testing.T) {
 		t.Errorf("told: %+v", told)
 	}
 }
+
+// One Session has a part of what all may have.
+func TestShareOfOneSession(t *testing.T) {
+	for limit, want := range map[int]int{1: 1, 1024: 120, 1 << 20: 123_207} {
+		if got := perSession(limit); got != want {
+			t.Errorf("of %d descriptors one Session has %d connections, want %d", limit, got, want)
+		}
+	}
+}

@@ -28,6 +28,15 @@ const (
 	strangerShare = 96
 )
 
+// oneSession is the part of the connections that Sessions can have at all which one may
+// have to Services that do not say how many.
+const oneSession = 4
+
+// perSession returns how many connections a Session may have of so many descriptors.
+func perSession(limit int) int {
+	return max(limit*sessionShare/100/descriptorsPerConnection/oneSession, 1)
+}
+
 // descriptors returns how many descriptors this process has open, and may have.
 func (h *house) descriptors() (used, limit int) {
 	// Since Linux 6.2 the size of the directory is the number of its entries.

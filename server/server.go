@@ -233,6 +233,7 @@ func open(ctx context.Context, cfg Config) (_ *house, err error) {
 	h.gate = proxy.New(proxy.Rooms{
 		Decider: h.decider, Dial: h.upstreams.Dial, Audit: h.journal, Refuse: h.refusals.Refuse, Engine: h.engine,
 		InLine: true, Plan: planOf(h.upstreams), Datagrams: datagram.New(), Modes: mode.All(), Log: cfg.Log, Grace: cfg.Grace,
+		PerSession: perSession(h.limit),
 	})
 	h.control = &control.Server{
 		Domain: cfg.Domain, AmbassadorNamespace: cfg.AmbassadorNamespace, Store: h.store, Decider: h.decider, Explainer: h.decider, Await: h.await, Check: local.NewChecker(), Proposed: h.decider.Propose,

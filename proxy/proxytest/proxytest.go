@@ -461,6 +461,42 @@ func run(t *testing.T, s Subject) {
 		synctest.Wait()
 		open(t, w)
 	})
+	in("a Session has no more connections in all than it may, but where a Service says how many", func(t *testing.T, w *World) {
+		w.Decider.Set(func(d *Decider) { d.users["eve"] = true })
+		first, _ := open(t, w)
+		speak := func(who, service string) {
+			t.Helper()
+			c := w.ConnectTo(who, service)
+			if got, err := s.Say(c, bufio.NewReader(c), "hello"); err != nil || got != "hello" {
+				t.Errorf("%s to %s: read %q, %v", who, service, got, err)
+			}
+		}
+		another := "svc.default"
+		if s.Mode.Opaque { // else there is no Handler for another
+			another = "another.default"
+		}
+		for range perSession - 1 {
+			speak("ann", another)
+		}
+		more := w.Connect("ann")
+		wantReset(t, more)
+		if v, ok := more.Verdict(); ok && (v.Code != api.VerdictUnavailable || v.DecisionID == "" || !strings.Contains(v.Words, "as many connections as one may have")) {
+			t.Errorf("it was told %+v", v)
+		}
+		synctest.Wait()
+		log, _ := w.Journal.Connections()
+		if r := log[len(log)-1].Entry.Common.Reason; r.Type != api.ReasonLimit || !strings.HasPrefix(r.Words, fmt.Sprintf("the Session has %d live connections, and %[1]d is the most", perSession)) {
+			t.Errorf("reason = %+v", r)
+		}
+		speak("eve", "svc.default")
+		w.Decider.Set(func(d *Decider) { d.limits.ConnectionsPerSession = perSession + 1 }, session("eve"))
+		speak("ann", "svc.default")
+		w.Decider.Set(func(d *Decider) { d.limits.ConnectionsPerSession = 0 }, session("eve"))
+		wantReset(t, w.Connect("ann"))
+		first.Reset("done")
+		synctest.Wait()
+		wantReset(t, w.Connect("ann")) // one was beyond
+	})
 	in("a Service has no more connections than it may, and keeps those that it has", func(t *testing.T, w *World) {
 		c, r := open(t, w) // without a limit
 		w.Decider.Set(func(d *Decider) { d.limits.Connections, d.users["eve"] = 1, true }, session("ann"))

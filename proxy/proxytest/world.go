@@ -410,6 +410,7 @@ func (s Subject) start(t *testing.T, grace time.Duration) *World {
 		Decider: w.Decider, Dial: w.dial, Audit: w.Journal, Engine: carrier{relaycopy.New(), w.limited}, Datagrams: carrier{datagram.New(), w.limited},
 		Refuse: func(r api.Refusal) { w.refuse(t.Context(), r) },
 		Modes:  []proxy.Mode{s.Mode}, Log: slog.New(slog.DiscardHandler), Grace: grace,
+		PerSession: perSession,
 	}
 	if s.inLine {
 		rooms.InLine, rooms.Plan, rooms.Engine = true, w.plan, &connector{carrier: carrier{relaycopy.New(), w.limited}, world: w}
@@ -431,6 +432,10 @@ func (s Subject) start(t *testing.T, grace time.Duration) *World {
 	synctest.Wait() // it runs
 	return w
 }
+
+// perSession is how many connections a Session may have in all: more than other tests
+// make.
+const perSession = 30
 
 // longIdle is the limit of flows where a test does not say: they have one of their own
 // else, which is shorter than some tests are.

@@ -22,6 +22,7 @@ import (
 
 	"cardea/api"
 	"cardea/netif"
+	"cardea/relay"
 	"cardea/relay/loop"
 	"cardea/tunnel"
 	"cardea/tunnel/tunneltest"
@@ -262,28 +263,33 @@ func byLoop(t *testing.T) func(*wireguard.Gateway) {
 	return func(g *wireguard.Gateway) { g.Accept = e.Listen }
 }
 
-// TestKernelRoad is the contract in form KERNEL, whoever accepts.
+// whoeverAccepts runs a test of form KERNEL with package net, and with the event loop.
+func whoeverAccepts(t *testing.T, test func(t *testing.T, accept func(*testing.T) func(*wireguard.Gateway))) {
+	t.Run("net", func(t *testing.T) {
+		test(t, func(*testing.T) func(*wireguard.Gateway) { return func(*wireguard.Gateway) {} })
+	})
+	t.Run("loop", func(t *testing.T) { test(t, byLoop) })
+}
+
+// TestKernelRoad is the contract in form KERNEL.
 func TestKernelRoad(t *testing.T) {
-	gw, cl := spaces(t)
-	for name, accept := range map[string]func(*testing.T) func(*wireguard.Gateway){
-		"net":  func(*testing.T) func(*wireguard.Gateway) { return func(*wireguard.Gateway) {} },
-		"loop": byLoop,
-	} {
-		t.Run(name, func(t *testing.T) {
-			tunneltest.Run(t, func(t *testing.T, h tunnel.Handler) tunnel.Dialer {
-				g := kernelGateway(t, gw, handler{func(a api.Arrival) {
-					a.Conn = bareKernel{a.Conn.(tunnel.Conn), a.Conn.(layered)}
-					h.Arrive(a)
-				}}, accept(t))
-				tunClient(t, cl, g, "s-1", addresses)
-				return spaceDialer{cl, echo6}
-			})
+	whoeverAccepts(t, func(t *testing.T, accept func(*testing.T) func(*wireguard.Gateway)) {
+		gw, cl := spaces(t)
+		tunneltest.Run(t, func(t *testing.T, h tunnel.Handler) tunnel.Dialer {
+			g := kernelGateway(t, gw, handler{func(a api.Arrival) {
+				a.Conn = bareKernel{a.Conn.(tunnel.Conn), a.Conn.(layered)}
+				h.Arrive(a)
+			}}, accept(t))
+			tunClient(t, cl, g, "s-1", addresses)
+			return spaceDialer{cl, echo6}
 		})
-	}
+	})
 }
 
 // TestPorts has ports come and go: a connection stays, and nobody else gets its place.
-func TestPorts(t *testing.T) {
+func TestPorts(t *testing.T) { whoeverAccepts(t, testPorts) }
+
+func testPorts(t *testing.T, accept func(*testing.T) func(*wireguard.Gateway)) {
 	gw, cl := spaces(t)
 	arrivals := make(chan api.Arrival, 1)
 	var mu sync.Mutex
@@ -303,7 +309,7 @@ func TestPorts(t *testing.T) {
 			}
 			return ports
 		}
-	})
+	}, accept(t))
 	tunClient(t, cl, g, "s-1", addresses)
 	set := func(a netip.AddrPort, yes bool) {
 		mu.Lock()
@@ -351,10 +357,12 @@ func TestPorts(t *testing.T) {
 }
 
 // TestKernel shows that only Services are reached, and how.
-func TestKernel(t *testing.T) {
+func TestKernel(t *testing.T) { whoeverAccepts(t, testKernel) }
+
+func testKernel(t *testing.T, accept func(*testing.T) func(*wireguard.Gateway)) {
 	gw, cl := spaces(t)
 	arrivals := make(chan api.Arrival, 1)
-	g := kernelGateway(t, gw, handler{func(a api.Arrival) { arrivals <- a }})
+	g := kernelGateway(t, gw, handler{func(a api.Arrival) { arrivals <- a }}, accept(t))
 	tunClient(t, cl, g, "s-1", addresses)
 
 	// Somebody on the gateway listens everywhere, at the Service's port too.
@@ -386,8 +394,9 @@ func TestKernel(t *testing.T) {
 		defer c.Close()
 		a := <-arrivals
 		defer a.Conn.Close()
-		if _, ok := a.Conn.(layered).NetConn().(*net.TCPConn); !ok {
-			t.Errorf("%T", a.Conn.(layered).NetConn())
+		_, byNet := a.Conn.(layered).NetConn().(*net.TCPConn)
+		if _, raw := a.Conn.(layered).NetConn().(relay.Socket); byNet != (g.Accept == nil) || raw == byNet {
+			t.Errorf("below it is a %T", a.Conn.(layered).NetConn())
 		}
 		if a.Conn.LocalAddr().String() != to.String() || a.Facts.Listener != to.String() || a.Service != "echo.default" || string(a.Evidence.Data) != "s-1" {
 			t.Errorf("%s: %+v", a.Conn.LocalAddr(), a)
