@@ -230,6 +230,7 @@ func TestWhoWaitsAndGoes(t *testing.T) {
 	}{
 		{"of package net", nil, func(c net.Conn) net.Conn { return c }},
 		{"of the loop", loop.New(loop.Options{Loops: 2}), func(c net.Conn) net.Conn { return c }},
+		{"of the loop, beneath another", loop.New(loop.Options{Loops: 2}), func(c net.Conn) net.Conn { return aboveSocket{c} }},
 		{"beneath another", nil, func(c net.Conn) net.Conn { return above{c.(*net.TCPConn)} }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -366,6 +367,14 @@ func (a above) SetDeadline(t time.Time) error      { return a.tcp.SetDeadline(t)
 func (a above) SetReadDeadline(t time.Time) error  { return a.tcp.SetReadDeadline(t) }
 func (a above) SetWriteDeadline(t time.Time) error { return a.tcp.SetWriteDeadline(t) }
 func (a above) NetConn() net.Conn                  { return a.tcp }
+
+// aboveSocket is a relay.Transparent over a relay.Socket.
+type aboveSocket struct{ net.Conn }
+
+func (a aboveSocket) NetConn() net.Conn         { return a.Conn }
+func (a aboveSocket) Unread() []byte            { return nil }
+func (a aboveSocket) CloseWrite() error         { return a.Conn.(relay.CloseWriter).CloseWrite() }
+func (a aboveSocket) Reset(reason string) error { return a.Conn.(relay.Resetter).Reset(reason) }
 
 // BenchmarkLoop is "tcp" of BenchmarkPlain, in line.
 func BenchmarkLoop(b *testing.B) {
