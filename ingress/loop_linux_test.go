@@ -9,6 +9,5 @@ import (
 
 // listenLoop returns a Router.Raw: the engine's.
 func listenLoop() func(*net.TCPListener) (relay.Listener, error) {
-	e := loop.New(loop.Options{Loops: 2, Log: quiet})
-	return func(l *net.TCPListener) (relay.Listener, error) { return e.Listen(l) }
+	return loop.New(loop.Options{Loops: 2, Log: quiet}).Listen
 }

@@ -30,8 +30,9 @@
 // connect to, Arrive decides, registers and hands the connection to the engine, and
 // the engine calls back when the upstream has answered and when all is over. Its
 // START is begun before the upstream is asked for, and kept before a byte passes.
-// Whatever must wait goes to a goroutine, with what was done for it so far; the
-// promises are the same.
+// What arrives may be a layer over the socket, which tells the client more than that
+// can: its verdict, or why it was cut. Whatever must wait goes to a goroutine, with what
+// was done for it so far; the promises are the same.
 //
 // # Datagrams
 //
@@ -42,10 +43,10 @@
 // # Limits
 //
 // How many connections a Service, and a Session on it, may have at once is counted
-// where decisions are registered, under the same lock: a connection counts from
-// before its START until its END. Limits of time are the relay's; when a decision
-// that is made again brings others, the relay gets them. Lower limits on
-// connections cut nobody. Where the limits let connections wait, those that are too
+// where decisions are registered, under the same lock, and how many a Session has in
+// all: a connection counts from before its START until its END. Limits of time are the
+// relay's; when a decision that is made again brings others, the relay gets them. Lower
+// limits on connections cut nobody. Where the limits let connections wait, those that are too
 // many do, in order: a place that becomes free is kept for the next of them, who is
 // decided about anew. Whoever is seen to have gone meanwhile is DENIED, and not connected.
 //

@@ -48,7 +48,7 @@ type registry struct {
 // newRegistry returns one in which a Session may have so many connections, 0 is any number.
 func newRegistry(perSession int) registry {
 	return registry{
-		share: share{most: perSession, of: map[string]int{}},
+		share:  share{most: perSession, of: map[string]int{}},
 		origin: time.Now(), index: newIndex(), grounds: grounds{seed: maphash.MakeSeed()}, crowds: crowds{}, watched: map[*Grant]struct{}{},
 		sooner: make(chan struct{}, 1), queued: make(chan struct{}, 1),
 	}
