@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"cardea/api"
 )
@@ -24,6 +25,7 @@ type door struct {
 type attempt struct {
 	facts   api.Facts
 	network netip.Prefix
+	windows atomic.Pointer[hold] // nil until its Session is known
 
 	mu    sync.Mutex
 	over  bool  // the handshake is

@@ -51,6 +51,7 @@ type Server struct {
 	crowd    crowd
 	door     door
 	heads    heads
+	windows  windows
 	pipes    pipes
 	counters counters
 }
@@ -62,15 +63,16 @@ type Limits struct {
 	Idle       int           // connections without a stream; 4096. Beyond that one is closed when its last stream ends
 	IdleTime   time.Duration // of one; 5 minutes
 	Streams    int           // of one connection; 1024. The client waits for one to end
-	Conns      int           // with streams or for them, of one Session; 32. One more is refused
+	Conns      int           // with streams or for them, of one Session; 16. One more is refused
 	Pipes      int           // of one Session; 4. One more ends the oldest
+	Windows    int           // bytes to which the flow windows of connections grow, in all; 512 MiB. Those of one Session grow to a 32nd of it
 }
 
 func (l Limits) withDefaults() Limits {
 	for _, x := range []struct {
 		n   *int
 		def int
-	}{{&l.Handshakes, 256}, {&l.Idle, 4096}, {&l.Streams, 1024}, {&l.Conns, 32}, {&l.Pipes, 4}} {
+	}{{&l.Handshakes, 256}, {&l.Idle, 4096}, {&l.Streams, 1024}, {&l.Conns, 16}, {&l.Pipes, 4}, {&l.Windows, 512 << 20}} {
 		if *x.n <= 0 {
 			*x.n = x.def
 		}
@@ -112,6 +114,7 @@ func (s *Server) init() {
 	s.Limits = s.Limits.withDefaults()
 	s.door.limit = s.Limits.Handshakes
 	s.crowd.most = int64(s.Limits.Idle)
+	s.windows.most, s.windows.mostOfSession = int64(s.Limits.Windows), int64(s.Limits.Windows)/32
 	s.streams = &tls.Config{
 		MinVersion:     tls.VersionTLS13,
 		GetCertificate: s.Certificate,
@@ -146,10 +149,14 @@ func (s *Server) Serve(ctx context.Context, pc net.PacketConn) error {
 		InitialStreamReceiveWindow:     streamWindow,
 		MaxStreamReceiveWindow:         mostStreamWindow,
 		InitialConnectionReceiveWindow: connWindow,
-		MaxConnectionReceiveWindow:     connWindow,
-		MaxIncomingStreams:             int64(s.Limits.Streams),
-		MaxIncomingUniStreams:          1,
-		EnableDatagrams:                true,
+		MaxConnectionReceiveWindow:     mostConnWindow,
+		AllowConnectionWindowIncrease: func(conn *quic.Conn, by uint64) bool {
+			h := attemptOf(conn.Context()).windows.Load()
+			return h != nil && h.grow(by)
+		},
+		MaxIncomingStreams:    int64(s.Limits.Streams),
+		MaxIncomingUniStreams: 1,
+		EnableDatagrams:       true,
 	})
 	if err != nil {
 		return err
@@ -214,11 +221,14 @@ func (s *Server) configFor(info *tls.ClientHelloInfo) (*tls.Config, error) {
 // conn serves a connection whose handshake is complete.
 func (s *Server) conn(ctx context.Context, conn *quic.Conn) {
 	s.counters.handshakes.Add(1)
-	if a := attemptOf(conn.Context()); a != nil {
-		s.door.end(a)
-	}
+	a := attemptOf(conn.Context())
+	s.door.end(a)
 	state := conn.ConnectionState().TLS
 	leaf := state.PeerCertificates[0]
+	session := s.owner(leaf)
+	held := s.windows.open(session)
+	defer held.close()
+	a.windows.Store(held)
 	facts := tunnel.ConnFacts(conn.LocalAddr(), conn.RemoteAddr())
 	facts.TLS = tunnel.TLSFacts(&state, leaf)
 	if state.NegotiatedProtocol == PacketsProtocol {
@@ -227,7 +237,6 @@ func (s *Server) conn(ctx context.Context, conn *quic.Conn) {
 		}
 		return
 	}
-	session := s.owner(leaf)
 	if !s.heads.enter(session, s.Limits.Conns) {
 		conn.CloseWithError(codeNone, errManyConns.Error())
 		s.refuse(facts, errManyConns)
@@ -235,7 +244,7 @@ func (s *Server) conn(ctx context.Context, conn *quic.Conn) {
 	}
 	defer s.heads.leave(session)
 	facts.Tunnel = Name
-	a := api.Arrival{Facts: facts, Evidence: api.Evidence{Kind: api.EvidenceCertificate, Data: leaf.Raw}}
+	arrival := api.Arrival{Facts: facts, Evidence: api.Evidence{Kind: api.EvidenceCertificate, Data: leaf.Raw}}
 	l := newLink(conn, &s.crowd, s.Limits.IdleTime)
 	stop := context.AfterFunc(ctx, func() {
 		l.tell(all, frame.AppendDone(nil))
@@ -247,7 +256,7 @@ func (s *Server) conn(ctx context.Context, conn *quic.Conn) {
 	defer s.crowd.idle.Add(-1) // when no stream is left
 	var streams sync.WaitGroup
 	defer streams.Wait()
-	streams.Go(func() { s.accept(l, a, &streams) })
+	streams.Go(func() { s.accept(l, arrival, &streams) })
 	l.serve()
 }
 
