@@ -26,6 +26,7 @@ const (
 	partsMost   = 192 << 10       // bytes of datagrams that are not whole, of a Session
 	partsWithin = 5 * time.Second // within which all parts must come
 	asksMost    = 64              // questions to the name server under way, of a Session
+	askersMost  = 16              // TCP connections to it, of a Session, each with one question under way
 	dnsPort     = 53
 )
 
@@ -277,7 +278,7 @@ func (f *flow) SetWriteDeadline(time.Time) error { return nil }
 // ask has a question to the name server answered, and reports whether it could.
 func (s *session) ask(pl *plane, query []byte, client, server netip.AddrPort) bool {
 	query = slices.Clone(query)
-	return s.task(pl.g, func() {
+	return s.task(pl.g, &s.asks, asksMost, func() {
 		if a := pl.g.Answer(pl.g.ctx, s.id, query, false); a != nil && len(a) <= packet.MaxUDP {
 			pl.send(server, client, a)
 		}

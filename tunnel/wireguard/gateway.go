@@ -101,7 +101,8 @@ type session struct {
 	key       Key          // guarded by Gateway.mu
 	addresses []netip.Addr // guarded by Gateway.mu
 
-	asks    atomic.Int32 // questions to the name server
+	asks    atomic.Int32 // questions to the name server that came by UDP
+	askers  atomic.Int32 // TCP connections to it
 	opening atomic.Int32 // TCP connections whose handshake is under way
 
 	mu    sync.Mutex
@@ -230,10 +231,11 @@ func (g *Gateway) start(task func()) bool {
 	return true
 }
 
-// task has a question to the name server answered, and reports whether there was room.
-func (s *session) task(g *Gateway, answer func()) bool {
-	done := func() { s.asks.Add(-1) }
-	if s.asks.Add(1) <= asksMost && g.start(func() { defer done(); answer() }) {
+// task does something for the name server, of which there may be so many at once, and
+// reports whether there was room.
+func (s *session) task(g *Gateway, count *atomic.Int32, most int32, do func()) bool {
+	done := func() { count.Add(-1) }
+	if count.Add(1) <= most && g.start(func() { defer done(); do() }) {
 		return true
 	}
 	done()
@@ -562,8 +564,8 @@ func (g *Gateway) accepted(c net.Conn, r *registered, from, to netip.AddrPort) {
 		r.Conn.Reset("no Session")
 	case !asks:
 		g.Handler.Arrive(g.arrival(c, service, s, from, to))
-	case !s.task(g, func() { g.answerStream(r) }):
-		r.Reset("too many questions")
+	case !s.task(g, &s.askers, askersMost, func() { g.answerStream(r) }):
+		r.Reset("too many connections to the name server")
 	}
 }
 

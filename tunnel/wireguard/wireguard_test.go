@@ -184,6 +184,43 @@ func TestFlow(t *testing.T) {
 	}
 }
 
+// TestIdleQuestioners shows that a Session's connections to the name server that ask
+// nothing are bounded, and take nothing from its questions by UDP, nor from others.
+func TestIdleQuestioners(t *testing.T) {
+	g := gateway(t, handler{})
+	c := client(t, g, "s-1", addresses)
+	at := netip.AddrPortFrom(dns4, 53)
+	open := 0
+	for range 80 {
+		s, err := c.DialContext(t.Context(), "tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		s.SetDeadline(time.Now().Add(20 * time.Second))
+		s.Write([]byte("\x00\x01x")) // it is answered, and stays
+		if _, err := io.ReadFull(s, make([]byte, 2+len("s-1:x"))); err == nil {
+			open++
+		}
+	}
+	if open != 16 {
+		t.Errorf("%d connections are open, want 16", open)
+	}
+	for who, c := range map[string]*wireguard.Client{"s-1": c, "s-2": client(t, g, "s-2", []netip.Addr{netip.MustParseAddr("100.80.0.2")})} {
+		u, err := c.DialContext(t.Context(), "udp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer u.Close()
+		u.SetDeadline(time.Now().Add(20 * time.Second))
+		u.Write([]byte("question"))
+		b := make([]byte, 100)
+		if n, err := u.Read(b); string(b[:n]) != who+":question" {
+			t.Errorf("%s asks by UDP: %q, %v", who, b[:n], err)
+		}
+	}
+}
+
 func TestDNS(t *testing.T) {
 	g := gateway(t, handler{})
 	c := client(t, g, "s-1", addresses)
