@@ -413,6 +413,43 @@ func TestRebinding(t *testing.T) {
 	}
 }
 
+// No name of others is another name of the cluster's, in whatever record: who follows it
+// comes to where its addresses would lead.
+func TestAliases(t *testing.T) {
+	for line, leadsInside := range map[string]bool{
+		"evil.example.org. 60 IN CNAME db.prod.svc.example.com.":              true,
+		"evil.example.org. 60 IN CNAME DB.prod.SVC.example.COM.":              true,
+		"evil.example.org. 60 IN CNAME nats.local.example.com.":               true,
+		"evil.example.org. 60 IN CNAME none.svc.example.com.":                 true, // there may be one tomorrow
+		"evil.example.org. 60 IN CNAME hidden.svc.example.com.":               true,
+		"evil.example.org. 60 IN CNAME nats.":                                 true,
+		"evil.example.org. 60 IN CNAME db.prod.":                              true,
+		"evil.example.org. 60 IN CNAME gateway.example.com.":                  true,
+		"example.org. 60 IN DNAME svc.example.com.":                           true,
+		"evil.example.org. 60 IN SRV 0 0 80 db.prod.svc.example.com.":         true,
+		"evil.example.org. 60 IN MX 10 nats.":                                 true,
+		"evil.example.org. 60 IN HTTPS 0 nats.svc.example.com.":               true,
+		"evil.example.org. 60 IN SVCB 1 db.prod. port=5432":                   true,
+		"evil.example.org. 60 IN CNAME www.example.net.":                      false,
+		"evil.example.org. 60 IN CNAME portal.example.com.":                   false, // it has its address in some other DNS
+		"evil.example.org. 60 IN CNAME prod.":                                 false, // no Service
+		"evil.example.org. 60 IN CNAME hidden.":                               false, // as if there were none
+		"evil.example.org. 60 IN CNAME notsvc.example.com.":                   false,
+		"evil.example.org. 60 IN HTTPS 1 .":                                   false,
+		"evil.example.org. 60 IN TXT \"v=1 include:db.prod.svc.example.com\"": false,
+	} {
+		withFallback(t, one(), func(t *testing.T, s *Server, f *fake) {
+			f.answer = says(0, line)
+			for range 2 { // also out of the cache
+				m := ask(t, s, "guest", query("evil.example.org.", dns.TypeA), false)
+				if withheld := m.Rcode == dns.RcodeNameError && len(m.Answer)+len(m.Extra) == 0; withheld != leadsInside {
+					t.Errorf("%s: withheld %t, want %t: %v", line, withheld, leadsInside, m)
+				}
+			}
+		})
+	}
+}
+
 // Who wants signatures, or unverified data, is not answered with what others wanted, and
 // who asks without the flag for recursion does not learn what others have asked for.
 func TestQuestionsOfOthers(t *testing.T) {

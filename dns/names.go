@@ -45,6 +45,15 @@ func (s *Server) answerOwn(ctx context.Context, session string, q dns.Question, 
 	return false
 }
 
+// isOwn reports whether a name leads to what only the cluster has: it is in svc.DOMAIN or
+// local.DOMAIN, whether it exists or not, or one that answerOwn finds an address for. Of a
+// Service that the Session may not know of it says no more than answerOwn does.
+func (s *Server) isOwn(ctx context.Context, session, name string) bool {
+	reply := new(dns.Msg)
+	q := dns.Question{Name: name, Qtype: dns.TypeANY, Qclass: dns.ClassINET}
+	return s.answerOwn(ctx, session, q, reply)
+}
+
 // answerInZone answers a question for a name in a zone; labels are what is before it. A
 // Service has one port, which is that of whatever is looked for by _NAME._PROTOCOL (RFC
 // 2782).
@@ -216,6 +225,26 @@ func addressesIn(rr dns.RR) (addrs []netip.Addr) {
 		}
 	}
 	return addrs
+}
+
+// targetOf returns the name to which a record leads whoever looks for an address, "" if to
+// none.
+func targetOf(rr dns.RR) string {
+	switch rr := rr.(type) {
+	case *dns.CNAME:
+		return rr.Target
+	case *dns.DNAME:
+		return rr.Target
+	case *dns.SRV:
+		return rr.Target
+	case *dns.MX:
+		return rr.Mx
+	case *dns.SVCB:
+		return rr.Target
+	case *dns.HTTPS:
+		return rr.Target
+	}
+	return ""
 }
 
 // parseReverse returns the address whose reverse name (RFC 1035, section 3.5; RFC 3596,

@@ -61,10 +61,11 @@ type Server struct {
 	Find func(service string) (Entry, bool)
 	// At returns the Service that has an address; nil if reverse names are not known.
 	At func(addr netip.Addr) (service string, ok bool)
-	// Services are the prefixes in which Services have their addresses. Reverse names in
-	// them are the cluster's. No name of the fallback leads into them: a web page could
-	// reach Services with the rights of who looks at it (DNS rebinding).
-	Services []netip.Prefix
+	// Plan are the prefixes in which Services and Sessions have their addresses. Reverse
+	// names in them are the cluster's. No name of the fallback leads into them, nor to a
+	// name of the cluster's: a web page could reach Services with the rights of who looks
+	// at it (DNS rebinding).
+	Plan []netip.Prefix
 	// Own are the addresses of the server itself, which is not asked as a fallback.
 	Own []netip.Addr
 	// May tells whether a Session is told of a Service, SERVICE.NAMESPACE; nil if all are
@@ -222,22 +223,24 @@ func (s *Server) fill(ctx context.Context, session string, ask *dns.Msg, dnssec 
 	if err != nil {
 		return err
 	}
-	if s.leadsInside(m) {
-		s.Log.Debug("dns: a name of others leads to an address of the private network; it is not told", "name", name, "session", session)
+	if s.leadsInside(ctx, session, m) {
+		s.Log.Debug("dns: a name of others leads into the private network; it is not told", "name", name, "session", session)
 		return problem{dns.RcodeNameError, dns.ExtendedErrorCodeFiltered, "the name leads into the private network (DNS rebinding)"}
 	}
 	reply.Rcode, reply.Answer, reply.Ns, reply.Extra = m.Rcode, m.Answer, m.Ns, m.Extra
 	return nil
 }
 
-// leadsInside reports whether a message names an address of a Service.
-func (s *Server) leadsInside(m *dns.Msg) bool {
+// leadsInside reports whether a message has an address of the private network, or a name
+// that the Session would be told one for.
+func (s *Server) leadsInside(ctx context.Context, session string, m *dns.Msg) bool {
 	for _, section := range [][]dns.RR{m.Answer, m.Extra} {
 		for _, rr := range section {
-			for _, addr := range addressesIn(rr) {
-				if s.isInside(addr) {
-					return true
-				}
+			if slices.ContainsFunc(addressesIn(rr), s.isInside) {
+				return true
+			}
+			if name := targetOf(rr); name != "" && s.isOwn(ctx, session, name) {
+				return true
 			}
 		}
 	}
@@ -245,7 +248,7 @@ func (s *Server) leadsInside(m *dns.Msg) bool {
 }
 
 func (s *Server) isInside(addr netip.Addr) bool {
-	return slices.ContainsFunc(s.Services, func(p netip.Prefix) bool { return p.Contains(addr) })
+	return slices.ContainsFunc(s.Plan, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
 // domain returns that of the cluster, in lower case and with its final dot.

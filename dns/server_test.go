@@ -46,8 +46,8 @@ func newServer() *Server {
 			}
 			return "", false
 		},
-		Services: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/12"), netip.MustParsePrefix("fd00:1:2::/64")},
-		Own:      []netip.Addr{netip.MustParseAddr("100.64.0.1"), netip.MustParseAddr("fd00:1:2::1")},
+		Plan: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/12"), netip.MustParsePrefix("fd00:1:2::/64")},
+		Own:  []netip.Addr{netip.MustParseAddr("100.64.0.1"), netip.MustParseAddr("fd00:1:2::1")},
 		May: func(_ context.Context, session, service string) bool {
 			return session == "admin" || service != "hidden.default"
 		},
@@ -374,7 +374,7 @@ func FuzzParseAnswer(f *testing.F) {
 			t.Errorf("taken for an answer: %v", m)
 		}
 		lifetime(m)
-		s.leadsInside(m)
+		s.leadsInside(t.Context(), "guest", m)
 		reply := new(dns.Msg).SetReply(query("example.org.", dns.TypeA))
 		reply.Answer, reply.Ns, reply.Extra = m.Answer, m.Ns, m.Extra
 		if out := pack(reply, nil, nil, false); len(out) > dns.MinMsgSize {

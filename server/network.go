@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -180,7 +181,7 @@ func (n *network) build(ctx context.Context) error {
 	}
 	n.ports = n.wireguardPorts(known)
 	n.names = &dns.Server{
-		Domain: n.cfg.Domain, Find: n.find, At: n.nameAt, Services: plan.Services(), Own: plan.DNS(),
+		Domain: n.cfg.Domain, Find: n.find, At: n.nameAt, Plan: slices.Concat(plan.Services(), plan.Sessions()), Own: plan.DNS(),
 		May: n.mayBeTold, Zone: n.settings.fallbackZone, Log: n.cfg.Log,
 	}
 	gateway := &wireguard.Gateway{
