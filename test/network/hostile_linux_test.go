@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -195,6 +196,84 @@ func hostileClient(t *testing.T, form string) {
 			t.Errorf("the deleted Session is answered with the flags %#x", flags)
 		}
 	}
+}
+
+// TestReplay has somebody on the way write down what a client sends, and send it again
+// from elsewhere: handshakes and data. None of it is taken, and the client's tunnel stays
+// where it was.
+func TestReplay(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, lab.Config{}, serviceYAML("echo", 7, "tcp://10.3.0.2:7000")+serviceYAML("udp", 7, "udp://10.3.0.2:7007"))
+	echo(t, w.Upstream, 7000)
+	arrived := watch(t, w.Upstream, 7007)
+	alice := w.login(w.Clients[0], "alice")
+	recorded := w.NAT.Record("wan")
+	alice.connect()
+	live := w.hold(alice, "echo")
+	v4, _ := w.at("udp")
+	c, err := alice.host.Dial(t.Context(), "udp", v4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	w.until("a datagram arrives", func() error {
+		c.Write([]byte("once"))
+		if arrived.Load() == 0 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if err := say(live, "recorded", patience); err != nil {
+		t.Fatal(err)
+	}
+	at := "dst port " + wireguardPort + " and udp[8] = "
+	handshakes, data := recorded(at+"1"), recorded(at+"4")
+	if len(handshakes) == 0 || len(data) < 5 {
+		t.Fatalf("%d handshakes and %d packets of data were recorded: this test shows nothing", len(handshakes), len(data))
+	}
+	before, starts, place := arrived.Load(), w.started(), alice.place().Gateways[0]
+	counted := w.gateway().Status.Dropped["handshake"]
+	mallory, err := w.NAT.Dial(t.Context(), "udp", netip.AddrPortFrom(w.Gateway.IPv4, 51820))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mallory.Close()
+	const times = 3
+	for range times {
+		for _, p := range slices.Concat(handshakes, data) {
+			if _, err := mallory.Write(p); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w.until("the handshakes are counted", func() error {
+		if n := w.gateway().Status.Dropped["handshake"] - counted; n != times*len(handshakes) {
+			return fmt.Errorf("%d of %d", n, times*len(handshakes))
+		}
+		return nil
+	})
+	if err := say(live, "still here", patience); err != nil {
+		t.Errorf("the connection that was recorded: %v", err)
+	}
+	mallory.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, err := mallory.Read(make([]byte, 2000)); err == nil {
+		t.Errorf("who sends again is answered %d bytes", n)
+	}
+	if n := arrived.Load() - before; n != 0 {
+		t.Errorf("%d datagrams arrived again", n)
+	}
+	if n := w.started() - starts; n != 0 {
+		t.Errorf("%d connections were begun", n)
+	}
+	if now := alice.place().Gateways[0]; now.Transport != place.Transport {
+		t.Errorf("the gateway was reached by %s, and is by %s", place.Transport, now.Transport)
+	}
+}
+
+// started returns how many connections the log knows.
+func (w *world) started() int {
+	w.Helper()
+	return strings.Count(w.root("logs", "-o", "json"), `"type":"START"`)
 }
 
 // fragment sets the field of an IPv4 packet that says what part of one it is.

@@ -108,7 +108,7 @@ func (c *Client) Open() error {
 		c.stack = n
 		d = &own{nothing{c.MTU}, n}
 	}
-	c.device = device.NewDevice(newSteady(d), c.bind, logger(c.Log, func() {}))
+	c.device = device.NewDevice(newSteady(d), c.bind, logger(c.Log, func(int) {}))
 	// The Client chooses how it reaches a gateway: what still comes another way changes
 	// nothing.
 	c.device.DisableSomeRoamingForBrokenMobileSemantics()

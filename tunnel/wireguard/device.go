@@ -60,13 +60,16 @@ func (nothing) Name() (string, error)    { return "cardea", nil }
 func (nothing) Events() <-chan tun.Event { return nil }
 func (nothing) BatchSize() int           { return conn.IdealBatchSize }
 
-// logger tells what the device says to a slog.Logger. spoofed is called when it drops a
-// packet because of its source address.
-func logger(log *slog.Logger, spoofed func()) *device.Logger {
+// logger tells what the device says to a slog.Logger. dropped is told why it drops a
+// packet, where it says so. (It does not of data that are forged or were there before.)
+func logger(log *slog.Logger, dropped func(why int)) *device.Logger {
 	return &device.Logger{
 		Verbosef: func(format string, args ...any) {
-			if strings.Contains(format, "disallowed source address") {
-				spoofed()
+			switch {
+			case strings.Contains(format, "disallowed source address"):
+				dropped(dropSource)
+			case strings.Contains(format, "invalid mac1"), strings.Contains(format, "invalid initiation"):
+				dropped(dropHandshake)
 			}
 		},
 		Errorf: func(format string, args ...any) {

@@ -168,7 +168,7 @@ func (g *Gateway) Open() error {
 	if err != nil {
 		return err
 	}
-	g.device = device.NewDevice(newSteady(g.plane), g.bind, logger(g.Log, func() { g.plane.drop(dropSource) }))
+	g.device = device.NewDevice(newSteady(g.plane), g.bind, logger(g.Log, func(why int) { g.plane.drop(why) }))
 	var s setting
 	s.add("private_key", g.Key.hex())
 	s.add("listen_port", fmt.Sprint(g.Listen.Port()))

@@ -21,11 +21,12 @@ const (
 	dropFlows              // a flow or a question too many
 	dropQueue              // nobody took it in time
 	dropRefused            // of a flow that was refused or cut a moment ago
+	dropHandshake          // a handshake of WireGuard that is garbage, of no Session's key, or a replay
 	drops
 )
 
 func dropNames() [drops]string {
-	return [drops]string{"source", "destination", "service", "protocol", "fragment", "options", "malformed", "flows", "queue", "refused"}
+	return [drops]string{"source", "destination", "service", "protocol", "fragment", "options", "malformed", "flows", "queue", "refused", "handshake"}
 }
 
 // plane is what the device of a Gateway writes its peers' packets to, and reads those for

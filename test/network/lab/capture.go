@@ -21,6 +21,34 @@ import (
 // pcap-filter(7) selects.
 func (h *Host) Capture(device string) (stop func(filter string) []string) {
 	h.tb.Helper()
+	read := h.record(device)
+	return func(filter string) []string {
+		h.tb.Helper()
+		return strings.FieldsFunc(string(read("-n", filter)), func(r rune) bool { return r == '\n' })
+	}
+}
+
+// Record is Capture, of the payloads of UDP over IPv4 and of nothing else.
+func (h *Host) Record(device string) (stop func(filter string) [][]byte) {
+	h.tb.Helper()
+	read := h.record(device)
+	return func(filter string) (payloads [][]byte) {
+		h.tb.Helper()
+		file := read("-w", "-", "ip proto 17 and ("+filter+")")
+		for file = file[min(len(file), pcapHeaderSize):]; len(file) >= pcapRecordSize; {
+			size := pcapRecordSize + int(binary.NativeEndian.Uint32(file[8:]))
+			frame := file[pcapRecordSize:size]
+			const ethernet, udp = 14, 8
+			payloads = append(payloads, frame[ethernet+int(frame[ethernet]&15)*4+udp:])
+			file = file[size:]
+		}
+		return payloads
+	}
+}
+
+// record writes down what passes until it is read by tcpdump.
+func (h *Host) record(device string) (read func(args ...string) []byte) {
+	h.tb.Helper()
 	if _, err := exec.LookPath("tcpdump"); err != nil {
 		h.tb.Skip("needs tcpdump: see test/setup")
 	}
@@ -58,14 +86,14 @@ func (h *Host) Capture(device string) (stop func(filter string) []string) {
 		file.Close()
 	})
 	h.tb.Cleanup(end)
-	return func(filter string) []string {
+	return func(args ...string) []byte {
 		h.tb.Helper()
 		end()
-		out, err := exec.Command("tcpdump", "-n", "-r", file.Name(), filter).Output()
+		out, err := exec.Command("tcpdump", append([]string{"-r", file.Name()}, args...)...).Output()
 		if err != nil {
-			h.tb.Fatalf("tcpdump %q: %v", filter, err)
+			h.tb.Fatalf("tcpdump %q: %v", args, err)
 		}
-		return strings.FieldsFunc(string(out), func(r rune) bool { return r == '\n' })
+		return out
 	}
 }
 
@@ -130,6 +158,12 @@ func (c *capture) write(b []byte) {
 		c.tb.Errorf("capture: %v", err)
 	}
 }
+
+// Sizes in a file of pcap-savefile(5): of its header, and of that of a packet.
+const (
+	pcapHeaderSize = 24
+	pcapRecordSize = 16
+)
 
 // pcapHeader begins a file of pcap-savefile(5), of Ethernet.
 func pcapHeader() []byte {
