@@ -617,6 +617,11 @@ func (s *stay) lost(o *api.Session, d api.Decision) *api.Error {
 	switch {
 	case d.Reason == api.ReasonUserDisabled || d.Reason == api.ReasonNoUser:
 		return api.Errorf(api.CodeUnauthenticated, "your User %s is disabled or was deleted", o.Status.UserRef.Name)
+	case d.Reason == api.ReasonDeviceNotActive && o.Status.DeviceRef != nil:
+		device := o.Status.DeviceRef.Name
+		e := api.Errorf(api.CodeUnauthenticated, "the Device %s of your Session is not active: it waits for approval, or was rejected or deleted", device)
+		e.Hint = "ask an administrator: cardea update device " + device + " --approve"
+		return e
 	case isNobody(d.Reason):
 		return asError(stranger())
 	}

@@ -296,6 +296,9 @@ func TestConnectEnds(t *testing.T) {
 		{"rejected", "ENDED UNAUTHENTICATED your Session NAME is not active: it waits for approval, or was rejected", func(w *world, root, who *person) {
 			w.must(root, "PATCH", "/api/core/v1/sessions/"+who.session, `{"spec":{"state":"REJECTED"}}`, nil)
 		}},
+		{"its Device is rejected", "ENDED UNAUTHENTICATED the Device DEVICE of your Session is not active: it waits for approval, or was rejected or deleted", func(w *world, root, who *person) {
+			w.must(root, "PATCH", "/api/core/v1/devices/"+w.deviceOf(who), `{"spec":{"state":"REJECTED"}}`, nil)
+		}},
 		{"its User is disabled", "ENDED UNAUTHENTICATED your User alice is disabled or was deleted", func(w *world, root, who *person) {
 			w.must(root, "PATCH", "/api/core/v1/users/alice", `{"spec":{"isDisabled":true}}`, nil)
 		}},
@@ -304,17 +307,26 @@ func TestConnectEnds(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w, root := newRoot(t)
 				a := w.user(root, "alice")
+				if _, err := w.register(a, machine("a")); err != nil {
+					t.Fatal(err)
+				}
+				device := w.deviceOf(a)
 				s := w.connect(a, api.ConnectRequest{PublicKey: wireguardKey(t)})
 				s.wants("STATE")
 				c.end(w, root, a)
 				got := slices.DeleteFunc(s.told(), func(x string) bool { return x == "ALIVE" })
-				if want := strings.ReplaceAll(c.want, "NAME", a.session); !slices.Equal(got, []string{want}) {
+				if want := strings.NewReplacer("NAME", a.session, "DEVICE", device).Replace(c.want); !slices.Equal(got, []string{want}) {
 					t.Errorf("told %q, want %q", got, want)
 				}
 				s.over()
 			})
 		})
 	}
+}
+
+// deviceOf returns the name of the Device of a person's Session.
+func (w *world) deviceOf(who *person) string {
+	return get[*api.Session](w, api.KindSession, who.session).Status.DeviceRef.Name
 }
 
 // served is a Service whose upstream is a User.
