@@ -2,10 +2,18 @@ package network_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
+	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -13,8 +21,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quic-go/quic-go"
+
 	"cardea/api"
+	"cardea/client"
 	"cardea/test/network/lab"
+	"cardea/tunnel"
 	"cardea/tunnel/wireguard"
 )
 
@@ -165,6 +177,12 @@ func hostileClient(t *testing.T, form string) {
 		t.Errorf("bob asks for a place with mallory's key: %v", err)
 	}
 
+	// Nobody is asked which address he wants.
+	wish := map[string]any{"publicKey": wireguard.NewKey().Public().Text(), "addresses": alices}
+	if err := caller(t, bob, bob.home+"-cert").Do(t.Context(), http.MethodPost, "/api/connect", wish, nil); !api.HasCode(err, api.CodeInvalid) {
+		t.Errorf("bob asks for alice's address: %v", err)
+	}
+
 	// A deleted Session has nothing any more, and its address is nobody's for a while.
 	w.root("delete", "session", w.session("mallory").Metadata.Name)
 	select {
@@ -268,6 +286,128 @@ func TestReplay(t *testing.T) {
 	if now := alice.place().Gateways[0]; now.Transport != place.Transport {
 		t.Errorf("the gateway was reached by %s, and is by %s", place.Transport, now.Transport)
 	}
+}
+
+// TestStrangers has clients without the certificate of a Session, and with one for
+// something that is not served, come by QUIC and by TLS: none is let in, and the log knows
+// from where they came. One whose certificate has expired is in TestWhileConnected.
+func TestStrangers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, lab.Config{}, "")
+	alice := w.loginRaw(w.Clients[0], "alice")
+	if _, err := w.raw(alice, wireguard.NewKey()); err != nil { // packets are for who has a place
+		t.Fatal(err)
+	}
+	own := certificate(t, alice.home+"-cert")
+	for _, by := range []client.Tunnel{client.TunnelQUIC, client.TunnelTLS} {
+		for _, c := range []struct {
+			name, protocol string
+			cert           tls.Certificate
+			in             bool
+		}{
+			{"a Session", "cardea/1", own, true},
+			{"a Session, for packets", "cardea-packets/1", own, true},
+			{"nobody", "cardea/1", tls.Certificate{}, false},
+			{"nobody, for packets", "cardea-packets/1", tls.Certificate{}, false},
+			{"a Session of another cluster", "cardea/1", forged(t, own), false},
+			{"a Session of another cluster, for packets", "cardea-packets/1", forged(t, own), false},
+			{"a Session that wants what is not served", "h3", own, false},
+			{"a Session that speaks of no protocol", "", own, false},
+		} {
+			before := w.refusals()
+			err := w.knock(alice.host, by, c.protocol, c.cert)
+			if in := err == nil; in != c.in {
+				t.Errorf("by %s, %s: let in %t (%v)", by, c.name, in, err)
+			}
+			if c.in {
+				continue
+			}
+			w.until("the log knows", func() error {
+				if n := w.refusals() - before; n != 1 {
+					return fmt.Errorf("by %s, %s: %d records", by, c.name, n)
+				}
+				return nil
+			})
+		}
+	}
+}
+
+// refusals returns how many handshakes the log knows that were refused to the NAT.
+func (w *world) refusals() (n int) {
+	w.Helper()
+	for line := range strings.Lines(w.root("logs", "-o", "json")) {
+		if strings.Contains(line, `"HANDSHAKE"`) && strings.Contains(line, `"203.0.113.1"`) {
+			n++
+		}
+	}
+	return n
+}
+
+// knock makes a connection to the gateway, and reports why it is not let in, if so.
+func (w *world) knock(h *lab.Host, by client.Tunnel, protocol string, cert tls.Certificate) error {
+	w.Helper()
+	config := &tls.Config{
+		InsecureSkipVerify: true, ServerName: tunnel.GatewayName("cardea.internal"),
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil },
+	}
+	if protocol != "" {
+		config.NextProtos = []string{protocol}
+	}
+	to := netip.AddrPortFrom(w.Gateway.IPv4, 8443)
+	ctx, cancel := context.WithTimeout(w.Context(), patience)
+	defer cancel()
+	if by == client.TunnelQUIC {
+		socket, err := h.ListenPacket("udp", netip.AddrPortFrom(netip.IPv4Unspecified(), 0))
+		if err != nil {
+			w.Fatal(err)
+		}
+		defer socket.Close()
+		c, err := quic.Dial(ctx, socket, net.UDPAddrFromAddrPort(to), config, &quic.Config{EnableDatagrams: true, MaxIncomingUniStreams: 1})
+		if err != nil {
+			return err
+		}
+		defer c.CloseWithError(0, "")
+		select { // in TLS 1.3 a client hears of its certificate later
+		case <-c.Context().Done():
+			return context.Cause(c.Context())
+		case <-time.After(time.Second):
+			return nil
+		}
+	}
+	raw, err := h.Dial(ctx, "tcp", to)
+	if err != nil {
+		w.Fatal(err)
+	}
+	c := tls.Client(raw, config)
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(time.Second))
+	_, err = c.Read(make([]byte, 1))
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// forged returns a certificate that says what another one does, by an authority of its own.
+func forged(t *testing.T, of tls.Certificate) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	authority := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: of.Leaf.Issuer, NotBefore: of.Leaf.NotBefore, NotAfter: of.Leaf.NotAfter,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, SubjectKeyId: of.Leaf.AuthorityKeyId,
+	}
+	leaf := &x509.Certificate{
+		SerialNumber: of.Leaf.SerialNumber, Subject: of.Leaf.Subject, NotBefore: of.Leaf.NotBefore, NotAfter: of.Leaf.NotAfter,
+		URIs: of.Leaf.URIs, KeyUsage: of.Leaf.KeyUsage, ExtKeyUsage: of.Leaf.ExtKeyUsage, AuthorityKeyId: of.Leaf.AuthorityKeyId,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, leaf, authority, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 // started returns how many connections the log knows.

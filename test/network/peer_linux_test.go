@@ -25,6 +25,16 @@ import (
 	"cardea/tunnel/wireguard"
 )
 
+// certificate returns what a person has who has logged in with --cert-out dir.
+func certificate(t *testing.T, dir string) tls.Certificate {
+	t.Helper()
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, client.ExportedCertificate), filepath.Join(dir, client.ExportedKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
 // caller returns what calls the API as a person who has logged in with --cert-out dir.
 func caller(t *testing.T, p *person, dir string) *rpc.Client {
 	t.Helper()
@@ -32,10 +42,7 @@ func caller(t *testing.T, p *person, dir string) *rpc.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, client.ExportedCertificate), filepath.Join(dir, client.ExportedKey))
-	if err != nil {
-		t.Fatal(err)
-	}
+	cert := certificate(t, dir)
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
 	at := netip.AddrPortFrom(p.Gateway.IPv4, 8443)

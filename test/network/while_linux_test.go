@@ -48,7 +48,7 @@ func TestWhileConnected(t *testing.T) {
 	}
 
 	// Certificates that are renewed: with an interface, and with a published port by TLS.
-	inside, port := w.login(next(), "renewed"), w.login(next(), "renewed")
+	inside, port := w.login(next(), "renewed"), w.loginRaw(next(), "renewed")
 	inside.connect()
 	port.run("connect", "-p", "echo:17007", "--detach")
 	first := port.validUntil()
@@ -111,6 +111,15 @@ func TestWhileConnected(t *testing.T) {
 	w.dialPort(port)
 	if now := port.validUntil(); !now.After(first) {
 		t.Errorf("the certificate is good until %v, and was so before", now)
+	}
+
+	old := certificate(t, port.home+"-cert") // which nobody renews
+	for _, by := range []client.Tunnel{client.TunnelQUIC, client.TunnelTLS} {
+		for _, protocol := range []string{"cardea/1", "cardea-packets/1"} {
+			if err := w.knock(port.host, by, protocol, old); err == nil {
+				t.Errorf("a certificate that has expired is taken by %s for %s", by, protocol)
+			}
+		}
 	}
 
 	for by, s := range sleepers {
