@@ -40,7 +40,9 @@ func has(program string) bool {
 func (c *Config) setResolved() error {
 	domains := slices.Clone(c.Search)
 	for _, d := range c.Domains {
-		domains = append(domains, "~"+d) // for routing alone, not for completing
+		if !slices.Contains(c.Search, d) { // of one that is named twice, only the latter counts
+			domains = append(domains, "~"+d) // for routing alone, not for completing
+		}
 	}
 	for _, args := range [][]string{
 		append([]string{"dns", c.Interface}, c.servers()...),
