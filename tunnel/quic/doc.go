@@ -1,5 +1,6 @@
 // Package quic is the road over QUIC (RFC 9000): a [Server] and a [Dialer]. It bears
-// loss and a change of the client's address, and streams do not wait for one another.
+// loss and a change of the client's address, and streams do not wait for one another,
+// unless very many of a connection are not read.
 //
 // The client comes to the server name gateway.DOMAIN with the certificate of its
 // Session, which is verified as over TLS. The ALPN protocol says what the connection is
