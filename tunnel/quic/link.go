@@ -50,13 +50,14 @@ const (
 	knocking      = 2 * time.Second  // of the client, after which it says something: so the server learns a new address of a client that only listens
 )
 
-// Windows of flow control, in bytes. What begins a connection to a Server has room for 32
+// Windows of flow control, in bytes. They are small, because a peer that sends a byte at a
+// time makes 150 bytes of memory of each until it is read. What begins a connection to a Server has room for 32
 // streams that nobody reads, before the others wait for them; a Dialer's own memory is
 // nobody's business but its own, and so has room for many.
 const (
-	streamWindow     = 64 << 10 // to begin with
+	streamWindow     = 32 << 10 // to begin with
 	mostStreamWindow = 4 << 20
-	connWindow       = 2 << 20 // of a Server, to begin with
+	connWindow       = 1 << 20 // of a Server, to begin with
 	mostConnWindow   = 64 << 20
 )
 

@@ -63,16 +63,16 @@ type Limits struct {
 	Idle       int           // connections without a stream; 4096. Beyond that one is closed when its last stream ends
 	IdleTime   time.Duration // of one; 5 minutes
 	Streams    int           // of one connection; 1024. The client waits for one to end
-	Conns      int           // with streams or for them, of one Session; 16. One more is refused
+	Conns      int           // with streams or for them, of one Session; 8. One more is refused
 	Pipes      int           // of one Session; 4. One more ends the oldest
-	Windows    int           // bytes to which the flow windows of connections grow, in all; 512 MiB. Those of one Session grow to a 32nd of it
+	Windows    int           // bytes to which the flow windows of connections grow, in all; 256 MiB. Those of one Session grow to a 32nd of it
 }
 
 func (l Limits) withDefaults() Limits {
 	for _, x := range []struct {
 		n   *int
 		def int
-	}{{&l.Handshakes, 256}, {&l.Idle, 4096}, {&l.Streams, 1024}, {&l.Conns, 16}, {&l.Pipes, 4}, {&l.Windows, 512 << 20}} {
+	}{{&l.Handshakes, 256}, {&l.Idle, 4096}, {&l.Streams, 1024}, {&l.Conns, 8}, {&l.Pipes, 4}, {&l.Windows, 256 << 20}} {
 		if *x.n <= 0 {
 			*x.n = x.def
 		}

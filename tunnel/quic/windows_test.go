@@ -18,7 +18,7 @@ import (
 // became; another Session goes on.
 func TestWindowsOfASession(t *testing.T) {
 	const (
-		first = 2 << 20 // what a connection begins with
+		first = 1 << 20 // what a connection begins with
 		grown = 4 << 20 // to which those of a Session may grow together
 		conns = 3
 		much  = 32 << 20
