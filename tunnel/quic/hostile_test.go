@@ -330,7 +330,7 @@ func TestTailIsDelivered(t *testing.T) {
 	}
 	r := rand.New(rand.NewPCG(1, 2))
 	n.set(func() bool { return r.IntN(4) == 0 })
-	sent := make([]byte, 64<<10)
+	sent := make([]byte, 16<<10) // which has room before anybody reads
 	if _, err := client.Write(sent); err != nil {
 		t.Fatal(err)
 	}
