@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -19,14 +20,15 @@ const StderrName = "stderr"
 type Estate struct {
 	pair  *pair
 	group int
-	text  string
+	texts map[string]string
 
 	mu    sync.Mutex
 	files map[string]*os.File
+	taken []string
 }
 
-// Text returns what came with the last files.
-func (e *Estate) Text() string { return e.text }
+// Text returns the text of a name that came with the last files, "" if there is none.
+func (e *Estate) Text(name string) string { return e.texts[name] }
 
 // Inherit returns what the process that started this one has for it; descriptor is
 // what [Variable] says. It says hello, and returns when it was given the first
@@ -64,7 +66,10 @@ func (e *Estate) receive() error {
 	if err != nil {
 		return err
 	}
-	e.group, e.text = m.Group, m.Text
+	if e.group, e.texts = m.Group, m.Texts; e.texts == nil {
+		e.texts = map[string]string{}
+	}
+	e.texts[""] = m.Text
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for name, f := range got {
@@ -79,8 +84,18 @@ func (e *Estate) Take(name string) *os.File {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	f := e.files[name]
-	delete(e.files, name)
+	if f != nil {
+		delete(e.files, name)
+		e.taken = append(e.taken, name)
+	}
 	return f
+}
+
+// Has reports whether there is a file of that name to take.
+func (e *Estate) Has(name string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.files[name] != nil
 }
 
 // Ask asks for what may be open, and takes it.
@@ -92,11 +107,14 @@ func (e *Estate) Ask(ctx context.Context) error {
 	return e.receive()
 }
 
-// Ready says that this process has come up, and returns when it is to open its doors.
-// The error says that it must not: the other one has gone, or has changed its mind.
+// Ready says that this process has come up, and what it has taken, and returns when it is
+// to open its doors. The error says that it must not: the other one has gone, or has changed its mind.
 func (e *Estate) Ready(ctx context.Context) error {
 	defer e.pair.bind(ctx)()
-	if err := e.pair.say(message{Word: wordReady}); err != nil {
+	e.mu.Lock()
+	ready := message{Word: wordReady, Names: slices.Clone(e.taken)}
+	e.mu.Unlock()
+	if err := e.pair.say(ready); err != nil {
 		return err
 	}
 	if _, err := e.pair.hear(wordGo); err != nil {

@@ -11,7 +11,7 @@
 //	old → new   files             what is open, whatever is asked of it
 //	new → old   ports             it is about to open what may be open here
 //	old → new   files, and what else it is to know
-//	new → old   ready             all has come up, but for the doors
+//	new → old   ready             all has come up, but for the doors; what was taken
 //	old → new   go                from here on it is the one
 //	new → old   serving           its doors are open
 //	old → new   left              the old one's doors are closed
@@ -25,6 +25,9 @@
 //
 // A listening socket that two processes have is one socket with one queue: what waits
 // in it when one of them closes it is there for the other.
+//
+// The two may be of different versions: each says by names what there is, and what it has
+// taken of it ([Heir.Took]). What the other does not know stays with whoever had it.
 //
 // # Afterwards
 //
@@ -68,7 +71,9 @@ type message struct {
 	Word  word     `json:"word"`
 	Text  string   `json:"text,omitempty"`
 	Group int      `json:"group,omitempty"` // of processes, that the new one is to be in
-	Names []string `json:"names,omitempty"` // of files; their descriptors follow in this order
+	Names []string `json:"names,omitempty"` // of files; their descriptors follow in this order, or they were taken
+	// Texts are further ones, by names.
+	Texts map[string]string `json:"texts,omitempty"`
 }
 
 // Limits of what is read of the other end.

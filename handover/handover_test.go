@@ -38,6 +38,8 @@ func TestMain(m *testing.M) {
 // text is what an heir is to know.
 const text = "an heir should know this: \x00 \n \\ é"
 
+func texts() map[string]string { return map[string]string{"": text, "more": text} }
+
 // errWrong says that it does not.
 var errWrong = errors.New("something else came over")
 
@@ -49,7 +51,7 @@ func play(ctx context.Context, r string) error {
 		os.Setenv(role, "heir")
 		h, err := Start(ctx, Program{Path: os.Args[0], Args: os.Args[:1], Stdout: os.Stdout, Stderr: os.Stderr})
 		if err == nil {
-			err = errors.Join(h.Give(ctx, nil, ""), h.Asks(ctx), h.Give(ctx, nil, text), h.Ready(ctx))
+			err = errors.Join(h.Give(ctx, nil, nil), h.Asks(ctx), h.Give(ctx, nil, texts()), h.Ready(ctx))
 		}
 		fmt.Println("ready", h.PID())
 		<-time.After(time.Minute)
@@ -74,7 +76,7 @@ func play(ctx context.Context, r string) error {
 	if err := e.Ask(ctx); err != nil {
 		return err
 	}
-	if e.Text() != text {
+	if e.Text("") != text || e.Text("more") != text || e.Text("none") != "" {
 		return errWrong
 	}
 	f := e.Take("door")
@@ -127,13 +129,13 @@ func heir(t *testing.T, ctx context.Context, as string, stderr *os.File) (*Heir,
 
 // raise brings an heir to where it may serve.
 func raise(ctx context.Context, h *Heir, files map[string]*os.File) error {
-	if err := h.Give(ctx, nil, ""); err != nil {
+	if err := h.Give(ctx, nil, nil); err != nil {
 		return err
 	}
 	if err := h.Asks(ctx); err != nil {
 		return err
 	}
-	if err := h.Give(ctx, files, text); err != nil {
+	if err := h.Give(ctx, files, texts()); err != nil {
 		return err
 	}
 	if err := h.Ready(ctx); err != nil {
@@ -174,6 +176,9 @@ func TestHandOver(t *testing.T) {
 	}
 	if err := raise(ctx, h, files); err != nil {
 		t.Fatal(err)
+	}
+	if !h.Took("door") || h.Took("more 1") || h.Took("none") {
+		t.Errorf("it says that it has taken %q", h.took)
 	}
 	door.Close()
 	if err := l.Close(); err != nil {
@@ -296,7 +301,7 @@ func TestBereaved(t *testing.T) {
 		t.Fatal(err)
 	}
 	in.Close()
-	err = errors.Join(h.Give(ctx, nil, ""), h.Asks(ctx), h.Give(ctx, map[string]*os.File{"door": door}, text), h.Ready(ctx), h.pair.say(message{Word: wordGo}))
+	err = errors.Join(h.Give(ctx, nil, nil), h.Asks(ctx), h.Give(ctx, map[string]*os.File{"door": door}, texts()), h.Ready(ctx), h.pair.say(message{Word: wordGo}))
 	door.Close()
 	h.pair.close() // as if this process had been killed
 	gone.Close()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -36,6 +37,7 @@ type Heir struct {
 	ended   chan struct{}  // closed when it is over
 	how     error          // good then
 	version string
+	took    []string
 }
 
 // waitForEnd is how long a process that has closed its end of the pair, or was
@@ -166,11 +168,12 @@ func (h *Heir) Ended() <-chan struct{} { return h.ended }
 // Version is what it said of itself.
 func (h *Heir) Version() string { return h.version }
 
-// Give hands over descriptors, by names, and a text for who takes them. The files stay
-// the caller's.
-func (h *Heir) Give(ctx context.Context, files map[string]*os.File, text string) error {
+// Give hands over descriptors and texts for who takes them, by names; one text may have
+// none. The files stay the caller's.
+func (h *Heir) Give(ctx context.Context, files map[string]*os.File, texts map[string]string) error {
 	defer h.pair.bind(ctx)()
-	m := message{Word: wordFiles, Text: text, Group: unix.Getpgrp()}
+	m := message{Word: wordFiles, Text: texts[""], Texts: maps.Clone(texts), Group: unix.Getpgrp()}
+	delete(m.Texts, "") // it has a field of its own, which every version knows
 	var all []*os.File
 	for name, f := range files {
 		m.Names = append(m.Names, name)
@@ -180,10 +183,21 @@ func (h *Heir) Give(ctx context.Context, files map[string]*os.File, text string)
 }
 
 // Asks returns when the process asks for what may be open.
-func (h *Heir) Asks(ctx context.Context) error { return h.await(ctx, wordPorts) }
+func (h *Heir) Asks(ctx context.Context) error {
+	_, err := h.await(ctx, wordPorts)
+	return err
+}
 
 // Ready returns when the process has come up.
-func (h *Heir) Ready(ctx context.Context) error { return h.await(ctx, wordReady) }
+func (h *Heir) Ready(ctx context.Context) error {
+	m, err := h.await(ctx, wordReady)
+	h.took = m.Names
+	return err
+}
+
+// Took reports whether the process has taken the file of a name, before it was ready: one
+// that it does not know it has not.
+func (h *Heir) Took(name string) bool { return slices.Contains(h.took, name) }
 
 // Go tells the process to open its doors, and returns when it has: it is the one from
 // then on.
@@ -194,7 +208,8 @@ func (h *Heir) Go(ctx context.Context) error {
 	if err != nil {
 		return h.failed(err)
 	}
-	return h.await(ctx, wordServing)
+	_, err = h.await(ctx, wordServing)
+	return err
 }
 
 // Left tells the process that the doors of this one are closed.
@@ -203,10 +218,10 @@ func (h *Heir) Left(ctx context.Context) error {
 	return h.failed(h.pair.say(message{Word: wordLeft}))
 }
 
-func (h *Heir) await(ctx context.Context, w word) error {
+func (h *Heir) await(ctx context.Context, w word) (message, error) {
 	defer h.pair.bind(ctx)()
-	_, err := h.pair.hear(w)
-	return h.failed(err)
+	m, err := h.pair.hear(w)
+	return m, h.failed(err)
 }
 
 // Kill ends the process, all that it has started, and the talk.

@@ -49,6 +49,21 @@ func ListenerOf(f *os.File) (net.Listener, error) {
 	return l, err
 }
 
+// PacketConnOf returns the socket of UDP that a descriptor is of, which it takes over.
+func PacketConnOf(f *os.File) (*net.UDPConn, error) {
+	c, err := net.FilePacketConn(f)
+	f.Close()
+	if err != nil {
+		return nil, err
+	}
+	u, ok := c.(*net.UDPConn)
+	if !ok {
+		c.Close()
+		return nil, errors.New("it is no socket of UDP")
+	}
+	return u, nil
+}
+
 // Dial connects to who listens at a path.
 func Dial(ctx context.Context, path string) (*net.UnixConn, error) {
 	short, release, err := shorten(path)

@@ -157,26 +157,6 @@ func TestPortOfUDPIsClosed(t *testing.T) {
 	}
 }
 
-// The process that leaves a port closes it, and hands over only those of TCP.
-func TestLeaveWithUDP(t *testing.T) {
-	s := newSite(t).run()
-	port := freeUDP(t)
-	s.set(public("a.ns", port, local, datagrams), public("b.ns", port, local))
-	files, err := s.Sockets()
-	if err != nil || len(files) != 1 || files[api.Bind{Address: "127.0.0.1", Port: port}] == nil {
-		t.Errorf("%v, %v", files, err)
-	}
-	for _, f := range files {
-		f.Close()
-	}
-	s.Leave()
-	c, err := net.ListenPacket("udp", at("127.0.0.1", port))
-	if err != nil {
-		t.Fatalf("the port is still taken: %v", err)
-	}
-	c.Close()
-}
-
 func TestFlowsAreRefused(t *testing.T) {
 	s := newSite(t).run()
 	port := freeUDP(t)

@@ -13,6 +13,7 @@ import (
 
 	"cardea/api"
 	"cardea/relay"
+	"cardea/relay/datagram"
 )
 
 // option reads a number of a connection's socket.
@@ -74,6 +75,14 @@ func (s *site) inherit(from *site) (asked map[api.Bind]int) {
 		delete(files, b)
 		defer f.Close()
 		f.Fd() // as os/exec asks: nothing may block after it
+		if b.UDP {
+			c, err := net.FilePacketConn(f)
+			if err != nil {
+				s.t.Error(err)
+				return nil
+			}
+			return datagram.Inherit(c.(*net.UDPConn))
+		}
 		l, err := net.FileListener(f)
 		if err != nil {
 			s.t.Error(err)
@@ -164,6 +173,56 @@ func testSocketsAreDuplicates(t *testing.T, newSite func(*testing.T) *site) {
 	}
 	if _, err := net.Dial("tcp", at("127.0.0.1", port)); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("a descriptor is left: %v", err)
+	}
+}
+
+// The process that leaves a port closes it, unless the next one has taken it: then what
+// comes is that one's, and who was asked before still answers.
+func TestLeaveWithUDP(t *testing.T) {
+	for _, taken := range []bool{true, false} {
+		t.Run(fmt.Sprintf("taken %v", taken), func(t *testing.T) {
+			before, after := newSite(t).run(), newSite(t)
+			port := freeUDP(t)
+			here, now := at("127.0.0.1", port), public("a.ns", port, local, datagrams)
+			before.set(now)
+			c := send(t, "", here, "x")
+			old := before.arrival()
+			reads(t, old.Conn, "x")
+			if taken {
+				after.inherit(before)
+				after.set(now)
+			}
+			before.Leave(func(b api.Bind) bool { return taken && b == api.Bind{Address: "127.0.0.1", Port: port, UDP: true} })
+			if !taken {
+				if _, err := old.Conn.Read(make([]byte, 1)); err == nil {
+					t.Error("the flow goes on without a port")
+				}
+				other, err := net.ListenPacket("udp", here)
+				if err != nil {
+					t.Fatalf("the port is still taken: %v", err)
+				}
+				other.Close()
+				return
+			}
+			io.WriteString(c, "y") // waits
+			after.run()
+			a := after.arrival()
+			reads(t, a.Conn, "y")
+			for who, flow := range map[string]net.Conn{"old": old.Conn, "new": a.Conn} {
+				if _, err := io.WriteString(flow, who); err != nil {
+					t.Errorf("%s: %v", who, err)
+				}
+				reads(t, c, who)
+			}
+			old.Conn.Close()
+			a.Conn.Close()
+			after.stop()
+			other, err := net.ListenPacket("udp", here)
+			if err != nil {
+				t.Fatalf("a descriptor is left: %v", err)
+			}
+			other.Close()
+		})
 	}
 }
 

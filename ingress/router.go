@@ -38,7 +38,8 @@ type Router struct {
 	// nil: then package net accepts.
 	Raw func(l *net.TCPListener) (relay.Listener, error)
 	// Inherit returns the listener of a bind that the process before has had open, or
-	// nil. It is asked once for each bind, before any is opened. May be nil.
+	// nil; that of UDP is a *datagram.Listener. It is asked once for each bind, before any
+	// is opened. May be nil.
 	Inherit func(api.Bind) net.Listener
 	// Terminate makes the handshake of a connection, within a bounded time. It closes
 	// c if there is an error, which is words for the log and may have a method
@@ -295,7 +296,7 @@ func keepAlive() net.KeepAliveConfig {
 // inherit returns what the process before has had open for a bind, nil for nothing.
 // mu must be held.
 func (r *Router) inherit(bind api.Bind) net.Listener {
-	if r.Inherit == nil || bind.UDP || r.asked[bind] {
+	if r.Inherit == nil || r.asked[bind] {
 		return nil
 	}
 	if r.asked == nil {
@@ -343,16 +344,15 @@ func (r *Router) accepter(l net.Listener) net.Listener {
 	return l
 }
 
-// Sockets returns duplicates of the descriptors of the ports of TCP that are open, for
-// the process after this one. The caller closes them. What waits at a port is not lost as
-// long as one of its descriptors is open. A port of UDP is closed by Leave, as two
-// processes cannot share its flows, and the process after this one opens it anew.
+// Sockets returns duplicates of the descriptors of the ports that are open, for the
+// process after this one. The caller closes them. What waits at a port is not lost as
+// long as one of its descriptors is open.
 func (r *Router) Sockets() (map[api.Bind]*os.File, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	all := map[api.Bind]*os.File{}
 	for bind, d := range r.doors {
-		if d.listener == nil || bind.UDP {
+		if d.listener == nil {
 			continue
 		}
 		f, err := duplicate(d.listener.Listener)

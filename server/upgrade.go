@@ -525,7 +525,7 @@ func (h *house) recall(ctx context.Context) error {
 		return err
 	}
 	var health []upstream.Memory
-	if err := json.Unmarshal([]byte(e.Text()), &health); err != nil {
+	if err := json.Unmarshal([]byte(e.Text("")), &health); err != nil {
 		h.cfg.Log.Warn("what the process before knows of endpoints is not understood", "error", err)
 		return nil
 	}

@@ -50,6 +50,8 @@ type Listener struct {
 	fresh  list.List // those that may give way, the oldest first
 	most   int
 	closed bool
+	left   bool // by Leave
+	over   bool // and Accept has ended
 }
 
 // A flowKey tells flows apart.
@@ -78,6 +80,9 @@ func Listen(ctx context.Context, config net.ListenConfig, network, address strin
 	return newListener(c.(*net.UDPConn), MostFlows), nil
 }
 
+// Inherit returns the Listener of a socket that another process has opened, by Listen.
+func Inherit(socket *net.UDPConn) *Listener { return newListener(socket, MostFlows) }
+
 func newListener(socket *net.UDPConn, most int) *Listener {
 	return &Listener{socket: socket, buffer: make([]byte, relay.MaxDatagram), room: make([]byte, 128), of: map[flowKey]*Flow{}, most: most}
 }
@@ -88,6 +93,13 @@ func newListener(socket *net.UDPConn, most int) *Listener {
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
 		n, noob, _, from, err := l.socket.ReadMsgUDPAddrPort(l.buffer, l.room)
+		if errors.Is(err, os.ErrDeadlineExceeded) { // only Leave makes that
+			l.mu.Lock()
+			l.over = true
+			l.closeLeft()
+			l.mu.Unlock()
+			return nil, net.ErrClosed
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -156,13 +168,37 @@ func (l *Listener) leave(f *Flow) {
 		l.fresh.Remove(f.place)
 		f.place = nil
 	}
+	l.closeLeft()
 }
 
-// Close implements net.Listener. All flows end with it.
+// closeLeft closes a socket that was left, and that no flow needs. l.mu is held.
+func (l *Listener) closeLeft() {
+	if l.over && len(l.of) == 0 {
+		l.socket.Close()
+	}
+}
+
+// Leave ends Accept: what comes to the socket is for another process that has it. The flows
+// go on, so that what they are answered still goes out by it; when and how they end is for
+// whoever has them. With the last one the socket is closed.
+func (l *Listener) Leave() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.left = true
+	l.socket.SetReadDeadline(time.Unix(1, 0))
+}
+
+// Close implements net.Listener. All flows end with it, unless they were left.
 func (l *Listener) Close() error {
+	l.mu.Lock()
+	if l.left {
+		l.mu.Unlock()
+		return nil
+	}
+	l.closed = true
+	l.mu.Unlock()
 	err := l.socket.Close()
 	l.mu.Lock()
-	l.closed = true
 	all := make([]*Flow, 0, len(l.of))
 	for _, f := range l.of {
 		all = append(all, f)
