@@ -34,7 +34,8 @@ type Interface struct {
 	sockets   *nl.SocketHandle // the same, for sock_diag
 	link      netlink.Link
 	device    *device
-	close     func() error
+	once      sync.Once
+	failed    error // of Close or Leave
 }
 
 // device is the TUN device. What it is asked of itself it knows: the kernel would be
@@ -81,14 +82,19 @@ func open(h *netlink.Handle, c Config) (*Interface, error) {
 	if err := free(h, c); err != nil {
 		return nil, err
 	}
-	sockets, err := nl.Subscribe(unix.NETLINK_INET_DIAG)
-	if err != nil {
-		return nil, fmt.Errorf("netlink: %w", err)
-	}
 	file, name, err := create(h, c.Name)
 	if err != nil {
-		sockets.Close()
 		return nil, err
+	}
+	return of(h, file, name, c)
+}
+
+// of returns the interface whose device a file is, which it closes if it fails.
+func of(h *netlink.Handle, file *os.File, name string, c Config) (*Interface, error) {
+	sockets, err := nl.Subscribe(unix.NETLINK_INET_DIAG)
+	if err != nil {
+		file.Close()
+		return nil, fmt.Errorf("netlink: %w", err)
 	}
 	d, err := tun.CreateTUNFromFile(file, c.MTU)
 	if err != nil {
@@ -100,10 +106,37 @@ func open(h *netlink.Handle, c Config) (*Interface, error) {
 		name: name, addresses: map[netip.Addr]bool{}, handle: h, sockets: &nl.SocketHandle{Socket: sockets},
 		device: &device{d, name, c.MTU},
 	}
-	i.close = sync.OnceValue(i.remove)
 	for _, a := range c.Addresses {
 		i.addresses[a.Addr()] = true
 	}
+	return i, nil
+}
+
+// Inherit returns the interface that another process has made of the same Config, by the
+// descriptor of its device ([Interface.File]), which it takes over. The interface has all
+// that it is to have; it is removed by Close, or by the kernel when no process has its
+// device any more.
+func Inherit(c Config, file *os.File) (*Interface, error) {
+	if err := c.check(); err != nil {
+		file.Close()
+		return nil, err
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		file.Close()
+		return nil, fmt.Errorf("netlink: %w", err)
+	}
+	i, err := of(h, file, c.Name, c)
+	if err != nil {
+		h.Close()
+		return nil, err
+	}
+	if i.link, err = h.LinkByName(c.Name); err != nil {
+		return nil, errors.Join(fmt.Errorf("the interface %s: %w", c.Name, err), i.Leave())
+	}
+	i.ipv6 = hasIPv6(c.Name)
 	return i, nil
 }
 
@@ -291,12 +324,21 @@ func source(addresses []netip.Prefix, p netip.Prefix) net.IP {
 // switchOnIPv6 lets an interface have addresses of IPv6, also where new ones have none
 // (containers), and reports whether it may.
 func switchOnIPv6(name string) bool {
-	file := filepath.Join("/proc/sys/net/ipv6/conf", name, "disable_ipv6")
-	off, err := os.ReadFile(file)
-	if err != nil {
+	file := switchOfIPv6(name)
+	if _, err := os.Stat(file); err != nil {
 		return false
 	}
-	return strings.TrimSpace(string(off)) == "0" || os.WriteFile(file, []byte("0"), 0) == nil
+	return hasIPv6(name) || os.WriteFile(file, []byte("0"), 0) == nil
+}
+
+// hasIPv6 reports whether an interface may have addresses of IPv6.
+func hasIPv6(name string) bool {
+	off, err := os.ReadFile(switchOfIPv6(name))
+	return err == nil && strings.TrimSpace(string(off)) == "0"
+}
+
+func switchOfIPv6(name string) string {
+	return filepath.Join("/proc/sys/net/ipv6/conf", name, "disable_ipv6")
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
@@ -314,13 +356,38 @@ func (i *Interface) IPv6() bool { return i.ipv6 }
 // with the kernel's offloads.
 func (i *Interface) TUN() tun.Device { return i.device }
 
+// File returns a descriptor of the device, for [Inherit] in another process. The caller
+// closes it.
+func (i *Interface) File() (*os.File, error) {
+	raw, err := i.device.File().SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	failed := raw.Control(func(of uintptr) { fd, err = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) })
+	if err = errors.Join(failed, os.NewSyscallError("fcntl", err)); err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), clonePath), nil
+}
+
 // Close removes the interface, and returns when it is gone. Closing its TUN device
 // alone removes it too, in a while.
-func (i *Interface) Close() error { return i.close() }
+func (i *Interface) Close() error {
+	i.once.Do(func() { i.failed = i.end(true) })
+	return i.failed
+}
 
-func (i *Interface) remove() error {
+// Leave closes what this process has of the interface, which another one has too and
+// keeps.
+func (i *Interface) Leave() error {
+	i.once.Do(func() { i.failed = i.end(false) })
+	return i.failed
+}
+
+func (i *Interface) end(remove bool) error {
 	var err error
-	if i.link != nil {
+	if remove && i.link != nil {
 		if err = i.handle.LinkDel(i.link); errors.Is(err, unix.ENODEV) || errors.As(err, new(netlink.LinkNotFoundError)) {
 			err = nil
 		}

@@ -275,6 +275,46 @@ func TestCloseOnAnotherThread(t *testing.T) {
 	}
 }
 
+// An interface goes from one owner to the next with all that it has.
+func TestInherit(t *testing.T) {
+	alone(t)
+	none := everything(t)
+	before, err := Open(client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := everything(t)
+	f, err := before.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := Inherit(client, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := before.Leave(); err != nil {
+		t.Error(err)
+	}
+	if now := everything(t); now != open || !after.IPv6() {
+		t.Errorf("before:\n%s\nafter:\n%s", open, now)
+	}
+	c, err := net.Dial("udp", "100.64.3.4:5000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	next(t, after, isUDP)
+	if err := after.Close(); err != nil {
+		t.Error(err)
+	}
+	if now := everything(t); now != none {
+		t.Errorf("Close leaves\n%s", now)
+	}
+}
+
 // everything returns the interfaces, addresses and routes of the namespace.
 func everything(t *testing.T) string {
 	return ip(t, "-br link") + ip(t, "-br addr") + ip(t, "-4 route show table all") + ip(t, "-6 route show table all")

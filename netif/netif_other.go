@@ -4,6 +4,7 @@ package netif
 
 import (
 	"errors"
+	"os"
 
 	"golang.zx2c4.com/wireguard/tun"
 )
@@ -13,6 +14,9 @@ type Interface struct{}
 
 // Open returns [errors.ErrUnsupported].
 func Open(Config) (*Interface, error) { return nil, errors.ErrUnsupported }
+
+// Inherit returns [errors.ErrUnsupported].
+func Inherit(Config, *os.File) (*Interface, error) { return nil, errors.ErrUnsupported }
 
 // Check returns [errors.ErrUnsupported].
 func Check(Config) error { return errors.ErrUnsupported }
@@ -37,3 +41,9 @@ func (*Interface) Abort() (int, error) { return 0, errors.ErrUnsupported }
 
 // Close does nothing.
 func (*Interface) Close() error { return nil }
+
+// File returns [errors.ErrUnsupported].
+func (*Interface) File() (*os.File, error) { return nil, errors.ErrUnsupported }
+
+// Leave does nothing.
+func (*Interface) Leave() error { return nil }

@@ -21,6 +21,8 @@ import (
 // bind carries the packets of a device: by UDP, and by pipes. It also sorts out probes.
 type bind struct {
 	conn.Bind // UDP
+	// begun is closed when it may read; nil if it may at once.
+	begun <-chan struct{}
 
 	// probe is given what claims to be a probe, and returns the answer, if any.
 	probe func(packet []byte) []byte
@@ -80,17 +82,24 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	if err != nil {
 		return nil, 0, err
 	}
+	b.mu.Lock()
+	b.closed, b.listening = make(chan struct{}), int(port)
+	closed := b.closed
+	b.mu.Unlock()
 	for i, fn := range fns {
 		fns[i] = func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+			if b.begun != nil {
+				select {
+				case <-b.begun:
+				case <-closed:
+					return 0, net.ErrClosed
+				}
+			}
 			n, err := fn(packets, sizes, eps)
 			b.sort(packets, sizes[:n], eps)
 			return n, err
 		}
 	}
-	b.mu.Lock()
-	b.closed, b.listening = make(chan struct{}), int(port)
-	closed := b.closed
-	b.mu.Unlock()
 	return append(fns, func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 		return b.receive(closed, packets, sizes, eps)
 	}), port, nil

@@ -97,7 +97,7 @@ func (c *Client) Open() error {
 	c.buffers = &buffers{size: max(2048, c.MTU+128)}
 	c.done = make(chan struct{})
 	c.remotes, c.probes = map[string]*remote{}, map[nonce]chan epoch{}
-	c.bind = newBind(newUDP(netip.Addr{}, false), c.probed)
+	c.bind = newBind(newUDP(netip.Addr{}, false, nil), c.probed)
 	d := c.TUN
 	if d == nil {
 		out := newQueue(c.MTU)

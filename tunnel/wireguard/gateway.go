@@ -3,12 +3,14 @@ package wireguard
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -66,16 +68,25 @@ type Gateway struct {
 	MTU    int // in bytes; 0 is DefaultMTU
 	Log    *slog.Logger
 
-	bind    *bind
-	plane   *plane
-	device  *device.Device
-	epoch   epoch
-	probes  pace
-	buffers *buffers
-	public  atomic.Pointer[Key]
-	refresh chan struct{}
+	// Inherit returns what the Gateway of the process before has left by a name, nil for
+	// nothing, and Memory is what it knew: see [Gateway.Bequeath]. Inherit may be nil.
+	Inherit func(name string) *os.File
+	Memory  string
+
+	known    memory        // guarded by change
+	recalled []Key         // peers of known; guarded by change
+	begun    chan struct{} // closed by Run: before it nothing is read
+	bind     *bind
+	plane    *plane
+	device   *device.Device
+	epoch    epoch
+	probes   pace
+	buffers  *buffers
+	public   atomic.Pointer[Key]
+	refresh  chan struct{}
 
 	change   sync.Mutex // one change of peers at a time; before mu
+	left     bool       // by Leave; guarded by change
 	mu       sync.RWMutex
 	sessions map[string]*session
 	byKey    map[Key]*session
@@ -142,11 +153,17 @@ const (
 	dnsIdle     = 10 * time.Second
 )
 
-// Open makes the device and begins to listen. What comes before Run is dropped.
+// Open makes the device and begins to listen. What comes before Run waits.
 func (g *Gateway) Open() error {
 	if g.MTU == 0 {
 		g.MTU = DefaultMTU
 	}
+	if g.Memory != "" {
+		if err := json.Unmarshal([]byte(g.Memory), &g.known); err != nil {
+			return fmt.Errorf("what the gateway before knew: %w", err)
+		}
+	}
+	g.begun = make(chan struct{})
 	g.epoch, g.probes = newEpoch(), pace{rate: 20_000}
 	g.refresh = make(chan struct{}, 1)
 	g.buffers = &buffers{size: max(2048, g.MTU+128)}
@@ -157,8 +174,9 @@ func (g *Gateway) Open() error {
 	if only.IsUnspecified() {
 		only = netip.Addr{}
 	}
-	g.bind = newBind(newUDP(only, true), g.probed)
-	g.plane = &plane{nothing: nothing{g.MTU}, g: g, out: newQueue(g.MTU)}
+	g.bind = newBind(newUDP(only, true, g.Inherit), g.probed)
+	g.bind.begun = g.begun
+	g.plane = &plane{nothing: nothing{g.MTU}, g: g, out: newQueue(g.MTU), over: make(chan struct{})}
 	var err error
 	if g.Kernel != "" {
 		g.plane.below, err = g.openKernel()
@@ -190,6 +208,8 @@ func (g *Gateway) Run(ctx context.Context) error {
 	g.ctx = ctx
 	g.running.Store(true)
 	g.life.Unlock()
+	close(g.begun)
+	g.start(g.recall)
 	g.Refresh()
 	g.keep(ctx)
 	g.life.Lock()
@@ -254,6 +274,9 @@ func (g *Gateway) session(a netip.Addr) *session {
 func (g *Gateway) Put(p Peer) error {
 	g.change.Lock()
 	defer g.change.Unlock()
+	if g.left {
+		return nil
+	}
 	prefixes := make([]netip.Prefix, len(p.Addresses))
 	for i, a := range p.Addresses {
 		prefixes[i] = netip.PrefixFrom(a, a.BitLen())
@@ -269,6 +292,9 @@ func (g *Gateway) Put(p Peer) error {
 	}
 	var set setting
 	set.peer(p.PublicKey)
+	if at, ok := g.endpoint(p.PublicKey); ok {
+		set.add("endpoint", at.String())
+	}
 	set.allow(prefixes)
 	if err := set.apply(g.device); err != nil {
 		g.leave(s)

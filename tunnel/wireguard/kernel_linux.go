@@ -2,9 +2,11 @@ package wireguard
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.zx2c4.com/wireguard/tun"
@@ -27,6 +29,7 @@ type kernel struct {
 
 	to   [1 << 16]atomic.Uint32 // the socket's port for a Service's, or 0; with open
 	from [1 << 16]atomic.Uint32 // and back, without
+	heir bool                   // the interface is of the process before
 
 	waking sync.Mutex
 	awake  atomic.Bool // reading from tun ends at once; changed under waking
@@ -34,17 +37,79 @@ type kernel struct {
 }
 
 func (g *Gateway) openKernel() (below, error) {
-	i, err := netif.Open(netif.Config{Name: g.Kernel, Routes: g.Sessions, Local: g.Services, MTU: g.MTU})
+	config := netif.Config{Name: g.Kernel, Routes: g.Sessions, Local: g.Services, MTU: g.MTU}
+	k := &kernel{}
+	k.ports = newPorts(g, g.Kernel, k.opened, k.shut)
+	var err error
+	if f := inherit(g.Inherit).take(DeviceName); f == nil {
+		k.link, err = netif.Open(config)
+	} else if k.link, err = netif.Inherit(config, f); err == nil {
+		err = k.inherit()
+	}
 	if err != nil {
 		return nil, err
 	}
-	k := &kernel{link: i, tun: newSteady(i.TUN()), file: i.TUN().File()}
-	k.ports = newPorts(g, i.Name(), k.opened, k.shut)
+	k.ports.device = k.link.Name()
+	k.tun, k.file = newSteady(k.link.TUN()), k.link.TUN().File()
 	g.plane.out.wake = k.wake
 	return k, nil
 }
 
+// inherit takes over the sockets of the process before, and what it has done with their
+// ports: its connections go on by these.
+func (k *kernel) inherit() error {
+	k.heir = true
+	for port, own := range k.g.known.Ports {
+		if !isPort(port) || !isPort(own) {
+			continue
+		}
+		k.from[own].Store(uint32(port))
+		k.to[port].Store(uint32(own))
+		// Without a socket it was closed, and there are connections still.
+		there, err := k.adopt(port, inherit(k.g.Inherit).take(portName(port)))
+		if err != nil {
+			k.stop()
+			return errors.Join(fmt.Errorf("the socket for port %d: %w", port, err), k.link.Leave())
+		}
+		if there {
+			k.to[port].Or(open)
+		}
+	}
+	return nil
+}
+
+// bequeath implements heritable.
+func (k *kernel) bequeath(add func(name string, of syscall.Conn) error) error {
+	return errors.Join(add(DeviceName, k.file), k.ports.bequeath(add))
+}
+
+// hold implements heirloom.
+func (k *kernel) hold() map[int]int {
+	k.ports.hold(true)
+	ports := map[int]int{}
+	for port := range k.to {
+		if own := k.to[port].Load() &^ open; own != 0 {
+			ports[port] = int(own)
+		}
+	}
+	return ports
+}
+
+// release implements heirloom.
+func (k *kernel) release() { k.ports.hold(false) }
+
+// leave implements heirloom. The interface stays, and its connections.
+func (k *kernel) leave() {
+	k.stop()
+	k.tun.Close()
+	k.link.Leave()
+}
+
 func (k *kernel) close() {
+	if k.heir && !k.g.hasBegun() { // it is the other one's still
+		k.leave()
+		return
+	}
 	k.stop()
 	k.tun.Close()
 	k.link.Close()

@@ -108,7 +108,15 @@ func (s space) dial(ctx context.Context, network string, to netip.AddrPort) (c n
 // kernelGateway runs one of form KERNEL in a namespace.
 func kernelGateway(t *testing.T, s space, h tunnel.Handler, change ...func(*wireguard.Gateway)) *wireguard.Gateway {
 	t.Helper()
-	g := &wireguard.Gateway{
+	g, run := openKernelGateway(t, s, h, change...)
+	run()
+	return g
+}
+
+// openKernelGateway is kernelGateway, but for Run.
+func openKernelGateway(t *testing.T, s space, h tunnel.Handler, change ...func(*wireguard.Gateway)) (g *wireguard.Gateway, run func()) {
+	t.Helper()
+	g = &wireguard.Gateway{
 		Handler: h, Find: find, Ports: func() []int { return []int{7} }, Kernel: "cardea-gw",
 		Answer: func(ctx context.Context, session string, query []byte, stream bool) []byte {
 			return append([]byte(session+":"), query...)
@@ -120,28 +128,26 @@ func kernelGateway(t *testing.T, s space, h tunnel.Handler, change ...func(*wire
 		c(g)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	opened := make(chan error, 1)
 	var running sync.WaitGroup
-	running.Go(func() {
-		s.do(func() {
-			err := g.Open()
-			opened <- err
-			if err == nil {
-				if err := g.Run(ctx); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	})
+	var err error
+	s.do(func() { err = g.Open() })
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		cancel()
 		running.Wait()
 		g.Close()
 	})
-	if err := <-opened; err != nil {
-		t.Fatal(err)
+	return g, func() {
+		running.Go(func() {
+			s.do(func() {
+				if err := g.Run(ctx); err != nil {
+					t.Error(err)
+				}
+			})
+		})
 	}
-	return g
 }
 
 // tunClient is a client with a network interface in a namespace.

@@ -2,7 +2,9 @@ package wireguard
 
 import (
 	"net/netip"
+	"os"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -36,6 +38,8 @@ type plane struct {
 	g       *Gateway
 	out     *queue
 	below   below
+	over    chan struct{} // closed by Close
+	once    sync.Once
 	dropped [drops]atomic.Int64
 	parts   atomic.Uint32 // names the datagrams that leave in parts
 }
@@ -59,6 +63,11 @@ type listener interface {
 
 // Read implements tun.Device.
 func (pl *plane) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	select {
+	case <-pl.g.begun:
+	case <-pl.over:
+		return 0, os.ErrClosed
+	}
 	return pl.below.read(bufs, sizes, offset)
 }
 
@@ -84,6 +93,7 @@ func (pl *plane) Write(bufs [][]byte, offset int) (int, error) {
 
 // Close implements tun.Device.
 func (pl *plane) Close() error {
+	pl.once.Do(func() { close(pl.over) })
 	pl.out.close()
 	pl.below.close()
 	return nil

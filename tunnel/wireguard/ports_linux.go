@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -25,7 +26,9 @@ type ports struct {
 	shut   func(port int)
 
 	mu      sync.Mutex
-	sockets map[int]accepter // by the port of Services
+	sockets map[int]accepter         // by the port of Services
+	heirs   map[int]*net.TCPListener // those of the process before, until they are among these
+	held    bool                     // nothing is opened or closed
 	stopped bool
 }
 
@@ -38,7 +41,7 @@ type accepter interface {
 }
 
 func newPorts(g *Gateway, device string, opened func(port, own int), shut func(port int)) *ports {
-	return &ports{g: g, device: device, opened: opened, shut: shut, sockets: map[int]accepter{}}
+	return &ports{g: g, device: device, opened: opened, shut: shut, sockets: map[int]accepter{}, heirs: map[int]*net.TCPListener{}}
 }
 
 // refresh implements listener: it opens and closes sockets, so that there is one for
@@ -46,7 +49,7 @@ func newPorts(g *Gateway, device string, opened func(port, own int), shut func(p
 func (p *ports) refresh() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.stopped {
+	if p.stopped || p.held {
 		return
 	}
 	want := map[int]bool{dnsPort: true}
@@ -58,8 +61,9 @@ func (p *ports) refresh() {
 			p.remove(port)
 		}
 	}
+	defer p.disown() // what is not wanted
 	for port := range want {
-		if p.sockets[port] != nil || port < 1 || port > 65535 {
+		if p.sockets[port] != nil || !isPort(port) {
 			continue
 		}
 		if err := p.add(port); err != nil {
@@ -76,11 +80,57 @@ func (p *ports) stop() {
 	for port := range p.sockets {
 		p.remove(port)
 	}
+	p.disown()
+}
+
+func isPort(n int) bool { return n > 0 && n < 1<<16 }
+
+// adopt takes the socket that the process before had for a port, and reports whether there
+// is one.
+func (p *ports) adopt(port int, f *os.File) (there bool, err error) {
+	if f == nil {
+		return false, nil
+	}
+	l, err := net.FileListener(f)
+	f.Close()
+	if err != nil {
+		return false, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.heirs[port] = l.(*net.TCPListener)
+	return true, nil
+}
+
+// disown closes the sockets of the process before that have no use. p.mu must be held.
+func (p *ports) disown() {
+	for port, l := range p.heirs {
+		p.shut(port)
+		l.Close()
+	}
+	clear(p.heirs)
+}
+
+// bequeath implements heritable.
+func (p *ports) bequeath(add func(name string, of syscall.Conn) error) (err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for port, s := range p.sockets {
+		err = errors.Join(err, add(portName(port), s))
+	}
+	return err
+}
+
+// hold has the sockets stay what they are, or not any more.
+func (p *ports) hold(yes bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held = yes
 }
 
 // add opens the socket for a port. p.mu must be held.
 func (p *ports) add(port int) error {
-	l, err := p.listen()
+	l, err := p.listen(port)
 	if err != nil {
 		return err
 	}
@@ -102,14 +152,18 @@ func (p *ports) remove(port int) {
 	delete(p.sockets, port)
 }
 
-// listen makes a socket.
-func (p *ports) listen() (*net.TCPListener, error) {
+// listen makes a socket for a port, or takes that of the process before. p.mu must be held.
+func (p *ports) listen(port int) (*net.TCPListener, error) {
+	if l := p.heirs[port]; l != nil {
+		delete(p.heirs, port)
+		return l, nil
+	}
 	c := net.ListenConfig{
 		Control: func(network, address string, c syscall.RawConn) error {
 			var err error
-			return errors.Join(c.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), p.device) }), err)
+			return errors.Join(c.Control(func(fd uintptr) { err = setUpListener(int(fd), p.device) }), err)
 		},
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepaliveIdle, Interval: keepaliveInterval, Count: keepaliveCount},
+		KeepAlive: -1, // connections have it from their listener, whoever accepts
 	}
 	c.SetMultipathTCP(false)
 	l, err := c.Listen(p.g.ctx, "tcp", ":0")
@@ -117,6 +171,21 @@ func (p *ports) listen() (*net.TCPListener, error) {
 		return nil, err
 	}
 	return l.(*net.TCPListener), nil
+}
+
+// setUpListener binds a socket to an interface, and has its connections find out that a peer
+// is gone.
+func setUpListener(fd int, device string) error {
+	err := unix.BindToDevice(fd, device)
+	for _, o := range []struct{ level, name, value int }{
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(keepaliveIdle.Seconds())},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(keepaliveInterval.Seconds())},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepaliveCount},
+	} {
+		err = errors.Join(err, unix.SetsockoptInt(fd, o.level, o.name, o.value))
+	}
+	return err
 }
 
 // accepter returns who accepts at a socket: the engine, if it does.

@@ -32,13 +32,16 @@ const (
 type udpBind struct {
 	only    netip.Addr // the address that is listened at; all if it is not valid
 	answers bool       // from the address that was asked; else from what the route says
+	inherit inherit    // the sockets of the process before
 
 	mu     sync.Mutex
 	v4, v6 *socket
 }
 
 // newUDP returns a bind at an address, or at all if it is not valid.
-func newUDP(only netip.Addr, answers bool) conn.Bind { return &udpBind{only: only, answers: answers} }
+func newUDP(only netip.Addr, answers bool, inherit inherit) conn.Bind {
+	return &udpBind{only: only, answers: answers, inherit: inherit}
+}
 
 // socket is one of a family.
 type socket struct {
@@ -81,7 +84,7 @@ func (u *udpBind) listen(port uint16) (uint16, error) {
 		if u.only.IsValid() {
 			at = u.only
 		}
-		s, err := listenAt("udp4", netip.AddrPortFrom(at, port))
+		s, err := u.open("udp4", netip.AddrPortFrom(at, port))
 		if err != nil && !errors.Is(err, syscall.EAFNOSUPPORT) {
 			return 0, err
 		}
@@ -95,7 +98,7 @@ func (u *udpBind) listen(port uint16) (uint16, error) {
 		if u.only.IsValid() {
 			at = u.only
 		}
-		s, err := listenAt("udp6", netip.AddrPortFrom(at, port))
+		s, err := u.open("udp6", netip.AddrPortFrom(at, port))
 		if err != nil && !errors.Is(err, syscall.EAFNOSUPPORT) {
 			u.shut()
 			return 0, err
@@ -109,6 +112,31 @@ func (u *udpBind) listen(port uint16) (uint16, error) {
 }
 
 func (s *socket) port() uint16 { return s.LocalAddr().(*net.UDPAddr).AddrPort().Port() }
+
+// open opens the socket of a family, or takes over that of the process before.
+func (u *udpBind) open(network string, at netip.AddrPort) (*socket, error) {
+	if f := u.inherit.take(network); f != nil {
+		c, err := net.FilePacketConn(f)
+		f.Close()
+		if err != nil {
+			return nil, err
+		}
+		return &socket{UDPConn: c.(*net.UDPConn)}, nil // it is set up
+	}
+	return listenAt(network, at)
+}
+
+// bequeath implements heritable.
+func (u *udpBind) bequeath(add func(name string, of filer) error) (err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for name, s := range map[string]*socket{"udp4": u.v4, "udp6": u.v6} {
+		if s != nil {
+			err = errors.Join(err, add(name, s))
+		}
+	}
+	return err
+}
 
 func listenAt(network string, at netip.AddrPort) (*socket, error) {
 	c, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(at)) // udp6 is IPv6 alone

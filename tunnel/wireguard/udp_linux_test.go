@@ -20,7 +20,7 @@ func openUDP(t *testing.T, at string, answers bool) (conn.Bind, uint16, []conn.R
 	if at != "" {
 		only = netip.MustParseAddr(at)
 	}
-	b := newUDP(only, answers)
+	b := newUDP(only, answers, nil)
 	fns, port, err := b.Open(0)
 	if err != nil {
 		t.Fatal(err)
@@ -78,7 +78,7 @@ func TestListensWhereItIsToldTo(t *testing.T) {
 		t.Fatalf("the port is taken at another address too: %v", err)
 	}
 	other.Close()
-	if _, _, err := newUDP(netip.MustParseAddr("127.0.0.77"), true).Open(port); err == nil {
+	if _, _, err := newUDP(netip.MustParseAddr("127.0.0.77"), true, nil).Open(port); err == nil {
 		t.Error("a port that is taken was opened")
 	}
 }

@@ -9,4 +9,4 @@ import (
 )
 
 // newUDP returns the library's bind, which listens at all addresses.
-func newUDP(netip.Addr, bool) conn.Bind { return conn.NewStdNetBind() }
+func newUDP(netip.Addr, bool, inherit) conn.Bind { return conn.NewStdNetBind() }
