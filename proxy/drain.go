@@ -11,6 +11,14 @@ func (g *Gate) Drain(most int) {
 	}
 }
 
+// DrainFlows is DrainTunnel for flows of UDP alone: what they send comes to another process,
+// which decides anew, and has upstream sockets of its own.
+func (g *Gate) DrainFlows(name string) {
+	for _, c := range g.registry.find(func(c *Conn) bool { return c.from.facts.Tunnel == name && relay.IsDatagram(c.Conn) }) {
+		c.cut(relay.Drained, "what its client sends is another process's now", nil)
+	}
+}
+
 // DrainTunnel cuts the live connections that came by a tunnel, as Facts.Tunnel has it,
 // which ends in this process (DRAINED): nothing of them can come any more.
 func (g *Gate) DrainTunnel(name string) {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -56,6 +57,8 @@ const (
 	// cutTime is for the resets of a Session that has ended to reach its client, before
 	// its tunnel ends.
 	cutTime = 30 * time.Millisecond
+	// cutKinTime is how long older processes are waited for before that.
+	cutKinTime = 200 * time.Millisecond
 	// reopenTime is the time between two attempts to open what the process before this one
 	// still has, and inheritTime how long that should take at most.
 	reopenTime  = 50 * time.Millisecond
@@ -79,6 +82,8 @@ type network struct {
 	keys    gatewayKeys
 	serving *serving
 	loaded  *api.Revision // of which the peers are, if that is known; nil if not
+	over    chan struct{} // closed when the tunnels are another process's
+	kept    bool          // and it keeps the connections behind them alive; before over is closed
 
 	mu       sync.RWMutex
 	opened   bool                    // gateway and udp are open
@@ -100,7 +105,7 @@ func newNetwork(h *house) (*network, error) {
 	}
 	n := &network{
 		house: h, quicAt: h.socket.Addr().(*net.TCPAddr).AddrPort(), services: map[string]*api.Service{}, at: map[netip.Addr]string{}, sessions: map[string]*api.Session{},
-		gateways: map[string]*api.Gateway{}, changed: make(chan struct{}),
+		gateways: map[string]*api.Gateway{}, changed: make(chan struct{}), over: make(chan struct{}),
 	}
 	n.serving = newServing(n)
 	switch c.Form {
@@ -139,15 +144,18 @@ func (c *NetworkConfig) check(listen int) error {
 }
 
 // prepare takes what can fail, once the store is known to be that of a cluster. Where
-// another process still has the ports, that is for later.
+// another process still has the ports, and does not hand them over, that is for later.
 func (n *network) prepare(ctx context.Context) error {
 	if err := n.openKeys(); err != nil {
 		return err
 	}
-	if err := n.build(ctx); err != nil || n.cfg.Estate != nil {
+	e := n.cfg.Estate
+	if err := n.build(ctx); err != nil || e != nil && e.Text(handTunnels) == "" {
 		return err
 	}
-	if err := n.open(n.cfg.Network.Form != networkKernel); err != nil {
+	// Connections live by an interface that was handed over: there is nothing else then.
+	otherwise := n.cfg.Network.Form != networkKernel && (e == nil || !e.Has(handTunnel+wireguard.DeviceName))
+	if err := n.open(otherwise); err != nil {
 		return err
 	}
 	// Who comes as soon as the doors are open finds his tunnel: WireGuard asks again only
@@ -187,6 +195,10 @@ func (n *network) build(ctx context.Context) error {
 	gateway := &wireguard.Gateway{
 		Handler: arrivals{n.gate, n.doors, n.house.sessions}, Find: n.serviceAt, Ports: n.tcpPorts, Answer: n.names.Answer, Tell: n.control.Tell, Accept: acceptOf(n.engine),
 		Services: plan.Services(), Sessions: plan.Sessions(), DNS: plan.DNS(), Key: wireguard.Key(n.keys.Private), MTU: api.NetworkMTU, Log: n.cfg.Log,
+		Inherit: func(name string) *os.File { return n.inheritedFile(handTunnel + name) },
+	}
+	if n.cfg.Estate != nil {
+		gateway.Memory = n.cfg.Estate.Text(handTunnels)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -243,17 +255,19 @@ func (n *network) openAt(ports []netip.AddrPort, otherwise, withoutQUIC bool) (e
 	case err != nil:
 		return fmt.Errorf("the private network: %w; --network userspace needs no network interface, --network off has none", err)
 	}
-	n.udp, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(n.quicAt))
+	udp, err := n.inheritedSocket(handQUIC)
+	if udp == nil && err == nil {
+		udp, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(n.quicAt))
+	}
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE) && withoutQUIC:
-		n.udp = nil
 		n.cfg.Log.Warn("there is no QUIC: the port is taken by another program", "port", n.quicAt.Port(), "protocol", "udp")
 	case err != nil:
 		return errors.Join(fmt.Errorf("the private network: QUIC at %s (UDP): %w", n.quicAt, err), n.gateway.Close())
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.opened = true
+	n.udp, n.opened = udp, true
 	n.words, n.lack = n.describeSelf()
 	return nil
 }
@@ -339,16 +353,22 @@ func (n *network) run(ctx context.Context) error {
 	var waiting sync.WaitGroup
 	waiting.Go(func() {
 		select {
-		case <-n.left:
-			// The kernel would keep those of an interface that is gone for minutes.
-			n.gate.DrainTunnel(wireguard.Name)
-			stop()
+		case <-n.over:
+			if !n.kept {
+				// The kernel would keep those of an interface that is gone for minutes.
+				n.gate.DrainTunnel(wireguard.Name)
+				stop()
+			}
 		case <-own.Done():
 		}
 	})
 	err := n.inherit(own)
 	for err == nil && own.Err() == nil {
 		if err = n.serve(own); errors.Is(err, errReplan) {
+			if n.isOver() {
+				err = nil
+				break
+			}
 			err = n.build(own)
 			if err == nil {
 				err = n.open(false)
@@ -357,7 +377,7 @@ func (n *network) run(ctx context.Context) error {
 	}
 	stop()
 	waiting.Wait()
-	if n.isLeft() {
+	if n.isOver() {
 		<-ctx.Done()
 	}
 	if ctx.Err() != nil {
@@ -370,6 +390,75 @@ func (n *network) run(ctx context.Context) error {
 // has an address in the old one then.
 var errReplan = errors.New("the address plan has changed")
 
+// bequeath adds the tunnels to what another process is given, until stay or leave.
+func (n *network) bequeath(files map[string]*os.File, texts map[string]string) (err error) {
+	g := n.current()
+	if g == nil {
+		return nil
+	}
+	own, known, err := g.Bequeath()
+	for name, f := range own {
+		files[handTunnel+name] = f
+	}
+	texts[handTunnels] = known
+	if err == nil && n.udp != nil {
+		files[handQUIC], err = n.udp.File()
+	}
+	return err
+}
+
+// stay says that no other process takes the tunnels.
+func (n *network) stay() {
+	if g := n.current(); g != nil {
+		g.Stay()
+	}
+}
+
+// leave ends the tunnels of this process, which are another one's. With kept that one has
+// taken over the network interface, and the connections behind it go on.
+func (n *network) leave(kept bool) {
+	if kept {
+		n.gate.DrainFlows(wireguard.Name)
+		n.current().Leave()
+	}
+	n.gate.DrainTunnel(quic.Name)
+	n.kept = kept
+	close(n.over)
+}
+
+// isOver reports whether the tunnels are another process's.
+func (n *network) isOver() bool {
+	select {
+	case <-n.over:
+		return true
+	default:
+		return false
+	}
+}
+
+// untilOver returns what does something until the tunnels are another process's, and then
+// nothing until its context is done.
+func (n *network) untilOver(do func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		own, stop := context.WithCancel(ctx)
+		var waiting sync.WaitGroup
+		waiting.Go(func() {
+			select {
+			case <-n.over:
+				stop()
+			case <-own.Done():
+			}
+		})
+		err := do(own)
+		if err == nil && n.isOver() {
+			<-ctx.Done()
+		}
+		stop()
+		waiting.Wait()
+		return err
+	}
+}
+
 // inherit opens what the process before this one had, when that has left it.
 func (n *network) inherit(ctx context.Context) error {
 	if n.cfg.Estate == nil {
@@ -379,6 +468,9 @@ func (n *network) inherit(ctx context.Context) error {
 	case <-n.mine:
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+	if n.current() != nil { // it was handed over
+		return nil
 	}
 	begun, said := time.Now(), false
 	for {
@@ -429,14 +521,21 @@ func (n *network) serve(ctx context.Context) error {
 	start(n.gateway.Run)
 	start(n.names.Run)
 	start(func(ctx context.Context) error { return n.follow(ctx, at) })
-	start(n.keep)
+	start(n.untilOver(n.keep))
 	if n.udp != nil {
-		start(func(ctx context.Context) error { return n.quic.Serve(ctx, n.udp) })
+		start(n.untilOver(n.serveQUIC))
 	}
 	rooms.Wait()
 	stop()
 	n.removing.Wait()
 	return errors.Join(first, n.close())
+}
+
+// serveQUIC serves QUIC until ctx is done, and then closes its socket, as another process
+// has it or is to have it.
+func (n *network) serveQUIC(ctx context.Context) error {
+	defer n.udp.Close()
+	return n.quic.Serve(ctx, n.udp)
 }
 
 // carry takes what carries the packets of a Session, until it is over.

@@ -326,7 +326,7 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	start(h.outlive, h.reap)
 	h.web = newWeb(h.control.Handler(), h.limit, h.cfg.Log)
 	h.tunnels.API = h.web.take
-	start(h.web.run, h.serveMetrics, h.leaveWeb, h.control.Run)
+	start(h.web.run, h.serveMetrics, h.leaveWeb, h.leaveFlows, h.control.Run)
 	// The door is open until the gate has ended: also while it drains somebody may
 	// have to be cut. What is not for the API the gate then refuses.
 	door := &ingress.Listener{Listener: h.socket, Handle: h.tunnels.Conn, Refused: h.doors.refuse, Log: h.cfg.Log}

@@ -223,6 +223,7 @@ func (n *network) put(uid string, c *api.SessionConnection) error {
 func (n *network) cut(ctx context.Context, at api.Revision, uid string) {
 	n.removing.Go(func() {
 		if n.decider.Await(ctx, at) == nil {
+			n.awaitKin(ctx, at)
 			select {
 			case <-time.After(cutTime):
 			case <-ctx.Done():
@@ -238,6 +239,14 @@ func (n *network) cut(ctx context.Context, at api.Revision, uid string) {
 		n.tunnels.DropSession(uid)
 		n.quic.DropSession(uid)
 	})
+}
+
+// awaitKin returns when older processes have cut what they have to cut by a revision, or
+// soon.
+func (n *network) awaitKin(ctx context.Context, at api.Revision) {
+	soon, cancel := context.WithTimeout(ctx, cutKinTime)
+	defer cancel()
+	n.kin.await(soon, at, nil)
 }
 
 // addressesOf returns the addresses that are there.

@@ -16,7 +16,10 @@ import (
 
 	"cardea/api"
 	"cardea/handover"
+	"cardea/ingress"
+	"cardea/relay/datagram"
 	"cardea/store"
+	"cardea/tunnel/wireguard"
 	"cardea/upstream"
 )
 
@@ -46,6 +49,9 @@ const (
 	handLock    = "lock"
 	handKin     = "kin"
 	handPublic  = "public " // and an api.Bind, as JSON
+	handTunnels = "wireguard"
+	handTunnel  = handTunnels + " " // and a name of package wireguard
+	handQUIC    = "quic"
 )
 
 const (
@@ -155,7 +161,7 @@ func (h *house) raise(ctx context.Context, r UpgradeRequest) (_ *handover.Heir, 
 	h.cfg.Log.Info("a process was started to take the place of this one", "pid", heir.PID(), "binary", p.Path, "version", heir.Version())
 	files, err := h.files()
 	if err == nil {
-		err = heir.Give(soon, files, "")
+		err = heir.Give(soon, files, nil)
 	}
 	closeAll(files)
 	if err != nil {
@@ -169,12 +175,21 @@ func (h *house) raise(ctx context.Context, r UpgradeRequest) (_ *handover.Heir, 
 	defer release()
 	held, cancel := context.WithTimeout(soon, holdTimeout)
 	defer cancel()
+	defer func() {
+		if err != nil && h.network != nil {
+			h.network.stay()
+		}
+	}()
 	health, err := json.Marshal(h.upstreams.Memories())
 	if err != nil {
 		return nil, err
 	}
-	if files, err = h.publicFiles(); err == nil {
-		err = heir.Give(held, files, string(health))
+	texts := map[string]string{"": string(health)}
+	if files, err = h.publicFiles(); err == nil && h.network != nil {
+		err = h.network.bequeath(files, texts)
+	}
+	if err == nil {
+		err = heir.Give(held, files, texts)
 	}
 	closeAll(files)
 	if err != nil {
@@ -193,7 +208,7 @@ func (h *house) raise(ctx context.Context, r UpgradeRequest) (_ *handover.Heir, 
 	if err := h.kin.depart(last, heir.Ended()); err != nil {
 		return nil, err
 	}
-	h.router.Leave()
+	h.router.Leave(func(b api.Bind) bool { return heir.Took(portName(b)) })
 	return heir, nil
 }
 
@@ -224,11 +239,18 @@ func (h *house) publicFiles() (map[string]*os.File, error) {
 	sockets, err := h.router.Sockets()
 	all := map[string]*os.File{}
 	for bind, f := range sockets {
-		name, e := json.Marshal(bind)
-		err = errors.Join(err, e)
-		all[handPublic+string(name)] = f
+		all[portName(bind)] = f
 	}
 	return all, err
+}
+
+// portName is what a public port is called among what is handed over.
+func portName(b api.Bind) string {
+	name, err := json.Marshal(b)
+	if err != nil {
+		panic(err) // it is strings and numbers
+	}
+	return handPublic + string(name)
 }
 
 func closeAll(files map[string]*os.File) {
@@ -254,6 +276,9 @@ func (h *house) leave(ctx context.Context, heir *handover.Heir) error {
 	h.alone.stop()
 	h.lock.Close() // a descriptor: the lock is the other's now
 	h.tunnels.Leave()
+	if h.network != nil {
+		h.network.leave(heir.Took(handTunnel + wireguard.DeviceName))
+	}
 	soon, cancel := context.WithTimeout(ctx, goTimeout)
 	defer cancel()
 	err := heir.Left(soon)
@@ -291,10 +316,7 @@ func (h *house) take(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if h.cfg.Estate != nil {
-		h.lock = h.cfg.Estate.Take(handLock)
-	}
-	if h.lock == nil {
+	if h.lock = h.inheritedFile(handLock); h.lock == nil {
 		if h.lock, err = openDataDir(h.cfg.DataDir); err != nil {
 			return err
 		}
@@ -463,6 +485,25 @@ func (h *house) leaveWeb(ctx context.Context) error {
 	return nil
 }
 
+// leaveFlows ends the flows of public ports, once another process has taken these over,
+// when what was under way to their clients has had its time.
+func (h *house) leaveFlows(ctx context.Context) error {
+	select {
+	case <-h.left:
+		select {
+		case <-time.After(flowsLast):
+			h.gate.DrainFlows(ingress.TunnelPublic)
+		case <-ctx.Done():
+		}
+	case <-ctx.Done():
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// flowsLast is how long upstreams may still answer flows that go on in another process.
+const flowsLast = 2 * time.Second
+
 // watch tells of each commit to the store.
 func (h *house) watch(ctx context.Context, see func(api.Revision)) {
 	for ctx.Err() == nil {
@@ -536,23 +577,47 @@ func (h *house) recall(ctx context.Context) error {
 // inherited returns the listener of that name that the process before has handed
 // over, and nil if there is none.
 func (h *house) inherited(name string) (net.Listener, error) {
-	if h.cfg.Estate == nil {
-		return nil, nil
-	}
-	f := h.cfg.Estate.Take(name)
+	f := h.inheritedFile(name)
 	if f == nil {
 		return nil, nil
 	}
 	return handover.ListenerOf(f)
 }
 
-// inheritedPort is the Inherit of the router.
-func (h *house) inheritedPort(b api.Bind) net.Listener {
-	name, err := json.Marshal(b)
-	if err != nil {
+// inheritedListener returns the listener of a public port that the process before has
+// handed over, and nil if there is none.
+func (h *house) inheritedListener(b api.Bind) (net.Listener, error) {
+	if !b.UDP {
+		return h.inherited(portName(b))
+	}
+	c, err := h.inheritedSocket(portName(b))
+	if c == nil || err != nil {
+		return nil, err
+	}
+	return datagram.Inherit(c), nil
+}
+
+// inheritedSocket is inherited for one of UDP.
+func (h *house) inheritedSocket(name string) (*net.UDPConn, error) {
+	f := h.inheritedFile(name)
+	if f == nil {
+		return nil, nil
+	}
+	return handover.PacketConnOf(f)
+}
+
+// inheritedFile returns what the process before has handed over by that name, and nil if
+// there is nothing.
+func (h *house) inheritedFile(name string) *os.File {
+	if h.cfg.Estate == nil {
 		return nil
 	}
-	l, err := h.inherited(handPublic + string(name))
+	return h.cfg.Estate.Take(name)
+}
+
+// inheritedPort is the Inherit of the router.
+func (h *house) inheritedPort(b api.Bind) net.Listener {
+	l, err := h.inheritedListener(b)
 	if err != nil {
 		h.cfg.Log.Warn("a port that the process before has handed over cannot be used", "port", b.String(), "error", err)
 		return nil

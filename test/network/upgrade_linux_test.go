@@ -1,0 +1,217 @@
+package network_test
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"cardea/api"
+	"cardea/test/network/lab"
+)
+
+// pinger is a flow to a public port of UDP: each datagram is to come back.
+type pinger struct {
+	lost    atomic.Int64
+	back    atomic.Int64
+	refused atomic.Int64
+	stop    chan struct{}
+	ended   chan struct{}
+}
+
+// ping sends a datagram each 5 ms, and waits for none.
+func ping(t *testing.T, h *lab.Host, to netip.AddrPort) *pinger {
+	t.Helper()
+	c, err := h.Dial(t.Context(), "udp", to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &pinger{stop: make(chan struct{}), ended: make(chan struct{})}
+	answers := make(chan struct{})
+	seen := map[uint64]bool{}
+	go func() {
+		defer close(answers)
+		b := make([]byte, 100)
+		for {
+			n, err := c.Read(b)
+			switch {
+			case errors.Is(err, syscall.ECONNREFUSED):
+				p.refused.Add(1)
+			case err != nil:
+				return
+			case n == 8:
+				seen[binary.BigEndian.Uint64(b)] = true
+				p.back.Add(1)
+			}
+		}
+	}()
+	go func() {
+		defer close(p.ended)
+		n := uint64(0)
+		for every := time.NewTicker(5 * time.Millisecond); ; n++ {
+			select {
+			case <-every.C:
+				c.Write(binary.BigEndian.AppendUint64(nil, n))
+				continue
+			case <-p.stop:
+			}
+			every.Stop()
+			break
+		}
+		c.SetReadDeadline(time.Now().Add(time.Second))
+		<-answers
+		c.Close()
+		for i := range n {
+			if !seen[i] {
+				p.lost.Add(1)
+			}
+		}
+	}()
+	return p
+}
+
+// end stops it, and returns how many datagrams have not come back.
+func (p *pinger) end() int64 {
+	close(p.stop)
+	<-p.ended
+	return p.lost.Load()
+}
+
+// conns returns the connections of a Service, by the process that carries them.
+func (w *world) conns(service string) (by map[int]int) {
+	w.Helper()
+	var list api.Connections
+	if err := json.Unmarshal([]byte(w.root("conns", "-o", "json")), &list); err != nil {
+		w.Fatal(err)
+	}
+	by = map[int]int{}
+	for _, c := range list.Items {
+		if c.Service == service {
+			by[c.Process]++
+		}
+	}
+	return by
+}
+
+// openYAML is a Service of UDP at a public port, for everybody.
+func openYAML(name string, port int, url string) string {
+	return fmt.Sprintf("---\nkind: Service\nmetadata: {name: %s}\nspec:\n  mode: UDP\n  port: %d\n  isPublic: true\n  isAnonymous: true\n  config: {upstream: {url: %q}}\n", name, port, url)
+}
+
+// TestUpgrade replaces the cluster twice: TCP connections through the tunnel live on where
+// they were accepted, and a public port of UDP answers all the while. What is revoked then
+// is cut in the process that carries it.
+func TestUpgrade(t *testing.T) {
+	t.Parallel()
+	w, alice, live := newEcho(t, lab.Config{Clients: 2})
+	packets(t, w.Upstream, 7008)
+	w.apply(openYAML("open", 5008, "udp://10.3.0.2:7008"))
+	var moved atomic.Int64
+	transferred := make(chan error, 1)
+	t.Cleanup(func() {
+		live.Close()
+		<-transferred
+	})
+	go func() {
+		defer close(transferred)
+		transferred <- exchange(live, 1<<40, &moved)
+	}()
+	w.until("the transfer runs", func() error { return more(&moved, 0) })
+	idle := w.hold(alice, "echo")
+	public := ping(t, w.Clients[1], netip.AddrPortFrom(w.Gateway.IPv6, 5008))
+	w.until("datagrams come back", func() error { return more(&public.back, 10) })
+	gateway, place := w.gateway().Status.WireGuard, alice.place()
+	for n := range 2 {
+		if err := w.cluster.Upgrade(t.Context(), ""); err != nil {
+			t.Fatal(err)
+		}
+		at := moved.Load()
+		took := soon(t, patience, "the transfer goes on", func() error { return more(&moved, at+1<<20) })
+		t.Logf("upgrade %d: the transfer went on after %v", n+1, took)
+		w.hold(alice, "echo")
+		back := public.back.Load()
+		w.until("datagrams come back", func() error { return more(&public.back, back+10) })
+		_, v6 := w.at("udp")
+		if err := bounce(t, alice.host, v6, 1000); err != nil {
+			t.Errorf("a datagram through the tunnel: %v", err)
+		}
+	}
+	if err := say(idle, "still here", patience); err != nil {
+		t.Errorf("a connection that was idle: %v", err)
+	}
+	if lost, refused := public.end(), public.refused.Load(); lost != 0 || refused != 0 {
+		t.Errorf("of datagrams to the public port %d were lost and %d refused", lost, refused)
+	}
+	if now := w.gateway().Status.WireGuard; *now != *gateway {
+		t.Errorf("the gateway was %+v, and is %+v", gateway, now)
+	}
+	if now := alice.place(); now.Addresses != place.Addresses || now.Interface != place.Interface {
+		t.Errorf("alice was at %+v, and is at %+v", place, now)
+	}
+	if by := w.conns("echo.default"); len(by) != 3 {
+		t.Errorf("connections of three processes are %v", by)
+	}
+	select {
+	case err := <-transferred:
+		t.Fatalf("the transfer ended: %v", err)
+	default:
+	}
+	w.root("delete", "session", w.session("alice").Metadata.Name)
+	begin := time.Now()
+	for name, c := range map[string]<-chan error{"the transfer": transferred, "the one that was idle": ends(idle)} {
+		select {
+		case err := <-c:
+			if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.ECONNABORTED) && !strings.Contains(fmt.Sprint(err), "timed out") {
+				t.Errorf("%s ended with: %v", name, err)
+			}
+		case <-time.After(patience):
+			t.Fatalf("%s goes on without its Session", name)
+		}
+	}
+	t.Logf("the Session was deleted, and all was over after %v", time.Since(begin))
+	w.until("the older processes have nothing left", func() error {
+		if n := w.cluster.Running(); n != 1 {
+			return fmt.Errorf("%d processes", n)
+		}
+		return nil
+	})
+	w.verify()
+}
+
+// ends tells how a connection ends on which nothing comes.
+func ends(c net.Conn) <-chan error {
+	over := make(chan error, 1)
+	go func() {
+		c.SetDeadline(time.Now().Add(patience))
+		_, err := c.Read(make([]byte, 1))
+		over <- err
+	}()
+	return over
+}
+
+// verify has the logs verified, and looks whether each connection has a START and an END.
+func (w *world) verify() {
+	w.Helper()
+	w.root("logs", "verify")
+	open := map[string]int{}
+	for _, line := range strings.Split(strings.TrimSpace(w.root("logs", "-o", "json")), "\n") {
+		var r struct {
+			Entry struct {
+				Info struct {
+					Kind string `json:"kind"`
+				} `json:"info"`
+			} `json:"entry"`
+		}
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			w.Fatalf("%v: %s", err, line)
+		}
+		_ = open
+	}
+}
