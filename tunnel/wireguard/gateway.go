@@ -148,6 +148,9 @@ const (
 	openingMost = 128              // TCP handshakes under way, form USERSPACE
 	pipesMost   = 2                // pipes; another one ends the oldest
 	proveWithin = 15 * time.Second // how long a pipe may go unused
+	// greetLate is how long it may go unused before the Gateway begins a handshake: two that
+	// are begun at once end both.
+	greetLate = 300 * time.Millisecond
 	tidyEvery   = time.Second
 	cutWithin   = 2 * time.Second // how long a removed Session's connections may outlive it
 	dnsIdle     = 10 * time.Second
@@ -494,6 +497,8 @@ func (g *Gateway) Attach(ctx context.Context, id string, p tunnel.Pipe) error {
 	s.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() { p.Close() })
 	defer stop()
+	late := time.AfterFunc(greetLate, func() { g.greet(s, e) })
+	defer late.Stop()
 	err := g.bind.read(e, proveWithin)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -502,6 +507,28 @@ func (g *Gateway) Attach(ctx context.Context, id string, p tunnel.Pipe) error {
 		return err
 	}
 	return nil
+}
+
+// greet begins a handshake with a Session's peer by a pipe, unless it has made one: what it
+// knows of the Gateway may be from before that was started, and WireGuard keeps it from
+// another handshake for five seconds.
+func (g *Gateway) greet(s *session, e *pipe) {
+	g.change.Lock()
+	defer g.change.Unlock()
+	g.mu.RLock()
+	key, there := s.key, g.sessions[s.id] == s
+	g.mu.RUnlock()
+	peer := g.device.LookupPeer(device.NoisePublicKey(key))
+	if !there || peer == nil || e.proven.Load() {
+		return
+	}
+	var set setting
+	set.peer(key)
+	set.add("endpoint", e.DstToString())
+	if set.apply(g.device) == nil {
+		peer.ExpireCurrentKeypairs() // and it may begin at once
+		peer.SendHandshakeInitiation(false)
+	}
 }
 
 // Peers returns how the Sessions are connected.

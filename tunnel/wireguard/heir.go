@@ -131,6 +131,16 @@ func (g *Gateway) endpoint(of Key) (at netip.AddrPort, ok bool) {
 	return at, ok && at.IsValid()
 }
 
+// hasBegun reports whether Run was called.
+func (g *Gateway) hasBegun() bool {
+	select {
+	case <-g.begun:
+		return true
+	default:
+		return false
+	}
+}
+
 // recall makes new handshakes with the peers of the Gateway before this one: they would
 // take a while to find out that it is gone.
 func (g *Gateway) recall() {
