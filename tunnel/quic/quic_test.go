@@ -135,6 +135,11 @@ func run(t testing.TB, s *quic.Server, ca *authority, address string) *gateway {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return runAt(t, s, ca, pc)
+}
+
+// runAt is run at a socket.
+func runAt(t testing.TB, s *quic.Server, ca *authority, pc net.PacketConn) *gateway {
 	ctx, stop := context.WithCancel(context.Background()) // t.Context ends before the cleanups
 	g := &gateway{Server: s, addr: pc.LocalAddr().String(), ca: ca, stop: stop, done: make(chan error, 1)}
 	killed := false

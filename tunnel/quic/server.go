@@ -128,15 +128,19 @@ func (s *Server) init() {
 // Serve takes connections on pc until ctx is done, and leaves pc open. When ctx is done,
 // what is not in use ends: handshakes, pipes, connections without a stream. A stream is
 // the Handler's: Serve waits for it to be closed or reset, and is bounded in what it does
-// after that. An error says that the socket is of no use.
+// after that. An error says that the socket is of no use. A pc that is a [Socket] can be
+// handed over to another process meanwhile.
 func (s *Server) Serve(ctx context.Context, pc net.PacketConn) error {
 	s.once.Do(s.init)
 	transport := &quic.Transport{
-		Conn: over(pc), ConnectionIDLength: 8,
+		Conn: over(pc), ConnectionIDGenerator: marked(0),
 		VerifySourceAddress: func(net.Addr) bool { return s.door.busy() },
 		ConnContext: func(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
 			return s.begin(ctx, tunnel.ConnFacts(pc.LocalAddr(), info.RemoteAddr))
 		},
+	}
+	if shared, ok := pc.(*Socket); ok {
+		transport.ConnectionIDGenerator = marked(shared.mark)
 	}
 	if s.ResetKey != [32]byte{} {
 		transport.StatelessResetKey = (*quic.StatelessResetKey)(&s.ResetKey)

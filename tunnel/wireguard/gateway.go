@@ -151,9 +151,9 @@ const (
 	// greetLate is how long it may go unused before the Gateway begins a handshake: two that
 	// are begun at once end both.
 	greetLate = 300 * time.Millisecond
-	tidyEvery   = time.Second
-	cutWithin   = 2 * time.Second // how long a removed Session's connections may outlive it
-	dnsIdle     = 10 * time.Second
+	tidyEvery = time.Second
+	cutWithin = 2 * time.Second // how long a removed Session's connections may outlive it
+	dnsIdle   = 10 * time.Second
 )
 
 // Open makes the device and begins to listen. What comes before Run waits.

@@ -1,0 +1,148 @@
+package quic_test
+
+import (
+	"bytes"
+	"context"
+	stdtls "crypto/tls"
+	"crypto/x509"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"cardea/api"
+	"cardea/tunnel"
+	"cardea/tunnel/quic"
+)
+
+// stream is both ends of a stream.
+type stream struct{ near, far net.Conn }
+
+// openStream opens a stream to whoever of the houses takes it.
+func openStream(t *testing.T, d *quic.Dialer, h *house) stream {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	type dialled struct {
+		c   net.Conn
+		err error
+	}
+	done := make(chan dialled, 1)
+	go func() {
+		c, err := d.Dial(ctx, "echo.default")
+		done <- dialled{c, err}
+	}()
+	var far net.Conn
+	select {
+	case a := <-h.arrivals:
+		far = a.Conn
+		far.(tunnel.Teller).Verdict(api.Verdict{Code: api.VerdictOK})
+	case <-ctx.Done():
+		t.Fatal("nothing arrives where it should")
+	}
+	x := <-done
+	if x.err != nil {
+		t.Fatal(x.err)
+	}
+	t.Cleanup(func() { x.c.Close(); far.Close() })
+	return stream{x.c, far}
+}
+
+// talk sends much one way, and something back.
+func (p stream) talk(t *testing.T) {
+	t.Helper()
+	sent, got := bytes.Repeat([]byte("0123456789abcdef"), 1<<16), make([]byte, 1<<20)
+	p.near.SetDeadline(time.Now().Add(20 * time.Second))
+	p.far.SetDeadline(time.Now().Add(20 * time.Second))
+	go p.near.Write(sent)
+	if _, err := io.ReadFull(p.far, got); err != nil || !bytes.Equal(got, sent) {
+		t.Fatalf("a stream does not live on: %v", err)
+	}
+	p.far.Write([]byte("thanks"))
+	if _, err := io.ReadFull(p.near, got[:6]); err != nil || string(got[:6]) != "thanks" {
+		t.Fatalf("a stream does not live on: %v", err)
+	}
+}
+
+// TestSuccession hands the socket of a Server over, twice: streams live on where they were
+// opened, new ones come to the new Server, and so do those of connections of before.
+func TestSuccession(t *testing.T) {
+	ca := newAuthority(t)
+	cert := ca.issue(func(c *x509.Certificate) {
+		c.DNSNames = []string{tunnel.GatewayName(domain)}
+		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	})
+	server := func(h *house) *quic.Server {
+		return &quic.Server{
+			Handler: h, Domain: domain, Certificate: func(*stdtls.ClientHelloInfo) (*stdtls.Certificate, error) { return cert, nil },
+			ClientCAs: ca.pool, ResetKey: [32]byte{1}, Log: slog.New(slog.DiscardHandler),
+		}
+	}
+	socket, err := quic.Listen(netip.MustParseAddrPort("127.0.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHouse()
+	g := runAt(t, server(h), ca, socket)
+	d := g.dialer(t, always(ca.session()))
+	pairs := []stream{openStream(t, d, h)}
+	for range 2 {
+		files, text, err := socket.Bequeath()
+		if err != nil {
+			t.Fatal(err)
+		}
+		next, err := quic.Inherit(func(name string) *os.File {
+			f := files[name]
+			delete(files, name)
+			return f
+		}, text)
+		if err != nil || len(files) != 0 {
+			t.Fatal(err, files)
+		}
+		socket.Leave()
+		g.stop()
+		h = newHouse()
+		g, socket = runAt(t, server(h), ca, next), next
+		for _, p := range pairs {
+			p.talk(t)
+		}
+		pairs = append(pairs, openStream(t, d, h))
+	}
+	for _, p := range pairs {
+		p.talk(t)
+	}
+}
+
+// TestHandOverThatFails hands a socket over to nobody: nothing changes.
+func TestHandOverThatFails(t *testing.T) {
+	socket, err := quic.Listen(netip.MustParseAddrPort("127.0.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHouse()
+	ca := newAuthority(t)
+	cert := ca.issue(func(c *x509.Certificate) {
+		c.DNSNames = []string{tunnel.GatewayName(domain)}
+		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	})
+	g := runAt(t, &quic.Server{
+		Handler: h, Domain: domain, Certificate: func(*stdtls.ClientHelloInfo) (*stdtls.Certificate, error) { return cert, nil },
+		ClientCAs: ca.pool, Log: slog.New(slog.DiscardHandler),
+	}, ca, socket)
+	p := openStream(t, g.dialer(t, always(ca.session())), h)
+	for range 2 {
+		files, text, err := socket.Bequeath()
+		if err != nil {
+			t.Fatal(err)
+		}
+		next, err := quic.Inherit(func(name string) *os.File { return files[name] }, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next.Close()
+		p.talk(t)
+	}
+}
