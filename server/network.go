@@ -54,8 +54,7 @@ const (
 	resetKeySize    = 32
 	gatewayName     = "default"
 	kernelInterface = "cardea-gw"
-	// cutTime is for the resets of a Session that has ended to reach its client, before
-	// its tunnel ends.
+	// cutTime is for the resets of what has ended to reach the client, before its tunnel ends.
 	cutTime = 30 * time.Millisecond
 	// cutKinTime is how long older processes are waited for before that.
 	cutKinTime = 200 * time.Millisecond
@@ -78,12 +77,11 @@ type network struct {
 	why     error            // it is not networkKernel though nobody has asked for another; nil if it is
 	ports   []netip.AddrPort // for WireGuard, the best first
 	quicAt  netip.AddrPort
-	udp     *net.UDPConn // of QUIC; nil if there is none
+	udp     *quic.Socket // nil if there is no QUIC
 	keys    gatewayKeys
 	serving *serving
 	loaded  *api.Revision // of which the peers are, if that is known; nil if not
 	over    chan struct{} // closed when the tunnels are another process's
-	kept    bool          // and it keeps the connections behind them alive; before over is closed
 
 	mu       sync.RWMutex
 	opened   bool                    // gateway and udp are open
@@ -255,10 +253,7 @@ func (n *network) openAt(ports []netip.AddrPort, otherwise, withoutQUIC bool) (e
 	case err != nil:
 		return fmt.Errorf("the private network: %w; --network userspace needs no network interface, --network off has none", err)
 	}
-	udp, err := n.inheritedSocket(handQUIC)
-	if udp == nil && err == nil {
-		udp, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(n.quicAt))
-	}
+	udp, err := n.openQUIC()
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE) && withoutQUIC:
 		n.cfg.Log.Warn("there is no QUIC: the port is taken by another program", "port", n.quicAt.Port(), "protocol", "udp")
@@ -309,6 +304,17 @@ func (n *network) standing() (words string, lack error) {
 	return n.words, n.lack
 }
 
+// openQUIC opens the socket of QUIC, or takes over that of the process before.
+func (n *network) openQUIC() (*quic.Socket, error) {
+	if e := n.cfg.Estate; e != nil {
+		inherited, err := quic.Inherit(func(name string) *os.File { return e.Take(handQUIC1 + name) }, e.Text(handQUIC))
+		if inherited != nil || err != nil {
+			return inherited, err
+		}
+	}
+	return quic.Listen(n.quicAt)
+}
+
 // close releases what open took. It may be called more than once, and not while run is
 // under way.
 func (n *network) close() error {
@@ -346,39 +352,21 @@ func (n *network) own() (own []netip.AddrPort) {
 	return own
 }
 
-// run serves the private network until ctx is done, or another process has taken the
-// place of this one.
+// run serves the private network until ctx is done; once another process has taken the
+// place of this one, what it has left of it.
 func (n *network) run(ctx context.Context) error {
-	own, stop := context.WithCancel(ctx)
-	var waiting sync.WaitGroup
-	waiting.Go(func() {
-		select {
-		case <-n.over:
-			if !n.kept {
-				// The kernel would keep those of an interface that is gone for minutes.
-				n.gate.DrainTunnel(wireguard.Name)
-				stop()
-			}
-		case <-own.Done():
+	err := n.inherit(ctx)
+	for err == nil && ctx.Err() == nil {
+		if err = n.serve(ctx); !errors.Is(err, errReplan) {
+			continue
 		}
-	})
-	err := n.inherit(own)
-	for err == nil && own.Err() == nil {
-		if err = n.serve(own); errors.Is(err, errReplan) {
-			if n.isOver() {
-				err = nil
-				break
-			}
-			err = n.build(own)
-			if err == nil {
-				err = n.open(false)
-			}
+		if n.isOver() {
+			<-ctx.Done()
+			break
 		}
-	}
-	stop()
-	waiting.Wait()
-	if n.isOver() {
-		<-ctx.Done()
+		if err = n.build(ctx); err == nil {
+			err = n.open(false)
+		}
 	}
 	if ctx.Err() != nil {
 		return nil
@@ -397,12 +385,19 @@ func (n *network) bequeath(files map[string]*os.File, texts map[string]string) (
 		return nil
 	}
 	own, known, err := g.Bequeath()
+	if err != nil {
+		return err
+	}
 	for name, f := range own {
 		files[handTunnel+name] = f
 	}
 	texts[handTunnels] = known
-	if err == nil && n.udp != nil {
-		files[handQUIC], err = n.udp.File()
+	if n.udp == nil {
+		return nil
+	}
+	own, texts[handQUIC], err = n.udp.Bequeath()
+	for name, f := range own {
+		files[handQUIC1+name] = f
 	}
 	return err
 }
@@ -414,16 +409,30 @@ func (n *network) stay() {
 	}
 }
 
-// leave ends the tunnels of this process, which are another one's. With kept that one has
-// taken over the network interface, and the connections behind it go on.
-func (n *network) leave(kept bool) {
+// leave ends the tunnels of this process, which are another one's. What that has taken goes
+// on: with the network interface the connections behind it, and streams with the socket of
+// QUIC.
+func (n *network) leave(taken func(name string) bool) {
+	defer close(n.over)
+	g := n.current()
+	if g == nil {
+		return
+	}
+	kept := taken(handTunnel + wireguard.DeviceName)
 	if kept {
 		n.gate.DrainFlows(wireguard.Name)
-		n.current().Leave()
+	} else { // the kernel would keep those of an interface that is gone for minutes
+		n.gate.DrainTunnel(wireguard.Name)
+		<-time.After(cutTime)
 	}
-	n.gate.DrainTunnel(quic.Name)
-	n.kept = kept
-	close(n.over)
+	g.Leave(kept)
+	switch {
+	case n.udp == nil:
+	case taken(handQUIC1 + quic.SocketName):
+		n.udp.Leave()
+	default:
+		n.gate.DrainTunnel(quic.Name)
+	}
 }
 
 // isOver reports whether the tunnels are another process's.
@@ -489,6 +498,9 @@ func (n *network) inherit(ctx context.Context) error {
 		}
 		select {
 		case <-time.After(reopenTime):
+		case <-n.over:
+			<-ctx.Done()
+			return ctx.Err()
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -19,7 +19,6 @@ import (
 	"cardea/ingress"
 	"cardea/relay/datagram"
 	"cardea/store"
-	"cardea/tunnel/wireguard"
 	"cardea/upstream"
 )
 
@@ -52,6 +51,7 @@ const (
 	handTunnels = "wireguard"
 	handTunnel  = handTunnels + " " // and a name of package wireguard
 	handQUIC    = "quic"
+	handQUIC1   = handQUIC + " " // and a name of package quic
 )
 
 const (
@@ -277,7 +277,7 @@ func (h *house) leave(ctx context.Context, heir *handover.Heir) error {
 	h.lock.Close() // a descriptor: the lock is the other's now
 	h.tunnels.Leave()
 	if h.network != nil {
-		h.network.leave(heir.Took(handTunnel + wireguard.DeviceName))
+		h.network.leave(heir.Took)
 	}
 	soon, cancel := context.WithTimeout(ctx, goTimeout)
 	defer cancel()

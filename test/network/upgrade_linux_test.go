@@ -244,20 +244,29 @@ func (w *world) ended(service string) (reasons map[string]int) {
 }
 
 // TestUpgradeOfCarriers has clients whose packets come by TLS and QUIC: they are back soon,
-// and their connections have not noticed. The connections of a gateway without an interface
-// end, and its clients are back soon.
+// and their connections have not noticed, nor have streams of QUIC. The connections of a
+// gateway without an interface end, and its clients are back soon.
 func TestUpgradeOfCarriers(t *testing.T) {
 	t.Parallel()
 	for _, form := range []string{"kernel", "userspace"} {
 		t.Run(form, func(t *testing.T) {
 			t.Parallel()
-			w, alice, wireguard := newEcho(t, lab.Config{Clients: 3}, "--network", form)
+			w, alice, wireguard := newEcho(t, lab.Config{Clients: 4}, "--network", form)
 			live := map[string]net.Conn{"WireGuard": wireguard}
 			people := map[string]*person{"WireGuard": alice}
 			for i, by := range []string{"quic", "tls"} {
 				bob := w.login(w.Clients[i+1], "bob")
 				bob.connect("--tunnel", by)
 				people[by], live[by] = bob, w.hold(bob, "echo")
+			}
+			mallory := w.login(w.Clients[3], "mallory")
+			mallory.run("connect", "-p", "echo:17007", "--tunnel", "quic", "--detach")
+			stream, err := talk(t, mallory.host, netip.MustParseAddrPort("127.0.0.1:17007"))
+			if err == nil {
+				err = say(stream, "hello", patience)
+			}
+			if err != nil {
+				t.Fatal(err)
 			}
 			v4, _ := w.at("echo")
 			for n := range 2 {
@@ -276,6 +285,9 @@ func TestUpgradeOfCarriers(t *testing.T) {
 						return say(c, "again", time.Second)
 					})
 					t.Logf("upgrade %d: by %s a Service is reached again after %v", n+1, by, took)
+				}
+				if err := say(stream, "still here", patience); err != nil {
+					t.Errorf("a stream of QUIC after upgrade %d: %v", n+1, err)
 				}
 				for by, c := range live {
 					err := say(c, "still here", patience)

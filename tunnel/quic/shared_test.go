@@ -114,6 +114,11 @@ func TestSuccession(t *testing.T) {
 	for _, p := range pairs {
 		p.talk(t)
 	}
+	for _, p := range pairs {
+		p.near.Close()
+		p.far.Close()
+	}
+	d.Close() // the older ones hear of it by the newest
 }
 
 // TestHandOverThatFails hands a socket over to nobody: nothing changes.

@@ -238,12 +238,16 @@ func (f *flow) Close() error {
 	return nil
 }
 
-// idleTimeout is how most flows end, which is nothing to tell of.
-const idleTimeout = "IDLE_TIMEOUT"
+// Most flows end idleTimeout, and those of a process that another one replaces go on there:
+// that is nothing to tell of.
+const (
+	idleTimeout = "IDLE_TIMEOUT"
+	drained     = "DRAINED"
+)
 
 // Reset implements tunnel.Conn.
 func (f *flow) Reset(reason string) error {
-	if f.end(&tunnel.ResetError{Reason: reason}, true) && reason != idleTimeout {
+	if f.end(&tunnel.ResetError{Reason: reason}, true) && reason != idleTimeout && reason != drained {
 		f.teller.reset(reason)
 	}
 	return nil

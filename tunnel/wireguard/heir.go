@@ -106,15 +106,15 @@ type heirloom interface {
 	leave()                    // what this process has of them is closed
 }
 
-// Leave ends this Gateway's part in the tunnels, which are those of the process that has
-// taken over what Bequeath returned. TCP connections behind its network interface go on:
-// whoever decides on them cuts them as before, and Remove and the end of Run do. All else is
-// over. Peers that are put are not its own any more.
-func (g *Gateway) Leave() {
+// Leave ends this Gateway's part in the tunnels, which are another process's. If that has
+// taken the network interface (kept), TCP connections behind it go on: whoever decides on
+// them cuts them as before, and Remove and the end of Run do. All else is over. Peers that
+// are put are not its own any more.
+func (g *Gateway) Leave(kept bool) {
 	g.change.Lock()
 	defer g.change.Unlock()
 	g.left = true
-	if k, ok := g.plane.below.(heirloom); ok {
+	if k, ok := g.plane.below.(heirloom); ok && kept {
 		k.leave()
 	}
 	g.device.Close()

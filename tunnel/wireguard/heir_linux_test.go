@@ -41,7 +41,7 @@ func succeed(t *testing.T, s space, before *wireguard.Gateway, h tunnel.Handler,
 	if err := after.Put(peer); err != nil {
 		t.Fatal(err)
 	}
-	before.Leave()
+	before.Leave(true)
 	run()
 	return after
 }
