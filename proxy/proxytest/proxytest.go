@@ -730,6 +730,9 @@ func run(t *testing.T, s Subject) {
 		if w.Gate.DrainTunnel("another"); len(w.Gate.List()) != 1 {
 			t.Fatal("what came by another tunnel was cut")
 		}
+		if w.Gate.DrainFlows("memory"); len(w.Gate.List()) != 1 {
+			t.Fatal("a connection was cut as a flow")
+		}
 		w.Gate.DrainTunnel("memory")
 		wantReset(t, c)
 		log := wantLog(t, w, api.LogStart, api.LogEnd)
