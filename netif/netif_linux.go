@@ -112,8 +112,8 @@ func of(h *netlink.Handle, file *os.File, name string, c Config) (*Interface, er
 	return i, nil
 }
 
-// Inherit returns the interface that another process has made of the same Config, by the
-// descriptor of its device ([Interface.File]), which it takes over. The interface has all
+// Inherit returns the interface that another process has made of the same Config, by a
+// descriptor of its device, which it takes over. The interface has all
 // that it is to have; it is removed by Close, or by the kernel when no process has its
 // device any more.
 func Inherit(c Config, file *os.File) (*Interface, error) {
@@ -355,21 +355,6 @@ func (i *Interface) IPv6() bool { return i.ipv6 }
 // TUN returns the device that packets are read from and written to, in batches and
 // with the kernel's offloads.
 func (i *Interface) TUN() tun.Device { return i.device }
-
-// File returns a descriptor of the device, for [Inherit] in another process. The caller
-// closes it.
-func (i *Interface) File() (*os.File, error) {
-	raw, err := i.device.File().SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	fd := -1
-	failed := raw.Control(func(of uintptr) { fd, err = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) })
-	if err = errors.Join(failed, os.NewSyscallError("fcntl", err)); err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), clonePath), nil
-}
 
 // Close removes the interface, and returns when it is gone. Closing its TUN device
 // alone removes it too, in a while.

@@ -284,11 +284,15 @@ func TestInherit(t *testing.T) {
 		t.Fatal(err)
 	}
 	open := everything(t)
-	f, err := before.File()
+	fd := -1
+	raw, err := before.TUN().File().SyscallConn()
+	if err == nil {
+		raw.Control(func(of uintptr) { fd, err = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) })
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	after, err := Inherit(client, f)
+	after, err := Inherit(client, os.NewFile(uintptr(fd), clonePath))
 	if err != nil {
 		t.Fatal(err)
 	}

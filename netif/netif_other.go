@@ -42,8 +42,5 @@ func (*Interface) Abort() (int, error) { return 0, errors.ErrUnsupported }
 // Close does nothing.
 func (*Interface) Close() error { return nil }
 
-// File returns [errors.ErrUnsupported].
-func (*Interface) File() (*os.File, error) { return nil, errors.ErrUnsupported }
-
 // Leave does nothing.
 func (*Interface) Leave() error { return nil }

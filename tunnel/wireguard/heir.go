@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/device"
 )
 
@@ -37,11 +39,8 @@ func (i inherit) take(name string) *os.File {
 
 // heritable is what has descriptors that can be handed over.
 type heritable interface {
-	bequeath(add func(name string, of filer) error) error
+	bequeath(add func(name string, of syscall.Conn) error) error
 }
-
-// filer is of what there can be another descriptor, which is the caller's.
-type filer interface{ File() (*os.File, error) }
 
 // A memory is what a Gateway is to know of the one before.
 type memory struct {
@@ -57,8 +56,8 @@ func portName(port int) string { return fmt.Sprint("tcp ", port) }
 // the Gateway opens and closes no socket, so that both have the same.
 func (g *Gateway) Bequeath() (files map[string]*os.File, text string, err error) {
 	files = map[string]*os.File{}
-	add := func(name string, of filer) error {
-		f, err := of.File()
+	add := func(name string, of syscall.Conn) error {
+		f, err := duplicate(of, name)
 		if err != nil {
 			return fmt.Errorf("the descriptor of %s: %w", name, err)
 		}
@@ -153,4 +152,19 @@ func (g *Gateway) recall() {
 			peer.SendHandshakeInitiation(false)
 		}
 	}
+}
+
+// duplicate returns another descriptor.
+func duplicate(of syscall.Conn, name string) (f *os.File, err error) {
+	raw, err := of.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	failed := raw.Control(func(fd uintptr) {
+		var n int
+		if n, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			f = os.NewFile(uintptr(n), name)
+		}
+	})
+	return f, errors.Join(failed, os.NewSyscallError("fcntl", err))
 }

@@ -127,7 +127,7 @@ func (u *udpBind) open(network string, at netip.AddrPort) (*socket, error) {
 }
 
 // bequeath implements heritable.
-func (u *udpBind) bequeath(add func(name string, of filer) error) (err error) {
+func (u *udpBind) bequeath(add func(name string, of syscall.Conn) error) (err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for name, s := range map[string]*socket{"udp4": u.v4, "udp6": u.v6} {
