@@ -134,10 +134,9 @@ func TestHandshakeOfSuccessor(t *testing.T) {
 // meanwhile is.
 func TestStay(t *testing.T) {
 	gw, cl := spaces(t)
-	arrivals := make(chan api.Arrival, 1)
 	var mu sync.Mutex
 	ports := []int{7}
-	g := kernelGateway(t, gw, handler{func(a api.Arrival) { arrivals <- a }}, func(g *wireguard.Gateway) {
+	g := kernelGateway(t, gw, handler{func(a api.Arrival) { a.Conn.Close() }}, func(g *wireguard.Gateway) {
 		g.Ports = func() []int {
 			mu.Lock()
 			defer mu.Unlock()
@@ -145,6 +144,16 @@ func TestStay(t *testing.T) {
 		}
 	})
 	tunClient(t, cl, g, "s-1", addresses)
+	for start := time.Now(); ; { // until Run has opened the ports
+		c, err := cl.dial(t.Context(), "tcp", echo4)
+		if err == nil {
+			c.Close()
+			break
+		}
+		if time.Since(start) > 20*time.Second {
+			t.Fatal(err)
+		}
+	}
 	files, known, err := g.Bequeath()
 	if err != nil {
 		t.Fatal(err)
@@ -170,7 +179,6 @@ func TestStay(t *testing.T) {
 		t.Fatalf("while it is held: %v", err)
 	}
 	c.Close()
-	(<-arrivals).Conn.Close()
 	g.Stay()
 	for start := time.Now(); ; {
 		c, err := cl.dial(context.Background(), "tcp", echo4)
@@ -181,7 +189,6 @@ func TestStay(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.Close()
-		(<-arrivals).Conn.Close()
 		if time.Since(start) > 20*time.Second {
 			t.Fatal("the port is never closed")
 		}

@@ -118,6 +118,9 @@ func (p *ports) bequeath(add func(name string, of syscall.Conn) error) (err erro
 	for port, s := range p.sockets {
 		err = errors.Join(err, add(portName(port), s))
 	}
+	for port, l := range p.heirs {
+		err = errors.Join(err, add(portName(port), l))
+	}
 	return err
 }
 
