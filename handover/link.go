@@ -162,7 +162,11 @@ func (l *Link) Ask(ctx context.Context, what string, in, out any) error {
 	select {
 	case m = <-to:
 	case <-l.over:
-		return ErrLinkOver
+		select {
+		case m = <-to: // the answer came, and then the end
+		default:
+			return ErrLinkOver
+		}
 	case <-ctx.Done():
 		return ctx.Err()
 	}
