@@ -351,6 +351,9 @@ func (c *carrier) open(ctx context.Context, r *race, why string) {
 func (c *carrier) race(ctx context.Context) *race {
 	ctx, cancel := context.WithTimeout(ctx, pipeTime)
 	r := &race{cancel: cancel, lead: time.After(pipeLead)}
+	c.mu.Lock()
+	c.changed = false // all that is offered is tried
+	c.mu.Unlock()
 	pipes := c.pipes()
 	for _, k := range pipes {
 		r.runners = append(r.runners, runner{tunnel: k.tunnel})

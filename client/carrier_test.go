@@ -219,6 +219,27 @@ func TestCarrierChanges(t *testing.T) {
 	})
 }
 
+// TestCarrierKeepsWhatIsLeft has UDP and QUIC blocked: TLS carries, and is not given up for what was
+// offered from the beginning and has been tried.
+func TestCarrierKeepsWhatIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &fakeWay{t: t}
+		c := w.newCarrier(TunnelAuto)
+		all := c.offers
+		c.offers = offers{}
+		c.offer(all)
+		w.start(c)
+		within(t, c, time.Second, TunnelWireGuard)
+		w.set(func() { w.noUDP, w.noQUIC = true, true })
+		why := within(t, c, 10*time.Second, TunnelTLS)
+		since := w.carries()
+		time.Sleep(time.Minute)
+		if now := w.carries(); now != since {
+			t.Errorf("the pipe was given up for another one; because %q at first", why)
+		}
+	})
+}
+
 // TestCarrierFollowsOffers has the gateway lose and gain ways while it is reached: what
 // carries is at once the best that there is.
 func TestCarrierFollowsOffers(t *testing.T) {
