@@ -229,7 +229,7 @@ func (w *world) ended(service string) (reasons map[string]int) {
 		if t == nil {
 			continue
 		}
-		if r.Entry.Common.ServiceRef.Name != service {
+		if ref := r.Entry.Common.ServiceRef; ref == nil || ref.Name != service { // nil: it did not get so far
 			continue
 		}
 		switch t.Type {
