@@ -20,13 +20,14 @@ import (
 	"cardea/api"
 	"cardea/tunnel"
 	"cardea/tunnel/quic"
+	"cardea/tunnel/tunneltest"
 	"cardea/wire/frame"
 )
 
 // stranger makes a connection as a test wants it.
 func (g *gateway) stranger(t *testing.T, sni string, alpn []string, cert *stdtls.Certificate) (*quicgo.Conn, error) {
 	t.Helper()
-	c := &stdtls.Config{RootCAs: g.ca.pool(), ServerName: sni, NextProtos: alpn, InsecureSkipVerify: true}
+	c := &stdtls.Config{RootCAs: g.ca.Pool(), ServerName: sni, NextProtos: alpn, InsecureSkipVerify: true}
 	if cert != nil {
 		c.GetClientCertificate = func(*stdtls.CertificateRequestInfo) (*stdtls.Certificate, error) { return cert, nil }
 	}
@@ -38,16 +39,16 @@ func (g *gateway) stranger(t *testing.T, sni string, alpn []string, cert *stdtls
 }
 
 func TestWhoIsLetIn(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &quic.Server{
-		Handler: h, Session: sessionOf,
+		Handler: h, Session: tunneltest.SessionOf,
 		Pipe: func(context.Context, *x509.Certificate, tunnel.Pipe) { t.Error("a stranger has a pipe") },
 	})
-	session := g.ca.session()
+	session := g.ca.Session()
 	gateway := tunnel.GatewayName(domain)
 	refused := func(t *testing.T, words string) {
 		t.Helper()
-		r := <-h.refusals
+		r := <-h.Refusals
 		if r.Reason != api.ReasonHandshake || !strings.Contains(r.Words, words) || r.Facts.IP != "127.0.0.1" || r.Facts.TLS == nil {
 			t.Errorf("%+v; want %q", r, words)
 		}
@@ -69,11 +70,11 @@ func TestWhoIsLetIn(t *testing.T) {
 	}
 	for words, cert := range map[string]*stdtls.Certificate{
 		"no client certificate":                 {},
-		"not signed by the cluster's authority": newAuthority(t).session(),
-		"holds from": g.ca.session(func(c *x509.Certificate) {
+		"not signed by the cluster's authority": tunneltest.NewAuthority(t).Session(),
+		"holds from": g.ca.Session(func(c *x509.Certificate) {
 			c.NotBefore, c.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
 		}),
-		"not for client authentication": g.ca.session(func(c *x509.Certificate) { c.ExtKeyUsage = nil }),
+		"not for client authentication": g.ca.Session(func(c *x509.Certificate) { c.ExtKeyUsage = nil }),
 	} {
 		for _, protocol := range []string{quic.Protocol, quic.PacketsProtocol} {
 			t.Run(protocol+"/"+words, func(t *testing.T) {
@@ -99,7 +100,7 @@ func TestWhoIsLetIn(t *testing.T) {
 		}
 	}
 	t.Run("a certificate without its key", func(t *testing.T) {
-		stolen := &stdtls.Certificate{Certificate: session.Certificate, PrivateKey: newKey(t)}
+		stolen := &stdtls.Certificate{Certificate: session.Certificate, PrivateKey: tunneltest.NewKey(t)}
 		conn, err := g.stranger(t, gateway, []string{quic.Protocol}, stolen)
 		if err == nil {
 			<-conn.Context().Done()
@@ -109,34 +110,34 @@ func TestWhoIsLetIn(t *testing.T) {
 		}
 	})
 	t.Run("no Session", func(t *testing.T) {
-		d := g.dialer(t, always(g.ca.session(func(c *x509.Certificate) { c.URIs = nil })))
+		d := g.dialer(t, always(g.ca.Session(func(c *x509.Certificate) { c.URIs = nil })))
 		if _, err := d.Pipe(t.Context()); !api.HasCode(err, api.CodeUnavailable) || !strings.Contains(err.Error(), "not that of a Session") {
 			t.Errorf("Pipe: %v", err)
 		}
 		refused(t, "not that of a Session")
 	})
-	if n := len(h.arrivals); n > 0 {
+	if n := len(h.Arrivals); n > 0 {
 		t.Errorf("%d arrivals", n)
 	}
 }
 
 // A gateway that is another's is not talked to.
 func TestForeignGateway(t *testing.T) {
-	g := serve(t, &quic.Server{Handler: newHouse()})
-	d := g.dialer(t, always(g.ca.session()))
-	d.Roots = newAuthority(t).pool()
+	g := serve(t, &quic.Server{Handler: tunneltest.NewHouse()})
+	d := g.dialer(t, always(g.ca.Session()))
+	d.Roots = tunneltest.NewAuthority(t).Pool()
 	if _, err := d.Dial(t.Context(), "nats"); err == nil || g.Stats().Handshakes > 0 {
 		t.Errorf("Dial: %v", err)
 	}
 }
 
 func TestFacts(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &quic.Server{Handler: h})
-	session := g.ca.session()
+	session := g.ca.Session()
 	d := g.dialer(t, always(session))
 	conns := dialling(t, d)
-	a := <-h.arrivals
+	a := <-h.Arrivals
 	defer a.Conn.Close()
 	a.Conn.(tunnel.Teller).Verdict(ok)
 	f := a.Facts
@@ -157,11 +158,11 @@ func TestFacts(t *testing.T) {
 func TestRenewal(t *testing.T) {
 	g := serve(t, &quic.Server{Handler: newEcho()})
 	var now atomic.Pointer[stdtls.Certificate]
-	now.Store(g.ca.session())
+	now.Store(g.ca.Session())
 	d := g.dialer(t, now.Load)
 	old := dial(t, d)
 	defer old.Close()
-	now.Store(g.ca.session())
+	now.Store(g.ca.Session())
 	renewed := dial(t, d)
 	defer renewed.Close()
 	exchange(t, renewed, 1000, func() {})
@@ -184,13 +185,13 @@ func open(service string) []byte {
 func TestHostileStreams(t *testing.T) {
 	h := newEcho()
 	g := serve(t, &quic.Server{Handler: h, Limits: quic.Limits{Handshake: time.Second}})
-	good := dial(t, g.dialer(t, always(g.ca.session())))
+	good := dial(t, g.dialer(t, always(g.ca.Session())))
 	defer good.Close()
 	noise := make([]byte, 4096)
 	rand.NewChaCha8([32]byte{1}).Read(noise)
 	connect := func(t *testing.T) *quicgo.Conn {
 		t.Helper()
-		conn, err := g.stranger(t, tunnel.GatewayName(domain), []string{quic.Protocol}, g.ca.session())
+		conn, err := g.stranger(t, tunnel.GatewayName(domain), []string{quic.Protocol}, g.ca.Session())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -312,14 +313,14 @@ func TestFloodOfStrangers(t *testing.T) {
 		}
 		flood.Write(first)
 	}
-	c := dial(t, g.dialer(t, always(g.ca.session())))
+	c := dial(t, g.dialer(t, always(g.ca.Session())))
 	defer c.Close()
 	exchange(t, c, 1000, func() {})
 }
 
 // What a Session has sent before it closed arrives, though everything ends at once.
 func TestTailIsDelivered(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &quic.Server{Handler: h})
 	n := newNetwork(t, g.addr)
 	d := n.through(g, t)
@@ -351,9 +352,9 @@ func TestTailIsDelivered(t *testing.T) {
 
 // A house that is killed is told from one that has finished.
 func TestLossIsNoEnd(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &quic.Server{Handler: h})
-	d := g.dialer(t, always(g.ca.session()))
+	d := g.dialer(t, always(g.ca.Session()))
 	client, served := both(t, d, h)
 	defer client.Reset("the test is over")
 	io.WriteString(served, "half")
@@ -371,9 +372,9 @@ func TestLossIsNoEnd(t *testing.T) {
 // window of its own; others are not concerned, and those that end make room.
 func TestConnectionsOfASession(t *testing.T) {
 	h := newEcho()
-	g := serve(t, &quic.Server{Handler: h, Session: sessionOf, Limits: quic.Limits{Conns: 2}})
-	alice := always(g.ca.session())
-	bob := always(g.ca.session(func(c *x509.Certificate) { c.URIs[0].Path = "/s-2" }))
+	g := serve(t, &quic.Server{Handler: h, Session: tunneltest.SessionOf, Limits: quic.Limits{Conns: 2}})
+	alice := always(g.ca.Session())
+	bob := always(g.ca.Session(func(c *x509.Certificate) { c.URIs[0].Path = "/s-2" }))
 	end := func() {}
 	try := func(who func() *stdtls.Certificate) error {
 		d := g.dialer(t, who)
@@ -395,7 +396,7 @@ func TestConnectionsOfASession(t *testing.T) {
 	if !api.HasCode(err, api.CodeUnavailable) || !strings.Contains(err.Error(), "too many connections") {
 		t.Errorf("one more: %v", err)
 	}
-	if r := <-h.refusals; r.Facts.TLS == nil {
+	if r := <-h.Refusals; r.Facts.TLS == nil {
 		t.Errorf("%+v", r)
 	}
 	leave := end

@@ -13,6 +13,7 @@ import (
 	"cardea/api"
 	"cardea/tunnel"
 	"cardea/tunnel/quic"
+	"cardea/tunnel/tunneltest"
 )
 
 // A network lies between one client and a server: it loses packets, and gives the client
@@ -117,7 +118,7 @@ func (n *network) back(far net.PacketConn) {
 var ok = api.Verdict{Code: api.VerdictOK}
 
 // echoing is a Handler that echoes.
-type echoing struct{ house }
+type echoing struct{ tunneltest.House }
 
 func (e *echoing) Arrive(a api.Arrival) {
 	go func() {
@@ -127,10 +128,10 @@ func (e *echoing) Arrive(a api.Arrival) {
 			a.Conn.(tunnel.Conn).CloseWrite()
 		}
 	}()
-	e.house.Arrive(api.Arrival{Facts: a.Facts, Service: a.Service})
+	e.House.Arrive(api.Arrival{Facts: a.Facts, Service: a.Service})
 }
 
-func newEcho() *echoing { return &echoing{*newHouse()} }
+func newEcho() *echoing { return &echoing{*tunneltest.NewHouse()} }
 
 // exchange has bytes echoed, and calls between when half of them are back.
 func exchange(t *testing.T, c tunnel.Conn, size int, between func()) {
@@ -158,7 +159,7 @@ func exchange(t *testing.T, c tunnel.Conn, size int, between func()) {
 }
 
 func (n *network) through(g *gateway, t *testing.T) *quic.Dialer {
-	d := g.dialer(t, always(g.ca.session()))
+	d := g.dialer(t, always(g.ca.Session()))
 	d.Address = n.addr()
 	return d
 }
@@ -190,10 +191,10 @@ func dialling(t *testing.T, d *quic.Dialer) <-chan tunnel.Conn {
 }
 
 // both returns the ends of a stream.
-func both(t *testing.T, d *quic.Dialer, h *house) (client, served tunnel.Conn) {
+func both(t *testing.T, d *quic.Dialer, h *tunneltest.House) (client, served tunnel.Conn) {
 	t.Helper()
 	conns := dialling(t, d)
-	a := <-h.arrivals
+	a := <-h.Arrivals
 	if err := a.Conn.(tunnel.Teller).Verdict(ok); err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +209,7 @@ func TestMigration(t *testing.T) {
 	n := newNetwork(t, g.addr)
 	d := n.through(g, t)
 	c := dial(t, d)
-	first := <-h.arrivals
+	first := <-h.Arrivals
 	exchange(t, c, 8<<20, n.move)
 	c.Close()
 	for _, then := range []func(){n.move, func() {}} {
@@ -216,8 +217,8 @@ func TestMigration(t *testing.T) {
 		exchange(t, c, 1<<20, then)
 		c.Close()
 	}
-	<-h.arrivals
-	if last := <-h.arrivals; last.Facts.Port == first.Facts.Port || last.Facts.IP != "127.0.0.1" {
+	<-h.Arrivals
+	if last := <-h.Arrivals; last.Facts.Port == first.Facts.Port || last.Facts.IP != "127.0.0.1" {
 		t.Errorf("from %s:%d, after %s:%d", last.Facts.IP, last.Facts.Port, first.Facts.IP, first.Facts.Port)
 	}
 	if s := g.Stats(); s.Handshakes != 1 {
@@ -284,7 +285,7 @@ func TestRestart(t *testing.T) {
 // When the server ends, a stream goes on to its end, and what is asked for next is asked
 // of who comes after.
 func TestServerStops(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &quic.Server{Handler: h})
 	n := newNetwork(t, g.addr)
 	d := n.through(g, t)
@@ -317,9 +318,9 @@ func TestServerStops(t *testing.T) {
 
 // Streams that nobody reads hold up no other, nor the end of one.
 func TestSlowReadersHoldUpNobody(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &quic.Server{Handler: h})
-	d := g.dialer(t, always(g.ca.session()))
+	d := g.dialer(t, always(g.ca.Session()))
 	var writing sync.WaitGroup
 	for range 20 {
 		client, served := both(t, d, h)

@@ -16,13 +16,14 @@ import (
 	"cardea/api"
 	"cardea/tunnel"
 	"cardea/tunnel/quic"
+	"cardea/tunnel/tunneltest"
 )
 
 // stream is both ends of a stream.
 type stream struct{ near, far net.Conn }
 
 // openStream opens a stream to whoever of the houses takes it.
-func openStream(t *testing.T, d *quic.Dialer, h *house) stream {
+func openStream(t *testing.T, d *quic.Dialer, h *tunneltest.House) stream {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -37,7 +38,7 @@ func openStream(t *testing.T, d *quic.Dialer, h *house) stream {
 	}()
 	var far net.Conn
 	select {
-	case a := <-h.arrivals:
+	case a := <-h.Arrivals:
 		far = a.Conn
 		far.(tunnel.Teller).Verdict(api.Verdict{Code: api.VerdictOK})
 	case <-ctx.Done():
@@ -70,24 +71,24 @@ func (p stream) talk(t *testing.T) {
 // TestSuccession hands the socket of a Server over, twice: streams live on where they were
 // opened, new ones come to the new Server, and so do those of connections of before.
 func TestSuccession(t *testing.T) {
-	ca := newAuthority(t)
-	cert := ca.issue(func(c *x509.Certificate) {
+	ca := tunneltest.NewAuthority(t)
+	cert := ca.Issue(func(c *x509.Certificate) {
 		c.DNSNames = []string{tunnel.GatewayName(domain)}
 		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	})
-	server := func(h *house) *quic.Server {
+	server := func(h *tunneltest.House) *quic.Server {
 		return &quic.Server{
 			Handler: h, Domain: domain, Certificate: func(*stdtls.ClientHelloInfo) (*stdtls.Certificate, error) { return cert, nil },
-			ClientCAs: ca.pool, ResetKey: [32]byte{1}, Log: slog.New(slog.DiscardHandler),
+			ClientCAs: ca.Pool, ResetKey: [32]byte{1}, Log: slog.New(slog.DiscardHandler),
 		}
 	}
 	socket, err := quic.Listen(netip.MustParseAddrPort("127.0.0.1:0"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := runAt(t, server(h), ca, socket)
-	d := g.dialer(t, always(ca.session()))
+	d := g.dialer(t, always(ca.Session()))
 	pairs := []stream{openStream(t, d, h)}
 	for range 2 {
 		files, text, err := socket.Bequeath()
@@ -104,7 +105,7 @@ func TestSuccession(t *testing.T) {
 		}
 		socket.Leave()
 		g.stop()
-		h = newHouse()
+		h = tunneltest.NewHouse()
 		g, socket = runAt(t, server(h), ca, next), next
 		for _, p := range pairs {
 			p.talk(t)
@@ -127,17 +128,17 @@ func TestHandOverThatFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := newHouse()
-	ca := newAuthority(t)
-	cert := ca.issue(func(c *x509.Certificate) {
+	h := tunneltest.NewHouse()
+	ca := tunneltest.NewAuthority(t)
+	cert := ca.Issue(func(c *x509.Certificate) {
 		c.DNSNames = []string{tunnel.GatewayName(domain)}
 		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	})
 	g := runAt(t, &quic.Server{
 		Handler: h, Domain: domain, Certificate: func(*stdtls.ClientHelloInfo) (*stdtls.Certificate, error) { return cert, nil },
-		ClientCAs: ca.pool, Log: slog.New(slog.DiscardHandler),
+		ClientCAs: ca.Pool, Log: slog.New(slog.DiscardHandler),
 	}, ca, socket)
-	p := openStream(t, g.dialer(t, always(ca.session())), h)
+	p := openStream(t, g.dialer(t, always(ca.Session())), h)
 	for range 2 {
 		files, text, err := socket.Bequeath()
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"cardea/tunnel"
 	"cardea/tunnel/quic"
+	"cardea/tunnel/tunneltest"
 )
 
 // A Session that sends what nobody reads takes a bounded part of the gateway's memory,
@@ -23,11 +24,11 @@ func TestWindowsOfASession(t *testing.T) {
 		conns = 3
 		much  = 32 << 20
 	)
-	h := newHouse()
-	g := serve(t, &quic.Server{Handler: h, Session: sessionOf, Limits: quic.Limits{Windows: 32 * grown}})
+	h := tunneltest.NewHouse()
+	g := serve(t, &quic.Server{Handler: h, Session: tunneltest.SessionOf, Limits: quic.Limits{Windows: 32 * grown}})
 	var unread atomic.Int64
 	var clients []tunnel.Conn
-	cert := always(g.ca.session())
+	cert := always(g.ca.Session())
 	for range conns {
 		d := g.dialer(t, cert)
 		for range 40 {
@@ -55,7 +56,7 @@ func TestWindowsOfASession(t *testing.T) {
 			}
 		})
 	}
-	d := g.dialer(t, always(g.ca.session(func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "cardea", Host: "session", Path: "/s-2"}} })))
+	d := g.dialer(t, always(g.ca.Session(func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "cardea", Host: "session", Path: "/s-2"}} })))
 	client, served := both(t, d, h)
 	go func() {
 		io.Copy(served, served)

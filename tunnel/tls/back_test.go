@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
-	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -25,14 +24,6 @@ import (
 	"cardea/tunnel/tunneltest"
 	"cardea/wire/frame"
 )
-
-// sessionOf returns the uid that session puts into a certificate.
-func sessionOf(leaf *x509.Certificate) (string, bool) {
-	if len(leaf.URIs) == 0 {
-		return "", false
-	}
-	return path.Base(leaf.URIs[0].Path), true
-}
 
 // as makes the certificate that of a Session.
 func as(uid string) func(*x509.Certificate) {
@@ -119,9 +110,9 @@ func (d backDialer) Dial(ctx context.Context, service string) (net.Conn, error) 
 // A reverse link is a road, with the device as its house.
 func TestReverseRoad(t *testing.T) {
 	tunneltest.Run(t, func(t *testing.T, h tunnel.Handler) tunnel.Dialer {
-		g := serve(t, &tls.Server{Handler: newHouse(), Session: sessionOf})
+		g := serve(t, &tls.Server{Handler: tunneltest.NewHouse(), Session: tunneltest.SessionOf})
 		listen(t, &tls.Listener{
-			Dialer: g.dialer(t, always(g.ca.session(as("s-1")))),
+			Dialer: g.dialer(t, always(g.ca.Session(as("s-1")))),
 			Handle: func(target string, conn net.Conn) {
 				h.Arrive(api.Arrival{
 					Service: api.ServiceName(target), Conn: conn, Facts: api.Facts{Tunnel: tls.ServeProtocol},
@@ -146,10 +137,10 @@ func echo(name string) func(string, net.Conn) {
 
 func TestReverseLinks(t *testing.T) {
 	l := newLinks()
-	g := serve(t, &tls.Server{Handler: newHouse(), Session: sessionOf, OnBacks: l.set})
+	g := serve(t, &tls.Server{Handler: tunneltest.NewHouse(), Session: tunneltest.SessionOf, OnBacks: l.set})
 	stop := map[string]func(){}
 	for _, uid := range []string{"s-1", "s-2"} {
-		stop[uid] = listen(t, &tls.Listener{Dialer: g.dialer(t, always(g.ca.session(as(uid)))), Handle: echo(uid)})
+		stop[uid] = listen(t, &tls.Listener{Dialer: g.dialer(t, always(g.ca.Session(as(uid)))), Handle: echo(uid)})
 	}
 	hear := func(uid string) net.Conn {
 		t.Helper()
@@ -201,9 +192,9 @@ func TestReverseLinks(t *testing.T) {
 // Who serves is found again when the gateway has been away, and waited for.
 func TestListenerComesBack(t *testing.T) {
 	l := newLinks()
-	s := &tls.Server{Handler: newHouse(), Session: sessionOf, OnBacks: l.set}
+	s := &tls.Server{Handler: tunneltest.NewHouse(), Session: tunneltest.SessionOf, OnBacks: l.set}
 	g := serve(t, s)
-	d := g.dialer(t, always(g.ca.session(as("s-1"))))
+	d := g.dialer(t, always(g.ca.Session(as("s-1"))))
 	var refuse atomic.Bool
 	d.Net = func(ctx context.Context, network, address string) (net.Conn, error) {
 		if refuse.Load() {
@@ -234,13 +225,13 @@ func TestListenerComesBack(t *testing.T) {
 func TestDropSession(t *testing.T) {
 	l := newLinks()
 	var dead atomic.Bool
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	pipes := make(chan tunnel.Pipe, 1)
 	over := make(chan error, 1)
 	g := serve(t, &tls.Server{
-		Handler: h, Session: sessionOf, OnBacks: l.set,
+		Handler: h, Session: tunneltest.SessionOf, OnBacks: l.set,
 		Alive: func(leaf *x509.Certificate) bool {
-			uid, _ := sessionOf(leaf)
+			uid, _ := tunneltest.SessionOf(leaf)
 			return uid != "s-1" || !dead.Load()
 		},
 		Pipe: func(_ context.Context, _ *x509.Certificate, p tunnel.Pipe) {
@@ -250,7 +241,7 @@ func TestDropSession(t *testing.T) {
 		},
 	})
 	for _, uid := range []string{"s-1", "s-2"} {
-		listen(t, &tls.Listener{Dialer: g.dialer(t, always(g.ca.session(as(uid)))), Handle: echo(uid)})
+		listen(t, &tls.Listener{Dialer: g.dialer(t, always(g.ca.Session(as(uid)))), Handle: echo(uid)})
 	}
 	c, err := g.DialBack(t.Context(), "s-1", "web")
 	if err != nil {
@@ -261,7 +252,7 @@ func TestDropSession(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	d := g.dialer(t, always(g.ca.session(as("s-1"))))
+	d := g.dialer(t, always(g.ca.Session(as("s-1"))))
 	p, err := d.Pipe(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -286,7 +277,7 @@ func TestDropSession(t *testing.T) {
 	if _, err := d.Pipe(t.Context()); !api.HasCode(err, api.CodeUnavailable) {
 		t.Errorf("a pipe of a Session that has ended: %v", err)
 	}
-	for r := range h.refusals {
+	for r := range h.Refusals {
 		if strings.Contains(r.Words, "is not there any more") && r.Facts.TLS.ALPN == tls.PacketsProtocol {
 			break
 		}
@@ -301,11 +292,11 @@ func TestDropSession(t *testing.T) {
 func TestLeaveWithReverseLinks(t *testing.T) {
 	l := newLinks()
 	g := serve(t, &tls.Server{
-		Handler: newHouse(), Session: sessionOf, OnBacks: l.set,
+		Handler: tunneltest.NewHouse(), Session: tunneltest.SessionOf, OnBacks: l.set,
 		Pipe: func(_ context.Context, _ *x509.Certificate, p tunnel.Pipe) { p.Receive(make([]byte, 1)) },
 	})
 	var left atomic.Bool
-	d := g.dialer(t, always(g.ca.session(as("s-1"))))
+	d := g.dialer(t, always(g.ca.Session(as("s-1"))))
 	d.Net = func(ctx context.Context, network, address string) (net.Conn, error) {
 		if left.Load() {
 			return nil, syscall.ECONNREFUSED
@@ -338,9 +329,9 @@ func TestLeaveWithReverseLinks(t *testing.T) {
 
 // The new protocols let in whom cardea/1 does, and are served at its name only.
 func TestWhoMayServe(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{
-		Handler: h, Session: sessionOf,
+		Handler: h, Session: tunneltest.SessionOf,
 		Pipe: func(context.Context, *x509.Certificate, tunnel.Pipe) { t.Error("a stranger has a pipe") },
 	})
 	refused := func(t *testing.T, words string) {
@@ -364,7 +355,7 @@ func TestWhoMayServe(t *testing.T) {
 			})
 		}
 		t.Run(protocol+"/no Session", func(t *testing.T) {
-			c, err := g.handshake(t, tls.GatewayName(domain), []string{protocol}, g.ca.session(func(c *x509.Certificate) { c.URIs = nil }))
+			c, err := g.handshake(t, tls.GatewayName(domain), []string{protocol}, g.ca.Session(func(c *x509.Certificate) { c.URIs = nil }))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -375,7 +366,7 @@ func TestWhoMayServe(t *testing.T) {
 		})
 		for _, name := range []string{"api.cardea.internal", "", "nats.svc.cardea.internal"} {
 			t.Run(protocol+"/at "+name, func(t *testing.T) {
-				if _, err := g.handshake(t, name, []string{"http/1.1", protocol}, g.ca.session()); err == nil {
+				if _, err := g.handshake(t, name, []string{"http/1.1", protocol}, g.ca.Session()); err == nil {
 					t.Error("it is served")
 				}
 				refused(t, "nothing is served")
@@ -386,16 +377,16 @@ func TestWhoMayServe(t *testing.T) {
 		t.Errorf("%d reverse links are left", n)
 	}
 	t.Run("the Dialer is told", func(t *testing.T) {
-		d := g.dialer(t, always(newAuthority(t).session()))
+		d := g.dialer(t, always(tunneltest.NewAuthority(t).Session()))
 		if _, err := d.Pipe(t.Context()); !api.HasCode(err, api.CodeUnauthenticated) {
 			t.Errorf("%v; want UNAUTHENTICATED", err)
 		}
 		refused(t, "not signed")
 	})
 	t.Run("where there are none", func(t *testing.T) {
-		g := serve(t, &tls.Server{Handler: newHouse()})
+		g := serve(t, &tls.Server{Handler: tunneltest.NewHouse()})
 		for _, protocol := range []string{tls.PacketsProtocol, tls.ServeProtocol} {
-			if _, err := g.handshake(t, tls.GatewayName(domain), []string{protocol}, g.ca.session()); err == nil {
+			if _, err := g.handshake(t, tls.GatewayName(domain), []string{protocol}, g.ca.Session()); err == nil {
 				t.Errorf("%s is served", protocol)
 			}
 		}
@@ -405,13 +396,13 @@ func TestWhoMayServe(t *testing.T) {
 // A device that breaks the rules, or is silent, loses its link and nobody else's.
 func TestHostileDevice(t *testing.T) {
 	l := newLinks()
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{
-		Handler: h, Session: sessionOf, OnBacks: l.set, Limits: tls.Limits{Handshake: time.Second, Backs: 3},
+		Handler: h, Session: tunneltest.SessionOf, OnBacks: l.set, Limits: tls.Limits{Handshake: time.Second, Backs: 3},
 	})
 	device := func(t *testing.T, first ...[]byte) *speaker {
 		t.Helper()
-		c, err := g.handshake(t, tls.GatewayName(domain), []string{tls.ServeProtocol}, g.ca.session(as("evil")))
+		c, err := g.handshake(t, tls.GatewayName(domain), []string{tls.ServeProtocol}, g.ca.Session(as("evil")))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -434,7 +425,7 @@ func TestHostileDevice(t *testing.T) {
 				}
 			}
 			l.await(t, "evil", none)
-			if r := <-h.refusals; r.Reason != api.ReasonHandshake {
+			if r := <-h.Refusals; r.Reason != api.ReasonHandshake {
 				t.Errorf("%+v", r)
 			}
 		})
@@ -508,14 +499,14 @@ func TestHostileDevice(t *testing.T) {
 		}
 		l.await(t, "evil", func(n int) bool { return n == 3 })
 		for range 7 {
-			c, err := g.handshake(t, tls.GatewayName(domain), []string{tls.ServeProtocol}, g.ca.session(as("evil")))
+			c, err := g.handshake(t, tls.GatewayName(domain), []string{tls.ServeProtocol}, g.ca.Session(as("evil")))
 			if err != nil {
 				t.Fatal(err)
 			}
 			if _, err := c.Read(make([]byte, 1)); err == nil {
 				t.Error("one more is let in")
 			}
-			<-h.refusals
+			<-h.Refusals
 		}
 		if n := g.Backs("evil"); n != 3 {
 			t.Errorf("there are %d links", n)
@@ -530,12 +521,12 @@ func TestHostileDevice(t *testing.T) {
 // A device that says nothing has no more links than one that serves, and does not count as
 // one; what it has is given up in time.
 func TestSilentLinks(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	l := newLinks()
-	g := serve(t, &tls.Server{Handler: h, Session: sessionOf, OnBacks: l.set, Limits: tls.Limits{Backs: 3}})
+	g := serve(t, &tls.Server{Handler: h, Session: tunneltest.SessionOf, OnBacks: l.set, Limits: tls.Limits{Backs: 3}})
 	dial := func() *speaker {
 		t.Helper()
-		c, err := g.handshake(t, tls.GatewayName(domain), []string{tls.ServeProtocol}, g.ca.session(as("evil")))
+		c, err := g.handshake(t, tls.GatewayName(domain), []string{tls.ServeProtocol}, g.ca.Session(as("evil")))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -552,7 +543,7 @@ func TestSilentLinks(t *testing.T) {
 		if _, err := s.frames.Next(); err == nil {
 			t.Error("one more is let in")
 		}
-		if r := <-h.refusals; !strings.Contains(r.Words, "as many connections that serve, and carry nothing, as it may") {
+		if r := <-h.Refusals; !strings.Contains(r.Words, "as many connections that serve, and carry nothing, as it may") {
 			t.Errorf("%+v", r)
 		}
 	}
@@ -564,7 +555,7 @@ func TestSilentLinks(t *testing.T) {
 		if _, err := s.frames.Next(); err == nil {
 			t.Error("a link of a Session that has ended goes on")
 		}
-		<-h.refusals
+		<-h.Refusals
 	}
 	s := dial()
 	s.hear(frame.TypeHello)
@@ -577,8 +568,8 @@ func TestSilentLinks(t *testing.T) {
 // However much a gateway asks for, a device carries no more than it may.
 func TestListenerIsBounded(t *testing.T) {
 	l := newLinks()
-	g := serve(t, &tls.Server{Handler: newHouse(), Session: sessionOf, OnBacks: l.set})
-	listen(t, &tls.Listener{Dialer: g.dialer(t, always(g.ca.session(as("s-1")))), Handle: echo("s-1"), Links: 4})
+	g := serve(t, &tls.Server{Handler: tunneltest.NewHouse(), Session: tunneltest.SessionOf, OnBacks: l.set})
+	listen(t, &tls.Listener{Dialer: g.dialer(t, always(g.ca.Session(as("s-1")))), Handle: echo("s-1"), Links: 4})
 	var held []net.Conn
 	for range 4 {
 		c, err := g.DialBack(t.Context(), "s-1", "web")
@@ -608,10 +599,10 @@ func TestListenerIsBounded(t *testing.T) {
 // Links that the device has lost, which the gateway does not know yet, are gone round.
 func TestStaleReverseLink(t *testing.T) {
 	l := newLinks()
-	g := serve(t, &tls.Server{Handler: newHouse(), Session: sessionOf, OnBacks: l.set})
+	g := serve(t, &tls.Server{Handler: tunneltest.NewHouse(), Session: tunneltest.SessionOf, OnBacks: l.set})
 	var mu sync.Mutex
 	var made []net.Conn
-	d := g.dialer(t, always(g.ca.session(as("s-1"))))
+	d := g.dialer(t, always(g.ca.Session(as("s-1"))))
 	d.Net = func(ctx context.Context, network, address string) (net.Conn, error) {
 		c, err := new(net.Dialer).DialContext(ctx, network, address)
 		mu.Lock()
@@ -641,20 +632,20 @@ func TestStaleReverseLink(t *testing.T) {
 // many that wait that are not needed are given up.
 func TestReverseLinkLasts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newAuthority(t)
-		cert := ca.server()
+		ca := tunneltest.NewAuthority(t)
+		cert := certificate(ca)
 		s := &tls.Server{
-			Handler: newHouse(), Domain: domain, ClientCAs: ca.pool, Session: sessionOf, Log: slog.New(slog.DiscardHandler),
+			Handler: tunneltest.NewHouse(), Domain: domain, ClientCAs: ca.Pool, Session: tunneltest.SessionOf, Log: slog.New(slog.DiscardHandler),
 			Certificate: func(*stdtls.ClientHelloInfo) (*stdtls.Certificate, error) { return cert, nil },
 		}
 		ctx, stop := context.WithCancel(t.Context())
 		var served sync.WaitGroup
-		d := &tls.Dialer{Address: "gateway", Domain: domain, Roots: ca.pool(), Net: func(context.Context, string, string) (net.Conn, error) {
+		d := &tls.Dialer{Address: "gateway", Domain: domain, Roots: ca.Pool(), Net: func(context.Context, string, string) (net.Conn, error) {
 			near, far := net.Pipe()
 			served.Go(func() { s.Conn(ctx, far) })
 			return near, nil
 		}}
-		session := ca.session()
+		session := ca.Session()
 		d.Certificate = func(context.Context) (*stdtls.Certificate, error) { return session, nil }
 		l := &tls.Listener{Dialer: d, Handle: func(target string, conn net.Conn) { go echo("s-1")(target, conn) }, Log: slog.New(slog.DiscardHandler)}
 		served.Go(func() { l.Run(ctx) })

@@ -21,6 +21,7 @@ import (
 	"cardea/ingress"
 	"cardea/tunnel"
 	"cardea/tunnel/tls"
+	"cardea/tunnel/tunneltest"
 )
 
 // crowd is a Handler that answers every stream and counts what is refused.
@@ -95,7 +96,7 @@ func TestFlood(t *testing.T) {
 			welcome := func() {
 				t.Helper()
 				start := time.Now()
-				c, err := g.dialer(t, always(g.ca.session())).Dial(t.Context(), "nats") // each over a connection of its own
+				c, err := g.dialer(t, always(g.ca.Session())).Dial(t.Context(), "nats") // each over a connection of its own
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -142,7 +143,7 @@ func TestFloodOfHellos(t *testing.T) {
 	h, admission := &crowd{}, &ingress.Admission{}
 	strangers := serveOn(t, &tls.Server{Handler: h, Admit: admission.Enter}, "[::1]:0") // another network than
 	known := serve(t, &tls.Server{Handler: h, Admit: admission.Enter})                  // 127.0.0.1
-	d := known.dialer(t, always(known.ca.session()))
+	d := known.dialer(t, always(known.ca.Session()))
 	dial := func() {
 		t.Helper()
 		c, err := d.Dial(t.Context(), "nats")
@@ -176,7 +177,7 @@ func TestFloodOfHellos(t *testing.T) {
 func TestWhoIsKnown(t *testing.T) {
 	var alive atomic.Bool
 	alive.Store(true)
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	for _, test := range []struct {
 		name, sni string
 		alpn      []string
@@ -197,14 +198,14 @@ func TestWhoIsKnown(t *testing.T) {
 				Handler: h, Admit: admission.Enter,
 				Alive: func(leaf *x509.Certificate) bool { return leaf.SerialNumber.Int64() != 13 },
 			})
-			cert := g.ca.session()
+			cert := g.ca.Session()
 			switch test.with {
 			case "":
 				cert = nil
 			case "stranger":
-				cert = newAuthority(t).session()
+				cert = tunneltest.NewAuthority(t).Session()
 			case "gone":
-				cert = g.ca.session(func(c *x509.Certificate) { c.SerialNumber.SetInt64(13) })
+				cert = g.ca.Session(func(c *x509.Certificate) { c.SerialNumber.SetInt64(13) })
 			}
 			c, err := g.handshake(t, test.sni, test.alpn, cert)
 			if err != nil {
@@ -218,8 +219,8 @@ func TestWhoIsKnown(t *testing.T) {
 				t.Errorf("%+v", s)
 			}
 			<-g.accepted
-			for len(h.arrivals) > 0 {
-				(<-h.arrivals).Conn.Close()
+			for len(h.Arrivals) > 0 {
+				(<-h.Arrivals).Conn.Close()
 			}
 		})
 	}

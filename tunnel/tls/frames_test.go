@@ -18,6 +18,7 @@ import (
 	"cardea/api"
 	"cardea/tunnel"
 	"cardea/tunnel/tls"
+	"cardea/tunnel/tunneltest"
 	"cardea/wire/frame"
 )
 
@@ -30,7 +31,7 @@ type speaker struct {
 
 func (g *gateway) speak(t *testing.T) *speaker {
 	t.Helper()
-	c, err := g.handshake(t, tls.GatewayName(domain), []string{tls.Protocol}, g.ca.session())
+	c, err := g.handshake(t, tls.GatewayName(domain), []string{tls.Protocol}, g.ca.Session())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,18 +96,18 @@ func tell(t *testing.T, a api.Arrival, v api.Verdict) tunnel.Conn {
 var ok = api.Verdict{Code: api.VerdictOK}
 
 func TestEarlyDataIsDiscardedOnRefusal(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
 	c := g.speak(t)
 	c.say(hello, open("nats"), data("too"), data("early"), eof)
 	c.hear(frame.TypeHello)
-	tell(t, <-h.arrivals, api.Verdict{Code: api.VerdictDenied, DecisionID: "d-1", Words: "no"}).Close()
+	tell(t, <-h.Arrivals, api.Verdict{Code: api.VerdictDenied, DecisionID: "d-1", Words: "no"}).Close()
 	if f, _ := c.hear(frame.TypeVerdict); f.Verdict != (frame.Verdict{Code: "DENIED", DecisionID: "d-1", Words: "no"}) {
 		t.Errorf("%+v", f.Verdict)
 	}
 	// The same connection carries the next stream, and none of those bytes.
 	c.say(done, open("pg.prod"), data("in time"), eof)
-	a := <-h.arrivals
+	a := <-h.Arrivals
 	if a.Service != "pg.prod" || a.Facts.Tunnel != "cardea/1" || len(a.Evidence.Data) == 0 {
 		t.Errorf("%+v", a)
 	}
@@ -126,7 +127,7 @@ func TestEarlyDataIsDiscardedOnRefusal(t *testing.T) {
 }
 
 func TestEvidenceIsThatOfEachOpen(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
 	c := g.speak(t)
 	c.say(hello)
@@ -134,7 +135,7 @@ func TestEvidenceIsThatOfEachOpen(t *testing.T) {
 	var first api.Arrival
 	for i := range 3 {
 		c.say(open("nats"))
-		a := <-h.arrivals
+		a := <-h.Arrivals
 		if i == 0 {
 			first = a
 		}
@@ -148,14 +149,14 @@ func TestEvidenceIsThatOfEachOpen(t *testing.T) {
 }
 
 func TestResetIsAcknowledged(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
 	c := g.speak(t)
 	c.say(hello, open("nats"))
 	c.hear(frame.TypeHello)
 
 	// By the client.
-	conn := tell(t, <-h.arrivals, ok)
+	conn := tell(t, <-h.Arrivals, ok)
 	c.hear(frame.TypeVerdict)
 	c.say(data("half"), frame.AppendReset(nil, "gone"))
 	var reset *tunnel.ResetError
@@ -170,7 +171,7 @@ func TestResetIsAcknowledged(t *testing.T) {
 
 	// By the house, while the client goes on for a moment.
 	c.say(open("nats"))
-	conn = tell(t, <-h.arrivals, ok)
+	conn = tell(t, <-h.Arrivals, ok)
 	c.hear(frame.TypeVerdict)
 	conn.Reset("REVOKED")
 	if f, _ := c.hear(frame.TypeReset); f.Reason != "REVOKED" {
@@ -180,7 +181,7 @@ func TestResetIsAcknowledged(t *testing.T) {
 
 	// By both at once.
 	c.say(open("nats"))
-	conn = tell(t, <-h.arrivals, ok)
+	conn = tell(t, <-h.Arrivals, ok)
 	c.hear(frame.TypeVerdict)
 	c.say(frame.AppendReset(nil, "mine"))
 	conn.Reset("yours")
@@ -190,7 +191,7 @@ func TestResetIsAcknowledged(t *testing.T) {
 
 	// Before the verdict.
 	c.say(open("nats"), frame.AppendReset(nil, "too slow"))
-	conn = tell(t, <-h.arrivals, ok)
+	conn = tell(t, <-h.Arrivals, ok)
 	if n, err := conn.Read(make([]byte, 1)); n > 0 || !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("read %d, %v", n, err)
 	}
@@ -199,7 +200,7 @@ func TestResetIsAcknowledged(t *testing.T) {
 	c.hear(frame.TypeDone)
 
 	c.say(open("last")) // and it is still good
-	if a := <-h.arrivals; a.Service != "last.default" {
+	if a := <-h.Arrivals; a.Service != "last.default" {
 		t.Errorf("Service %q", a.Service)
 	} else {
 		a.Conn.Close()
@@ -208,7 +209,7 @@ func TestResetIsAcknowledged(t *testing.T) {
 }
 
 func TestVersion(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
 	c := g.speak(t)
 	c.say(frame.AppendHello(nil, frame.Hello{Version: 7}))
@@ -216,16 +217,16 @@ func TestVersion(t *testing.T) {
 		t.Errorf("version %d", f.Hello.Version)
 	}
 	c.Close()
-	<-h.refusals
+	<-h.Refusals
 	c = g.speak(t)
 	c.say(frame.AppendHello(nil, frame.Hello{Version: 0}))
 	c.hear(frame.TypeReset)
 	c.silence()
-	<-h.refusals
+	<-h.Refusals
 }
 
 func TestProtocolErrorsBeforeOpen(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
 	for name, in := range map[string][]byte{
 		"OPEN first":         open("nats"),
@@ -267,11 +268,11 @@ func TestWhatCutsAStream(t *testing.T) {
 		"empty DATA":               func(c *speaker) { c.say([]byte{4, 0, 0}) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := newHouse()
+			h := tunneltest.NewHouse()
 			g := serve(t, &tls.Server{Handler: h})
 			c := g.speak(t)
 			c.say(hello, open("nats"), data("hello"))
-			conn := tell(t, <-h.arrivals, ok)
+			conn := tell(t, <-h.Arrivals, ok)
 			if _, err := io.ReadFull(conn, make([]byte, 5)); err != nil {
 				t.Fatal(err)
 			}
@@ -299,11 +300,11 @@ func TestWhatCutsAHalfClosedStream(t *testing.T) {
 		"DONE":         func(c *speaker) { c.say(done) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := newHouse()
+			h := tunneltest.NewHouse()
 			g := serve(t, &tls.Server{Handler: h})
 			c := g.speak(t)
 			c.say(hello, open("nats"), eof)
-			conn := tell(t, <-h.arrivals, ok)
+			conn := tell(t, <-h.Arrivals, ok)
 			if n, err := conn.Read(make([]byte, 1)); n > 0 || err != io.EOF {
 				t.Fatalf("read %d, %v; want the end of file", n, err)
 			}
@@ -326,14 +327,14 @@ func TestWhatCutsAHalfClosedStream(t *testing.T) {
 // TestNothingToWaitFor has the peer end its direction while a reset is waited for:
 // the wait ends, and the connection is as good as before.
 func TestNothingToWaitFor(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
 	c := g.speak(t)
 	c.say(hello)
 	c.hear(frame.TypeHello)
 	for range 3 {
 		c.say(open("nats"), eof)
-		conn := tell(t, <-h.arrivals, ok)
+		conn := tell(t, <-h.Arrivals, ok)
 		c.hear(frame.TypeVerdict)
 		if n, err := conn.Read(make([]byte, 1)); n > 0 || err != io.EOF {
 			t.Fatalf("read %d, %v; want the end of file", n, err)
@@ -367,10 +368,10 @@ func counting() (func(context.Context, string, string) (net.Conn, error), *atomi
 }
 
 // house that admits everybody and echoes.
-type echoHouse struct{ *house }
+type echoHouse struct{ *tunneltest.House }
 
 func (h echoHouse) Arrive(a api.Arrival) {
-	h.arrivals <- a
+	h.Arrivals <- a
 	go func() {
 		c := a.Conn.(tunnel.Conn)
 		if v, ok := c.(tunnel.Teller); ok {
@@ -397,10 +398,10 @@ func exchange(t *testing.T, d tunnel.Dialer) {
 }
 
 func TestPool(t *testing.T) {
-	h := echoHouse{newHouse()}
+	h := echoHouse{tunneltest.NewHouse()}
 	g := serve(t, &tls.Server{Handler: h})
 	cert := atomic.Pointer[stdtls.Certificate]{}
-	cert.Store(g.ca.session())
+	cert.Store(g.ca.Session())
 	d := g.dialer(t, cert.Load)
 	var dials *atomic.Int64
 	var last *atomic.Pointer[net.TCPConn]
@@ -438,14 +439,14 @@ func TestPool(t *testing.T) {
 	}
 
 	// A new certificate makes a new connection.
-	cert.Store(g.ca.session(func(c *x509.Certificate) { c.Subject.CommonName = "alice, renewed" }))
+	cert.Store(g.ca.Session(func(c *x509.Certificate) { c.Subject.CommonName = "alice, renewed" }))
 	exchange(t, d)
 	if n := dials.Load(); n != 3 {
 		t.Errorf("%d connections after the certificate has changed, want 3", n)
 	}
 	var subject string
-	for len(h.arrivals) > 0 {
-		subject = (<-h.arrivals).Facts.TLS.ClientCertificate.Subject
+	for len(h.Arrivals) > 0 {
+		subject = (<-h.Arrivals).Facts.TLS.ClientCertificate.Subject
 	}
 	if !strings.Contains(subject, "renewed") {
 		t.Errorf("the last stream was %s", subject)
@@ -471,14 +472,14 @@ func settled(t *testing.T, d *tls.Dialer) {
 }
 
 func TestRefusalKeepsTheConnection(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
-	d := g.dialer(t, always(g.ca.session()))
+	d := g.dialer(t, always(g.ca.Session()))
 	var dials *atomic.Int64
 	d.Net, dials, _ = counting()
 	for range 5 {
 		go func() {
-			a := <-h.arrivals
+			a := <-h.Arrivals
 			a.Conn.(tunnel.Teller).Verdict(api.Verdict{Code: api.VerdictDenied})
 			a.Conn.(tunnel.Conn).Reset("POLICY")
 		}()
@@ -495,12 +496,12 @@ func TestRefusalKeepsTheConnection(t *testing.T) {
 // TestResumption shows that a resumed TLS session is the Session's as before, and
 // that its certificate is verified again.
 func TestResumption(t *testing.T) {
-	h := echoHouse{newHouse()}
+	h := echoHouse{tunneltest.NewHouse()}
 	g := serve(t, &tls.Server{Handler: h})
 	var trusted atomic.Pointer[x509.CertPool]
-	trusted.Store(g.ca.pool())
+	trusted.Store(g.ca.Pool())
 	g.ClientCAs = trusted.Load
-	cert := g.ca.session()
+	cert := g.ca.Session()
 	cache := stdtls.NewLRUClientSessionCache(1)
 	dial := func() *speaker {
 		config := g.client(tls.GatewayName(domain), []string{tls.Protocol}, cert)
@@ -518,40 +519,40 @@ func TestResumption(t *testing.T) {
 		}
 		c.say(hello, open("echo"))
 		c.hear(frame.TypeHello)
-		if a := <-h.arrivals; !bytes.Equal(a.Evidence.Data, cert.Certificate[0]) || a.Facts.TLS.ClientCertificate.Subject != "CN=alice" {
+		if a := <-h.Arrivals; !bytes.Equal(a.Evidence.Data, cert.Certificate[0]) || a.Facts.TLS.ClientCertificate.Subject != "CN=alice" {
 			t.Errorf("connection %d: %+v", i, a)
 		}
 		c.hear(frame.TypeVerdict)
 		c.Close()
 	}
-	trusted.Store(newAuthority(t).pool())
+	trusted.Store(tunneltest.NewAuthority(t).Pool())
 	c := dial()
 	if !c.ConnectionState().DidResume {
 		t.Error("not resumed: this test shows nothing")
 	}
 	c.Write(hello)
 	c.silence()
-	if r := <-h.refusals; !strings.Contains(r.Words, "not signed by the cluster's authority") {
+	if r := <-h.Refusals; !strings.Contains(r.Words, "not signed by the cluster's authority") {
 		t.Errorf("%+v", r)
 	}
 }
 
 // TestGraceful shows what the end of ctx ends: what is not in use.
 func TestGraceful(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
 
 	idle := g.speak(t)
 	idle.say(hello, open("nats"))
 	idle.hear(frame.TypeHello)
-	tell(t, <-h.arrivals, api.Verdict{Code: api.VerdictDenied}).Close()
+	tell(t, <-h.Arrivals, api.Verdict{Code: api.VerdictDenied}).Close()
 	idle.hear(frame.TypeVerdict)
 	idle.say(done)
 
 	busy := g.speak(t)
 	busy.say(hello, open("nats"))
 	busy.hear(frame.TypeHello)
-	conn := tell(t, <-h.arrivals, ok)
+	conn := tell(t, <-h.Arrivals, ok)
 	busy.hear(frame.TypeVerdict)
 
 	fresh := g.speak(t)
@@ -561,7 +562,7 @@ func TestGraceful(t *testing.T) {
 	g.stop()
 	idle.silence()
 	fresh.silence()
-	if r := <-h.refusals; r.Reason != api.ReasonOverload || r.Words != "the server is stopping" {
+	if r := <-h.Refusals; r.Reason != api.ReasonOverload || r.Words != "the server is stopping" {
 		t.Errorf("%+v", r)
 	}
 	busy.say(data("still there"), eof)
@@ -584,11 +585,11 @@ func TestGraceful(t *testing.T) {
 // Another process takes connections from now on: those without a stream are closed, and
 // the others after theirs; who has just come is served, once.
 func TestLeave(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
 	stream := func(c *speaker) tunnel.Conn {
 		c.say(open("nats"))
-		conn := tell(t, <-h.arrivals, ok)
+		conn := tell(t, <-h.Arrivals, ok)
 		c.hear(frame.TypeVerdict)
 		return conn
 	}
@@ -634,8 +635,8 @@ func TestLeave(t *testing.T) {
 // However the end of idle connections meets new streams, no Dial fails.
 func TestLeaveLosesNoStream(t *testing.T) {
 	for range 20 {
-		g := serve(t, &tls.Server{Handler: echoHouse{newHouse()}})
-		d := g.dialer(t, always(g.ca.session()))
+		g := serve(t, &tls.Server{Handler: echoHouse{tunneltest.NewHouse()}})
+		d := g.dialer(t, always(g.ca.Session()))
 		exchange(t, d)
 		settled(t, d)
 		left := make(chan struct{})
@@ -649,14 +650,14 @@ func TestLeaveLosesNoStream(t *testing.T) {
 }
 
 func TestIdleLimit(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h, Limits: tls.Limits{Idle: 1}})
 	var all [2]*speaker
 	for i := range all {
 		c := g.speak(t)
 		c.say(hello, open("nats"))
 		c.hear(frame.TypeHello)
-		tell(t, <-h.arrivals, api.Verdict{Code: api.VerdictDenied}).Close()
+		tell(t, <-h.Arrivals, api.Verdict{Code: api.VerdictDenied}).Close()
 		c.hear(frame.TypeVerdict)
 		c.say(done)
 		all[i] = c
@@ -668,30 +669,30 @@ func TestIdleLimit(t *testing.T) {
 	}
 	all[1].silence()
 	all[0].say(open("nats"))
-	(<-h.arrivals).Conn.Close()
+	(<-h.Arrivals).Conn.Close()
 }
 
 func TestIdleTime(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h, Limits: tls.Limits{IdleTime: time.Millisecond}})
 	c := g.speak(t)
 	c.say(hello, open("nats"))
 	c.hear(frame.TypeHello)
-	tell(t, <-h.arrivals, api.Verdict{Code: api.VerdictDenied}).Close()
+	tell(t, <-h.Arrivals, api.Verdict{Code: api.VerdictDenied}).Close()
 	c.hear(frame.TypeVerdict)
 	c.say(done)
 	c.silence()
 }
 
 func TestDialErrors(t *testing.T) {
-	g := serve(t, &tls.Server{Handler: newHouse()})
-	session := always(g.ca.session())
+	g := serve(t, &tls.Server{Handler: tunneltest.NewHouse()})
+	session := always(g.ca.Session())
 	for name, test := range map[string]struct {
 		edit func(*tls.Dialer)
 		want string
 	}{
 		"nobody listens":   {func(d *tls.Dialer) { d.Address = "127.0.0.1:1" }, "cannot reach the gateway"},
-		"another cluster":  {func(d *tls.Dialer) { d.Roots = newAuthority(t).pool() }, "no TLS with the gateway"},
+		"another cluster":  {func(d *tls.Dialer) { d.Roots = tunneltest.NewAuthority(t).Pool() }, "no TLS with the gateway"},
 		"another domain":   {func(d *tls.Dialer) { d.Domain = "example.com" }, "no TLS with the gateway"},
 		"no roots":         {func(d *tls.Dialer) { d.Roots = nil }, "no root certificates"},
 		"no certificate":   {func(d *tls.Dialer) { d.Certificate = failing }, "not logged in"},
@@ -716,9 +717,9 @@ func failing(context.Context) (*stdtls.Certificate, error) { return nil, errors.
 // TestConnectionThatTheServerHasClosed shows that a pooled connection that the
 // server has closed meanwhile costs nothing but a new one.
 func TestConnectionThatTheServerHasClosed(t *testing.T) {
-	h := echoHouse{newHouse()}
+	h := echoHouse{tunneltest.NewHouse()}
 	g := serve(t, &tls.Server{Handler: h, Limits: tls.Limits{IdleTime: time.Millisecond}})
-	d := g.dialer(t, always(g.ca.session()))
+	d := g.dialer(t, always(g.ca.Session()))
 	var dials *atomic.Int64
 	d.Net, dials, _ = counting()
 	for range 3 {
@@ -734,12 +735,12 @@ func TestConnectionThatTheServerHasClosed(t *testing.T) {
 // TestSlowReaderGetsAll shows that what was written before Close arrives, however
 // late the peer reads it.
 func TestSlowReaderGetsAll(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
 	c := g.speak(t)
 	c.say(hello, open("nats"), eof)
 	c.hear(frame.TypeHello)
-	conn := tell(t, <-h.arrivals, ok)
+	conn := tell(t, <-h.Arrivals, ok)
 	sent := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
 	written := make(chan bool)
 	go func() {

@@ -13,6 +13,7 @@ import (
 	"cardea/api"
 	"cardea/tunnel"
 	"cardea/tunnel/tls"
+	"cardea/tunnel/tunneltest"
 )
 
 // meter counts the writes of a connection.
@@ -37,16 +38,16 @@ func (m *meter) Write(p []byte) (int, error) {
 // is read at once, small as the records are, and that every byte of writes of any size
 // arrives, in both directions at the same time.
 func TestBulkTakesOneCallABatch(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
-	d := g.dialer(t, always(g.ca.session()))
+	d := g.dialer(t, always(g.ca.Session()))
 	m := &meter{}
 	d.Net = func(ctx context.Context, network, address string) (c net.Conn, err error) {
 		m.Conn, err = new(net.Dialer).DialContext(ctx, network, address)
 		return m, err
 	}
 	served := make(chan tunnel.Conn)
-	go func() { served <- tell(t, <-h.arrivals, ok) }()
+	go func() { served <- tell(t, <-h.Arrivals, ok) }()
 	client, err := d.Dial(t.Context(), "nats")
 	if err != nil {
 		t.Fatal(err)
@@ -122,7 +123,7 @@ func (r *receiver) Arrive(a api.Arrival) {
 func BenchmarkIdleMemory(b *testing.B) {
 	r := &receiver{make(chan struct{})}
 	g := serveOn(b, &tls.Server{Handler: r}, "127.0.0.1:0")
-	d := g.dialer(b, always(g.ca.session()))
+	d := g.dialer(b, always(g.ca.Session()))
 	memory := func() (heap, stack uint64) {
 		for range 4 { // stacks shrink by half each time
 			runtime.GC()
@@ -153,7 +154,7 @@ func BenchmarkIdleMemory(b *testing.B) {
 func BenchmarkBulk(b *testing.B) {
 	r := &receiver{make(chan struct{}, 1)}
 	g := serveOn(b, &tls.Server{Handler: r}, "127.0.0.1:0")
-	c, err := g.dialer(b, always(g.ca.session())).Dial(b.Context(), "nats")
+	c, err := g.dialer(b, always(g.ca.Session())).Dial(b.Context(), "nats")
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -7,10 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"cardea/tunnel/tunneltest"
 )
 
 // writePEM writes what openssl wants to be told.
-func writePEM(t *testing.T, dir string, a *authority, c *stdtls.Certificate) (ca, cert, key string) {
+func writePEM(t *testing.T, dir string, a *tunneltest.Authority, c *stdtls.Certificate) (ca, cert, key string) {
 	t.Helper()
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
 	if err != nil {
@@ -23,5 +25,5 @@ func writePEM(t *testing.T, dir string, a *authority, c *stdtls.Certificate) (ca
 		}
 		return path
 	}
-	return write("ca.pem", "CERTIFICATE", a.cert.Raw), write("cert.pem", "CERTIFICATE", c.Certificate[0]), write("key.pem", "PRIVATE KEY", pkcs8)
+	return write("ca.pem", "CERTIFICATE", a.Cert.Raw), write("cert.pem", "CERTIFICATE", c.Certificate[0]), write("key.pem", "PRIVATE KEY", pkcs8)
 }

@@ -12,6 +12,7 @@ import (
 	"cardea/api"
 	"cardea/tunnel"
 	"cardea/tunnel/tls"
+	"cardea/tunnel/tunneltest"
 )
 
 // publicNames is Server.Public where web.default is public, also as
@@ -26,9 +27,9 @@ func publicNames(sni string) (string, bool) {
 }
 
 func TestPublicService(t *testing.T) {
-	h, apis := newHouse(), make(chan *stdtls.Conn, 10)
+	h, apis := tunneltest.NewHouse(), make(chan *stdtls.Conn, 10)
 	g := serve(t, &tls.Server{Handler: h, Public: publicNames, API: func(c *stdtls.Conn) { apis <- c }})
-	session, stranger := g.ca.session(), newAuthority(t).session()
+	session, stranger := g.ca.Session(), tunneltest.NewAuthority(t).Session()
 	const anonymous = tls.PublicName
 	for _, test := range []struct {
 		name, sni string
@@ -92,13 +93,13 @@ func TestPublicService(t *testing.T) {
 // its certificate is verified again, and that one without a certificate resumes
 // nothing where one is asked for.
 func TestRawIsResumed(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	var public atomic.Bool
 	g := serve(t, &tls.Server{Handler: h, Public: func(string) (string, bool) { return "web.default", public.Load() }})
 	var trusted atomic.Pointer[x509.CertPool]
-	trusted.Store(g.ca.pool())
+	trusted.Store(g.ca.Pool())
 	g.ClientCAs = trusted.Load
-	session := g.ca.session()
+	session := g.ca.Session()
 	cache := stdtls.NewLRUClientSessionCache(1)
 	dial := func(what string, cert *stdtls.Certificate, resumed bool) {
 		t.Helper()
@@ -108,7 +109,7 @@ func TestRawIsResumed(t *testing.T) {
 		if err := c.Handshake(); err != nil {
 			t.Fatal(err)
 		}
-		a := <-h.arrivals
+		a := <-h.Arrivals
 		defer a.Conn.(tunnel.Conn).Reset("the test is over")
 		a.Conn.Write([]byte("x")) // with which a ticket comes
 		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
@@ -130,14 +131,14 @@ func TestRawIsResumed(t *testing.T) {
 	if n := g.Stats().Resumed; n != 2 {
 		t.Errorf("%d are counted", n)
 	}
-	trusted.Store(newAuthority(t).pool())
+	trusted.Store(tunneltest.NewAuthority(t).Pool())
 	config := g.client("web.svc.cardea.internal", nil, session)
 	config.ClientSessionCache = cache
 	c := stdtls.Client(g.connect(t), config)
 	if err := c.Handshake(); err != nil || !c.ConnectionState().DidResume {
 		t.Errorf("not resumed (%v): this shows nothing", err)
 	}
-	if r := <-h.refusals; !strings.Contains(r.Words, "not signed by the cluster's authority") {
+	if r := <-h.Refusals; !strings.Contains(r.Words, "not signed by the cluster's authority") {
 		t.Errorf("%+v", r)
 	}
 }

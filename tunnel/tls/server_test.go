@@ -18,11 +18,12 @@ import (
 	"cardea/api"
 	"cardea/tunnel"
 	"cardea/tunnel/tls"
+	"cardea/tunnel/tunneltest"
 )
 
 // client returns the configuration of a stranger's TLS client.
 func (g *gateway) client(sni string, alpn []string, cert *stdtls.Certificate) *stdtls.Config {
-	c := &stdtls.Config{RootCAs: g.ca.pool(), ServerName: sni, NextProtos: alpn, InsecureSkipVerify: true}
+	c := &stdtls.Config{RootCAs: g.ca.Pool(), ServerName: sni, NextProtos: alpn, InsecureSkipVerify: true}
 	if cert != nil {
 		c.GetClientCertificate = func(*stdtls.CertificateRequestInfo) (*stdtls.Certificate, error) { return cert, nil }
 	}
@@ -49,13 +50,13 @@ func (g *gateway) handshake(t *testing.T, sni string, alpn []string, cert *stdtl
 
 // outcome waits until a connection is done with, or is a raw Arrival, and says
 // which of the three things has become of it. It must be one.
-func outcome(t *testing.T, g *gateway, h *house, apis chan *stdtls.Conn) (kind string, a api.Arrival, r api.Refusal) {
+func outcome(t *testing.T, g *gateway, h *tunneltest.House, apis chan *stdtls.Conn) (kind string, a api.Arrival, r api.Refusal) {
 	t.Helper()
 	select {
-	case a = <-h.arrivals:
+	case a = <-h.Arrivals:
 		kind = a.Facts.Tunnel
 		t.Cleanup(func() { a.Conn.(tunnel.Conn).Reset("the test is over") })
-	case r = <-h.refusals:
+	case r = <-h.Refusals:
 		kind = "refused"
 	case c := <-apis:
 		kind = "api"
@@ -66,16 +67,16 @@ func outcome(t *testing.T, g *gateway, h *house, apis chan *stdtls.Conn) (kind s
 	if kind != tls.Protocol {
 		<-g.accepted
 	}
-	if len(h.arrivals)+len(h.refusals)+len(apis) > 0 {
+	if len(h.Arrivals)+len(h.Refusals)+len(apis) > 0 {
 		t.Error("more than one thing became of the connection")
 	}
 	return kind, a, r
 }
 
 func TestSorting(t *testing.T) {
-	h, apis := newHouse(), make(chan *stdtls.Conn, 10)
+	h, apis := tunneltest.NewHouse(), make(chan *stdtls.Conn, 10)
 	g := serve(t, &tls.Server{Handler: h, API: func(c *stdtls.Conn) { apis <- c }})
-	session := g.ca.session()
+	session := g.ca.Session()
 	for _, test := range []struct {
 		name, sni string
 		alpn      []string
@@ -126,9 +127,9 @@ func TestSorting(t *testing.T) {
 }
 
 func TestFacts(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
-	session := g.ca.session(func(c *x509.Certificate) { c.SerialNumber.SetInt64(0xbeef) })
+	session := g.ca.Session(func(c *x509.Certificate) { c.SerialNumber.SetInt64(0xbeef) })
 	c, err := g.handshake(t, "nats.svc.cardea.internal", []string{"nats"}, session)
 	if err != nil {
 		t.Fatal(err)
@@ -152,22 +153,22 @@ func TestFacts(t *testing.T) {
 
 // badCertificates are what no tunnel accepts.
 func badCertificates(g *gateway, t *testing.T) map[string]*stdtls.Certificate {
-	stranger := newAuthority(t)
+	stranger := tunneltest.NewAuthority(t)
 	return map[string]*stdtls.Certificate{
 		"no client certificate":                 {},
-		"not signed by the cluster's authority": stranger.session(),
-		"holds from": g.ca.session(func(c *x509.Certificate) {
+		"not signed by the cluster's authority": stranger.Session(),
+		"holds from": g.ca.Session(func(c *x509.Certificate) {
 			c.NotBefore, c.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
 		}),
-		"is not for client authentication": g.ca.session(func(c *x509.Certificate) {
+		"is not for client authentication": g.ca.Session(func(c *x509.Certificate) {
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 		}),
-		"not for client authentication": g.ca.session(func(c *x509.Certificate) { c.ExtKeyUsage = nil }),
+		"not for client authentication": g.ca.Session(func(c *x509.Certificate) { c.ExtKeyUsage = nil }),
 	}
 }
 
 func TestCertificatesThatAreRefused(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
 	for words, cert := range badCertificates(g, t) {
 		check := func(t *testing.T) {
@@ -206,10 +207,10 @@ func TestCertificatesThatAreRefused(t *testing.T) {
 // TestStolenCertificate: a certificate without its key opens nothing, neither a
 // tunnel nor the API.
 func TestStolenCertificate(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	apis := make(chan *stdtls.Conn, 1)
 	g := serve(t, &tls.Server{Handler: h, API: func(c *stdtls.Conn) { apis <- c }})
-	stolen := &stdtls.Certificate{Certificate: g.ca.session().Certificate, PrivateKey: newKey(t)}
+	stolen := &stdtls.Certificate{Certificate: g.ca.Session().Certificate, PrivateKey: tunneltest.NewKey(t)}
 	for name, alpn := range map[string][]string{
 		"nats.svc.cardea.internal": nil, "gateway.cardea.internal": {"cardea/1"}, "api.cardea.internal": nil,
 	} {
@@ -230,7 +231,7 @@ func TestStolenCertificate(t *testing.T) {
 }
 
 func TestAPIGetsUnverifiedCertificates(t *testing.T) {
-	h, apis := newHouse(), make(chan *stdtls.Conn, 1)
+	h, apis := tunneltest.NewHouse(), make(chan *stdtls.Conn, 1)
 	g := serve(t, &tls.Server{Handler: h, API: func(c *stdtls.Conn) { apis <- c }})
 	for words, cert := range badCertificates(g, t) {
 		t.Run(words, func(t *testing.T) {
@@ -251,7 +252,7 @@ func TestAPIGetsUnverifiedCertificates(t *testing.T) {
 }
 
 func TestGarbage(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
 	noise := make([]byte, 4096)
 	rand.NewChaCha8([32]byte{1}).Read(noise)
@@ -301,7 +302,7 @@ func TestGarbage(t *testing.T) {
 }
 
 func TestNameThatIsNotServedLearnsNothing(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
 	c := g.connect(t)
 	seen := &recorder{Conn: c}
@@ -326,10 +327,10 @@ func (r *recorder) Read(p []byte) (int, error) {
 }
 
 func TestOldTLSIsRefused(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
 	for _, sni := range []string{"api.cardea.internal", "nats.svc.cardea.internal"} {
-		config := g.client(sni, nil, g.ca.session())
+		config := g.client(sni, nil, g.ca.Session())
 		config.MaxVersion = stdtls.VersionTLS12
 		if err := stdtls.Client(g.connect(t), config).Handshake(); err == nil {
 			t.Errorf("%s speaks TLS 1.2", sni)
@@ -343,9 +344,9 @@ func TestOldTLSIsRefused(t *testing.T) {
 // TestHandshakeThatIsTooLong shows that a stranger cannot make the house read any
 // number of certificates.
 func TestHandshakeThatIsTooLong(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
-	session := g.ca.session()
+	session := g.ca.Session()
 	for len(session.Certificate)*len(session.Certificate[0]) < 150<<10 {
 		session.Certificate = append(session.Certificate, session.Certificate[0])
 	}
@@ -356,7 +357,7 @@ func TestHandshakeThatIsTooLong(t *testing.T) {
 }
 
 func TestSlowHello(t *testing.T) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h, Limits: tls.Limits{Handshake: 20 * time.Millisecond}})
 	g.connect(t).Write([]byte{22, 3, 1})
 	if kind, _, r := outcome(t, g, h, nil); kind != "refused" || r.Words != "no complete handshake in time" {
@@ -367,9 +368,9 @@ func TestSlowHello(t *testing.T) {
 // rawPair returns both ends of a raw stream to a stranger's client.
 func rawPair(t *testing.T) (client *stdtls.Conn, server tunnel.Conn) {
 	t.Helper()
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serve(t, &tls.Server{Handler: h})
-	client, err := g.handshake(t, "nats.svc.cardea.internal", nil, g.ca.session())
+	client, err := g.handshake(t, "nats.svc.cardea.internal", nil, g.ca.Session())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -451,10 +452,10 @@ func TestOpenSSL(t *testing.T) {
 }
 
 func openSSL(t *testing.T, openssl, host string) {
-	h := newHouse()
+	h := tunneltest.NewHouse()
 	g := serveOn(t, &tls.Server{Handler: h}, host+":0")
 	dir := t.TempDir()
-	ca, cert, key := writePEM(t, dir, g.ca, g.ca.session())
+	ca, cert, key := writePEM(t, dir, g.ca, g.ca.Session())
 	cmd := exec.CommandContext(t.Context(), openssl, "s_client", "-quiet", "-verify_return_error", "-no_ign_eof",
 		"-connect", g.addr, "-servername", "nats.svc.cardea.internal", "-CAfile", ca, "-cert", cert, "-key", key)
 	in, err := cmd.StdinPipe()

@@ -24,15 +24,16 @@ import (
 	"cardea/ingress"
 	"cardea/tunnel"
 	"cardea/tunnel/tls"
+	"cardea/tunnel/tunneltest"
 	wirehello "cardea/wire/hello"
 )
 
 // port is a port at which a Terminator ends TLS.
 type port struct {
-	*house
+	*tunneltest.House
 	tls.Terminator
 	addr         string
-	ca           *authority
+	ca           *tunneltest.Authority
 	config       atomic.Pointer[stdtls.Config]
 	front        func(net.Conn) net.Conn // what the Terminator is given; nil is the connection
 	certificates chan *x509.Certificate  // one for each Arrival; nil for none
@@ -42,8 +43,8 @@ type port struct {
 // change what is needed before the first connection; it may be nil.
 func terminate(t *testing.T, host string, edit func(*port, *stdtls.Config)) *port {
 	t.Helper()
-	p := &port{house: newHouse(), ca: newAuthority(t), certificates: make(chan *x509.Certificate, 1000)}
-	config := &stdtls.Config{MinVersion: stdtls.VersionTLS12, Certificates: []stdtls.Certificate{*p.ca.server()}}
+	p := &port{House: tunneltest.NewHouse(), ca: tunneltest.NewAuthority(t), certificates: make(chan *x509.Certificate, 1000)}
+	config := &stdtls.Config{MinVersion: stdtls.VersionTLS12, Certificates: []stdtls.Certificate{*certificate(p.ca)}}
 	if edit != nil {
 		edit(p, config)
 	}
@@ -87,7 +88,7 @@ func (p *port) dial(t *testing.T, config *stdtls.Config) (*stdtls.Conn, tunnel.C
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := <-p.arrivals
+	a := <-p.Arrivals
 	t.Cleanup(func() {
 		c.NetConn().Close()
 		a.Conn.(tunnel.Conn).Reset("the test is over")
@@ -206,7 +207,7 @@ func TestTerminatorRefuses(t *testing.T) {
 			t.Errorf("the peer learns %q", got)
 		}
 		c.Close()
-		if r := <-p.refusals; r.Reason != api.ReasonHandshake || r.Words != words || r.Facts.TLS != nil {
+		if r := <-p.Refusals; r.Reason != api.ReasonHandshake || r.Words != words || r.Facts.TLS != nil {
 			t.Errorf("%+v", r)
 		}
 	}
@@ -223,7 +224,7 @@ func TestTerminatorRefuses(t *testing.T) {
 		if c, err := stdtls.Dial("tcp", p.addr, client); err == nil { // in TLS 1.3 the client learns it later
 			c.Close()
 		}
-		r := <-p.refusals
+		r := <-p.Refusals
 		if r.Reason != api.ReasonHandshake || !strings.Contains(r.Words, words) || r.Facts.TLS == nil || *r.Facts.TLS != (api.TLSFacts{SNI: "a.example", ALPN: "theirs"}) {
 			t.Errorf("%s: %+v, %+v", words, r, r.Facts.TLS)
 		}
@@ -253,7 +254,7 @@ func TestTwoReadings(t *testing.T) {
 			t.Errorf("%s: %v, and the client learns %x", name, err, seen.got)
 		}
 		seen.Close()
-		if r := <-p.refusals; !strings.Contains(r.Words, "in two ways") || r.Facts.TLS.SNI != "a.example" {
+		if r := <-p.Refusals; !strings.Contains(r.Words, "in two ways") || r.Facts.TLS.SNI != "a.example" {
 			t.Errorf("%s: %+v", name, r)
 		}
 	}
@@ -261,7 +262,7 @@ func TestTwoReadings(t *testing.T) {
 
 func TestCertificatesOfClients(t *testing.T) {
 	p := terminate(t, "127.0.0.1", nil)
-	stranger := newAuthority(t).session()
+	stranger := tunneltest.NewAuthority(t).Session()
 	for _, test := range []struct {
 		name     string
 		mode     stdtls.ClientAuthType
@@ -269,17 +270,17 @@ func TestCertificatesOfClients(t *testing.T) {
 		verified bool
 		words    string // of the refusal
 	}{
-		{"none is asked for", stdtls.NoClientCert, p.ca.session(), false, ""},
+		{"none is asked for", stdtls.NoClientCert, p.ca.Session(), false, ""},
 		{"none is shown", stdtls.VerifyClientCertIfGiven, nil, false, ""},
-		{"a good one", stdtls.VerifyClientCertIfGiven, p.ca.session(), true, ""},
-		{"a good one that is required", stdtls.RequireAndVerifyClientCert, p.ca.session(), true, ""},
+		{"a good one", stdtls.VerifyClientCertIfGiven, p.ca.Session(), true, ""},
+		{"a good one that is required", stdtls.RequireAndVerifyClientCert, p.ca.Session(), true, ""},
 		{"one that nobody verifies", stdtls.RequireAnyClientCert, stranger, false, ""},
 		{"one of a stranger", stdtls.VerifyClientCertIfGiven, stranger, false, "unknown authority"},
 		{"none, but it is required", stdtls.RequireAndVerifyClientCert, nil, false, "didn't provide a certificate"},
 	} {
 		for _, version := range []uint16{stdtls.VersionTLS12, stdtls.VersionTLS13} {
 			config := p.config.Load().Clone()
-			config.ClientAuth, config.ClientCAs = test.mode, p.ca.pool()
+			config.ClientAuth, config.ClientCAs = test.mode, p.ca.Pool()
 			p.config.Store(config)
 			client := anyone()
 			client.MaxVersion = version
@@ -290,7 +291,7 @@ func TestCertificatesOfClients(t *testing.T) {
 				if c, err := stdtls.Dial("tcp", p.addr, client); err == nil {
 					c.Close()
 				}
-				if r := <-p.refusals; !strings.Contains(r.Words, test.words) {
+				if r := <-p.Refusals; !strings.Contains(r.Words, test.words) {
 					t.Errorf("%s: %+v", test.name, r)
 				}
 				continue
@@ -318,7 +319,7 @@ func TestTerminatedIsResumed(t *testing.T) {
 			certificates := p.config.Load().Certificates
 			another := func() *stdtls.Config {
 				return &stdtls.Config{
-					Certificates: certificates, ClientAuth: stdtls.VerifyClientCertIfGiven, ClientCAs: p.ca.pool(),
+					Certificates: certificates, ClientAuth: stdtls.VerifyClientCertIfGiven, ClientCAs: p.ca.Pool(),
 					VerifyConnection: func(stdtls.ConnectionState) error {
 						calls.Add(1)
 						if forbidden.Load() {
@@ -329,7 +330,7 @@ func TestTerminatedIsResumed(t *testing.T) {
 				}
 			}
 			p.config.Store(another())
-			session := p.ca.session()
+			session := p.ca.Session()
 			client := anyone()
 			client.MaxVersion = version
 			client.GetClientCertificate = func(*stdtls.CertificateRequestInfo) (*stdtls.Certificate, error) { return session, nil }
@@ -362,7 +363,7 @@ func TestTerminatedIsResumed(t *testing.T) {
 				}
 				c.Close()
 			}
-			if r := <-p.refusals; err == nil || !strings.Contains(r.Words, "revoked") {
+			if r := <-p.Refusals; err == nil || !strings.Contains(r.Words, "revoked") {
 				t.Errorf("%v, %+v", err, r)
 			}
 			forbidden.Store(false)
@@ -472,7 +473,7 @@ func TestOpenSSLResumes(t *testing.T) {
 				if err := cmd.Start(); err != nil {
 					t.Fatal(err)
 				}
-				house := (<-p.arrivals).Conn
+				house := (<-p.Arrivals).Conn
 				house.Write([]byte("hello to you\n"))
 				house.Close()
 				cmd.Wait() // its status tells nothing

@@ -2,25 +2,17 @@ package tls_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	stdtls "crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"fmt"
 	"log/slog"
-	"math/big"
 	"net"
-	"net/url"
 	"os"
 	"strconv"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 
-	"cardea/api"
 	"cardea/ingress"
 	"cardea/tunnel"
 	"cardea/tunnel/tls"
@@ -39,78 +31,11 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-const domain = "cardea.internal"
+const domain = tunneltest.Domain
 
-// authority is a certificate authority of one test.
-type authority struct {
-	t    testing.TB
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
-
-func newAuthority(t testing.TB) *authority {
-	a := &authority{t: t}
-	a.key = newKey(t)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"},
-		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, a.key.Public(), a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if a.cert, err = x509.ParseCertificate(der); err != nil {
-		t.Fatal(err)
-	}
-	return a
-}
-
-func newKey(t testing.TB) *ecdsa.PrivateKey {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
-
-func (a *authority) pool() *x509.CertPool {
-	p := x509.NewCertPool()
-	p.AddCert(a.cert)
-	return p
-}
-
-// issue signs a certificate that edit may change.
-func (a *authority) issue(edit func(*x509.Certificate)) *stdtls.Certificate {
-	a.t.Helper()
-	serial, _ := rand.Int(rand.Reader, big.NewInt(1<<62))
-	template := &x509.Certificate{
-		SerialNumber: serial, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature,
-	}
-	edit(template)
-	key := newKey(a.t)
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return &stdtls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-}
-
-// session issues a certificate as a Session has it.
-func (a *authority) session(edits ...func(*x509.Certificate)) *stdtls.Certificate {
-	return a.issue(func(c *x509.Certificate) {
-		c.Subject.CommonName = "alice"
-		c.URIs = []*url.URL{{Scheme: "cardea", Host: domain, Path: "/session/s-1"}}
-		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-		for _, e := range edits {
-			e(c)
-		}
-	})
-}
-
-func (a *authority) server() *stdtls.Certificate {
-	return a.issue(func(c *x509.Certificate) {
+// certificate issues what the gateway shows.
+func certificate(a *tunneltest.Authority) *stdtls.Certificate {
+	return a.Issue(func(c *x509.Certificate) {
 		c.DNSNames = []string{tls.GatewayName(domain), tls.APIName(domain), "*.svc." + domain, "*.default.svc." + domain}
 		c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
 		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
@@ -121,7 +46,7 @@ func (a *authority) server() *stdtls.Certificate {
 type gateway struct {
 	*tls.Server
 	addr     string
-	ca       *authority
+	ca       *tunneltest.Authority
 	stop     context.CancelFunc // what the Server's ctx is ended with
 	accepted chan struct{}      // one value for each connection that is done with
 }
@@ -135,11 +60,11 @@ func serve(t *testing.T, s *tls.Server) *gateway {
 
 func serveOn(t testing.TB, s *tls.Server, address string) *gateway {
 	t.Helper()
-	g := &gateway{Server: s, ca: newAuthority(t), accepted: make(chan struct{}, 10_000)}
-	cert := g.ca.server()
+	g := &gateway{Server: s, ca: tunneltest.NewAuthority(t), accepted: make(chan struct{}, 10_000)}
+	cert := certificate(g.ca)
 	s.Domain = domain
 	s.Certificate = func(*stdtls.ClientHelloInfo) (*stdtls.Certificate, error) { return cert, nil }
-	s.ClientCAs = g.ca.pool
+	s.ClientCAs = g.ca.Pool
 	s.Log = slog.New(slog.DiscardHandler)
 	if s.API == nil {
 		s.API = func(c *stdtls.Conn) { c.Close() }
@@ -172,7 +97,7 @@ func serveOn(t testing.TB, s *tls.Server, address string) *gateway {
 // dialer returns a Dialer that presents what cert holds.
 func (g *gateway) dialer(t testing.TB, cert func() *stdtls.Certificate) *tls.Dialer {
 	d := &tls.Dialer{
-		Address: g.addr, Domain: domain, Roots: g.ca.pool(),
+		Address: g.addr, Domain: domain, Roots: g.ca.Pool(),
 		Certificate: func(context.Context) (*stdtls.Certificate, error) { return cert(), nil },
 	}
 	t.Cleanup(func() { d.Close() })
@@ -186,7 +111,7 @@ func always(c *stdtls.Certificate) func() *stdtls.Certificate {
 func TestFramedRoad(t *testing.T) {
 	tunneltest.Run(t, func(t *testing.T, h tunnel.Handler) tunnel.Dialer {
 		g := serve(t, &tls.Server{Handler: h})
-		return g.dialer(t, always(g.ca.session()))
+		return g.dialer(t, always(g.ca.Session()))
 	})
 }
 
@@ -199,19 +124,6 @@ func (d rawDialer) Dial(ctx context.Context, service string) (net.Conn, error) {
 func TestRawRoad(t *testing.T) {
 	tunneltest.Run(t, func(t *testing.T, h tunnel.Handler) tunnel.Dialer {
 		g := serve(t, &tls.Server{Handler: h})
-		return rawDialer{g.dialer(t, always(g.ca.session()))}
+		return rawDialer{g.dialer(t, always(g.ca.Session()))}
 	})
 }
-
-// house is a Handler that keeps what comes.
-type house struct {
-	arrivals chan api.Arrival
-	refusals chan api.Refusal
-}
-
-func newHouse() *house {
-	return &house{arrivals: make(chan api.Arrival, 1000), refusals: make(chan api.Refusal, 1000)}
-}
-
-func (h *house) Arrive(a api.Arrival)  { h.arrivals <- a }
-func (h *house) Refused(r api.Refusal) { h.refusals <- r }
