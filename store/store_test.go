@@ -6,7 +6,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"cardea/api"
@@ -76,6 +78,47 @@ func TestTailSkips(t *testing.T) {
 			}
 		})
 	}
+}
+
+// One watcher looks for all whether another process has written, and all have it then.
+func TestTailIsLookedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const watchers, poll = 10, time.Second
+		commit := func(n uint64) store.Commit { return store.Commit{Revision: api.Revision{Epoch: 1, Number: n}} }
+		tail := store.NewTail(commit(5).Revision, 10)
+		var latest, reads, seen atomic.Uint64
+		latest.Store(5)
+		read := func(from api.Revision) (cs []store.Commit, _ error) {
+			reads.Add(1)
+			for n := from.Number + 1; n <= latest.Load(); n++ {
+				cs = append(cs, commit(n))
+			}
+			return cs, nil
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var watching sync.WaitGroup
+		for i := range watchers {
+			watching.Go(func() {
+				time.Sleep(time.Duration(i) * poll / watchers) // they do not begin at once
+				for range tail.Follow(ctx, commit(5).Revision, poll, nil, read) {
+					seen.Add(1)
+				}
+			})
+		}
+		time.Sleep(2 * poll)
+		before := reads.Load()
+		time.Sleep(time.Minute)
+		if n := reads.Load() - before; n > uint64(time.Minute/poll)+1 {
+			t.Errorf("%d watchers read %d times in a minute", watchers, n)
+		}
+		latest.Store(6)
+		time.Sleep(2 * poll)
+		if n := seen.Load(); n != watchers {
+			t.Errorf("%d of %d have seen what another process wrote", n, watchers)
+		}
+		cancel()
+		watching.Wait()
+	})
 }
 
 // A batch that counts.

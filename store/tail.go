@@ -24,6 +24,7 @@ type Tail struct {
 	commits []Commit     // numbered without a gap; the last is at
 	changes int          // in commits
 	grown   chan struct{}
+	looked  time.Time // when a watcher last had a look at the medium, for all of them
 }
 
 // NewTail returns the Tail of a store whose latest commit is at. It holds the
@@ -87,10 +88,24 @@ func (t *Tail) After(from api.Revision) (commits []Commit, grown <-chan struct{}
 	return slices.Clone(commits[:min(len(commits), tailStep)]), t.grown, true
 }
 
+// mayLook reports whether it is for the caller to look at the medium: nobody has for
+// every.
+func (t *Tail) mayLook(every time.Duration) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	if now.Sub(t.looked) < every {
+		return false
+	}
+	t.looked = now
+	return true
+}
+
 // Follow is the Watch of a store on a medium that others write to as well. It
 // takes commits from the Tail if that has them. Otherwise it calls read, which
-// returns the first commits after a revision, none if there are no more; it does
-// so at least every poll, and once closed is. An error of read ends it.
+// returns the first commits after a revision, none if there are no more. One of all
+// watchers does so every poll, and wakes the others if there is something; each does
+// once closed is. An error of read ends it.
 func (t *Tail) Follow(ctx context.Context, from api.Revision, poll time.Duration, closed <-chan struct{},
 	read func(from api.Revision) ([]Commit, error)) iter.Seq2[Commit, error] {
 	return func(yield func(Commit, error) bool) {
@@ -109,6 +124,9 @@ func (t *Tail) Follow(ctx context.Context, from api.Revision, poll time.Duration
 					return
 				}
 				trusted = true
+				if n := len(commits); n > 0 {
+					t.Skip(commits[n-1].Revision)
+				}
 			}
 			for _, c := range commits {
 				if ctx.Err() != nil || !yield(c, nil) {
@@ -123,7 +141,7 @@ func (t *Tail) Follow(ctx context.Context, from api.Revision, poll time.Duration
 			select {
 			case <-grown:
 			case <-timer.C:
-				trusted = false // another process may have written
+				trusted = !t.mayLook(poll) // another process may have written
 			case <-closed:
 				trusted = false // reading says so
 			case <-ctx.Done():
