@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -405,7 +406,7 @@ func explainServed(address string, err error) string {
 		return fmt.Sprintf("%s: this device cannot resolve the name", address)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Sprintf("%s: nothing listens there, as this device sees it", address)
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Sprintf("%s: no answer to this device within %v", address, serveDialTimeout)
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
 		return fmt.Sprintf("%s: this device has no route to it", address)

@@ -127,6 +127,12 @@ func givenUp(gone error, name string) *Error {
 	return &Error{Reason: DialFailed, Words: name + ": given up, because the connection that asked for it has ended", Err: gone}
 }
 
+// outOfTime reports whether the time for something is over. The deadline of a socket may
+// tell before the context does, from which package net has it.
+func outOfTime(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)
+}
+
 // fields are what words name as the way out.
 type fields struct {
 	url      string // what says where the upstream is
@@ -158,17 +164,17 @@ func explain(gone error, name string, f fields, timeout time.Duration, err error
 	switch {
 	case errors.Is(gone, context.Canceled):
 		return givenUp(gone, name)
-	case isSession && errors.Is(err, context.DeadlineExceeded):
+	case isSession && outOfTime(err):
 		return fail(DialTimeout, fmt.Sprintf("it had %v; see `cardea status` there", timeout))
 	case isSession:
 		return fail(DialFailed, "")
-	case isDNS && (dns.IsTimeout || errors.Is(err, context.DeadlineExceeded)):
+	case isDNS && (dns.IsTimeout || outOfTime(err)):
 		return fail(DialTimeout, "the resolver does not answer; see that it can be reached, or list the name in spec.dns.hosts of the ClusterConfig")
 	case isDNS:
 		return fail(DialFailed, "correct "+f.url+", or list the name in spec.dns.hosts of the ClusterConfig")
 	case isFamily:
 		return fail(DialFailed, fmt.Sprintf(f.families, family.families))
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
+	case outOfTime(err), errors.Is(err, syscall.ETIMEDOUT):
 		return fail(DialTimeout, fmt.Sprintf("no answer within %v; see that the host is up and that no firewall drops the connection", timeout))
 	case isRefused:
 		return fail(DialFailed, refused.wayOut)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -96,6 +97,8 @@ func TestPlanFails(t *testing.T) {
 		"one alone fails":      {several(1), failing(1), []int{1}, 0, DialFailed, []string{"192.0.2.1:80", "nothing listens there"}},
 		"one alone is refused": {config("tcp://169.254.169.254:80"), failing(), nil, 0, DialFailed, []string{"link-local", "spec.upstream.allow"}},
 		"all hang": {several(2), func(int) error { return syscall.ETIMEDOUT }, []int{1, 2}, 1, DialTimeout,
+			[]string{"no answer within 5s"}},
+		"all hang, as package net may say": {several(2), func(int) error { return os.ErrDeadlineExceeded }, []int{1, 2}, 1, DialTimeout,
 			[]string{"no answer within 5s"}},
 		"no more retries": {retries(several(3), 1), failing(1, 2, 3), []int{1, 2}, 1, DialFailed, []string{"none of 3", "for 1 more loadbalance.retries leaves no try"}},
 		"no retries":      {retries(several(3), 0), failing(1), []int{1}, 0, DialFailed, []string{"for 2 more loadbalance.retries"}},

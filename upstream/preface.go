@@ -76,7 +76,7 @@ func explainPreface(gone error, name string, timeout time.Duration, err error) *
 		return givenUp(gone, name)
 	case isRefused:
 		return errorAt(name, UpstreamTLS, refused.words, err)
-	case errors.Is(err, context.DeadlineExceeded):
+	case outOfTime(err):
 		return errorAt(name, DialTimeout, fmt.Sprintf("connected, and no answer to the request for TLS (SSLRequest) within %v; see whether a PostgreSQL server listens there", timeout), err)
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return errorAt(name, DialFailed, "the upstream ended the connection as soon as it was made; see its own log, and whether it wants a PROXY header", err)

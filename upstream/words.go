@@ -29,7 +29,7 @@ func (s *session) explain(gone error, timeout time.Duration, err error) *Error {
 	switch {
 	case errors.Is(gone, context.Canceled):
 		return givenUp(gone, s.address)
-	case errors.Is(err, context.DeadlineExceeded):
+	case outOfTime(err):
 		return fail(DialTimeout, fmt.Sprintf("connected, and no answer to the TLS handshake within %v; see whether the upstream speaks TLS at this port, from the first byte", timeout))
 	case unverified:
 		return fail(UpstreamTLS, s.distrust(verification.Err))

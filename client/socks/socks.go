@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -245,7 +246,7 @@ func classify(err error) failure {
 		return networkUnreachable
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.As(err, &lookup):
 		return hostUnreachable
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
 		return timedOut
 	}
 	return failed
