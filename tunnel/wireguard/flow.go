@@ -22,6 +22,8 @@ const (
 	flowsMost   = 1024            // flows of a Session
 	flowIdle    = 2 * time.Minute // without a datagram in either direction
 	flowQueue   = 256 << 10       // bytes that wait to be read, of a flow
+	queuesMost  = 16 << 20        // and of all flows of a Session
+	overhead    = 64              // that a datagram that waits counts beside its bytes
 	flowRefused = 2 * time.Second // how long a flow that was refused stays refused
 	partsMost   = 192 << 10       // bytes of datagrams that are not whole, of a Session
 	partsWithin = 5 * time.Second // within which all parts must come
@@ -113,13 +115,21 @@ func (f *flow) push(data []byte, now time.Time) {
 	if f.err != nil {
 		return
 	}
-	if f.size+len(data) > flowQueue {
+	cost := len(data) + overhead
+	f.size += cost
+	if all := f.s.queued.Add(int64(cost)); f.size > flowQueue || all > queuesMost {
+		f.forget(cost)
 		f.pl.drop(dropQueue)
 		return
 	}
-	f.queue = append(f.queue, append([]byte(nil), data...))
-	f.size += len(data)
+	f.queue = append(f.queue, append(make([]byte, 0, len(data)), data...))
 	f.wake()
+}
+
+// forget notes that so much is not queued any more. f.mu is held.
+func (f *flow) forget(cost int) {
+	f.size -= cost
+	f.s.queued.Add(-int64(cost))
 }
 
 // wake wakes one reader.
@@ -137,12 +147,13 @@ func (f *flow) Read(p []byte) (int, error) {
 		f.mu.Lock()
 		if len(f.queue) > 0 && (f.err == nil || f.err == io.EOF) {
 			data := f.queue[0]
+			f.queue[0] = nil
 			if f.queue = f.queue[1:]; len(f.queue) == 0 {
 				f.queue = nil
 			} else {
 				f.wake()
 			}
-			f.size -= len(data)
+			f.forget(len(data) + overhead)
 			f.mu.Unlock()
 			return copy(p, data), nil
 		}
@@ -216,7 +227,10 @@ func (f *flow) end(why error, refused bool) bool {
 	if f.err == nil {
 		close(f.gone)
 	}
-	f.err = why
+	if f.err = why; why != io.EOF { // nobody reads what is left
+		f.queue = nil
+		f.forget(f.size)
+	}
 	f.mu.Unlock()
 	f.s.mu.Lock()
 	defer f.s.mu.Unlock()

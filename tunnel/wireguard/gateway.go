@@ -115,6 +115,7 @@ type session struct {
 	asks    atomic.Int32 // questions to the name server that came by UDP
 	askers  atomic.Int32 // TCP connections to it
 	opening atomic.Int32 // TCP connections whose handshake is under way
+	queued  atomic.Int64 // bytes of datagrams of flows that wait to be read
 
 	mu    sync.Mutex
 	gone  bool

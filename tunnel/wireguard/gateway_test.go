@@ -563,16 +563,56 @@ func TestFlows(t *testing.T) {
 		t.Errorf("%d flows, %v", n.Load(), g.Dropped())
 	}
 	// Nobody reads: what does not fit is lost.
-	big := packet.AppendUDP(nil, netip.AddrPortFrom(addresses[0], 1000), echo4, make([]byte, 1200))
-	for i := range 300 {
-		if i%32 == 0 {
-			h.send()
+	flood := func(port uint16, size, times int) (lost int) {
+		before := g.Dropped()["queue"]
+		p := packet.AppendUDP(nil, netip.AddrPortFrom(addresses[0], port), echo4, make([]byte, size))
+		for i := range times {
+			if i%32 == 0 {
+				h.send()
+			}
+			h.in <- p
 		}
-		h.in <- big
+		h.send()
+		return g.Dropped()["queue"] - before
 	}
-	h.send()
-	if g.Dropped()["queue"] == 0 {
+	if flood(1000, 1200, 300) == 0 {
 		t.Error("all of it fits")
+	}
+	if flood(1001, 0, 5000) == 0 {
+		t.Error("datagrams without a byte take no room")
+	}
+	lost := 0
+	for port := range uint16(100) {
+		lost += flood(1002+port, 1200, 180)
+	}
+	if lost == 0 {
+		t.Error("what waits of a Session is not bounded")
+	}
+}
+
+// TestFlowsGiveBack shows that what waited of a flow that has ended counts no more.
+func TestFlowsGiveBack(t *testing.T) {
+	arrivals := make(chan net.Conn, 1)
+	g := gateway(t, handler{func(a api.Arrival) { arrivals <- a.Conn }})
+	h := newHostile(t, g, "s-1", addresses)
+	for round := range uint16(120) {
+		p := packet.AppendUDP(nil, netip.AddrPortFrom(addresses[0], 1000+round), echo4, make([]byte, 1200))
+		for i := range 180 {
+			if i%32 == 0 {
+				h.send()
+			}
+			h.in <- p
+		}
+		h.send()
+		c := <-arrivals
+		if round%2 == 0 {
+			c.Close()
+			continue
+		}
+		c.(tunnel.Conn).Reset("REVOKED")
+	}
+	if n := g.Dropped()["queue"]; n != 0 {
+		t.Errorf("%d datagrams found no room", n)
 	}
 }
 
