@@ -31,6 +31,7 @@ type Socket struct {
 	batch *ipv4.PacketConn
 	mark  byte
 	older atomic.Pointer[[256]*os.File] // by their marks; nil if there are none
+	room  []byte                        // for what was passed on; of ReadBatch
 
 	mu     sync.Mutex
 	next   net.Conn      // what a newer process passes on; nil unless it was handed over
@@ -268,12 +269,14 @@ func (s *Socket) receive(p *ipv4.Message) (int, error) {
 	if next == nil {
 		return 0, net.ErrClosed
 	}
-	b := make([]byte, 1<<16)
-	n, err := next.Read(b)
+	if s.room == nil {
+		s.room = make([]byte, 1<<16)
+	}
+	n, err := next.Read(s.room)
 	if err != nil {
 		return 0, err
 	}
-	address, rest, ok := field(b[:n])
+	address, rest, ok := field(s.room[:n])
 	var from netip.AddrPort
 	if !ok || from.UnmarshalBinary(address) != nil {
 		return 1, nothing(p)
