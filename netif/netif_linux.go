@@ -49,6 +49,10 @@ type device struct {
 func (d *device) Name() (string, error) { return d.name, nil }
 func (d *device) MTU() (int, error)     { return d.mtu, nil }
 
+// Close is that of tun, in which what watches the interface may see the end first, and be
+// told of it too late.
+func (d *device) Close() error { return ignoreClosed(d.Device.Close()) }
+
 // Open makes an interface, gives it its addresses and routes, and sets it up: all, or
 // nothing. Where the machine has no IPv6, what the Config has of it is left out; see
 // [Interface.IPv6]. An [*Error] tells what is in the way: that /dev/net/tun or a
@@ -377,7 +381,7 @@ func (i *Interface) end(remove bool) error {
 			err = nil
 		}
 	}
-	err = errors.Join(err, ignoreClosed(i.device.Close()))
+	err = errors.Join(err, i.device.Close())
 	for range i.device.Events() { // they end when what watches the interface has ended
 	}
 	i.handle.Close()
