@@ -155,7 +155,7 @@ func isMine(dir string) (bool, error) {
 func (c *Config) setFile(conf string) error {
 	path, err := filepath.EvalSymlinks(conf)
 	if errors.Is(err, fs.ErrNotExist) {
-		path, err = conf, nil
+		path, err = end(conf), nil
 	}
 	if err != nil {
 		return err
@@ -180,6 +180,21 @@ func (c *Config) setFile(conf string) error {
 		return errors.Join(fmt.Errorf("cannot set the name servers of this machine (connect without them: --no-dns): %w", err), back)
 	}
 	return nil
+}
+
+// end returns where the links that begin at a path lead to, if only to nothing.
+func end(path string) string {
+	for range 40 { // as the kernel does
+		to, err := os.Readlink(path)
+		if err != nil {
+			break
+		}
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(filepath.Dir(path), to)
+		}
+		path = to
+	}
+	return path
 }
 
 // with puts the servers and the search domains before those of a content.

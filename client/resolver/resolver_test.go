@@ -116,6 +116,27 @@ func TestALinkIsFollowed(t *testing.T) {
 	}
 }
 
+// TestALinkToNothing: what a link leads to comes and goes, as with a service that writes it;
+// the link is another's.
+func TestALinkToNothing(t *testing.T) {
+	conf, c := machine(t, "")
+	must(t, os.Remove(conf))
+	dir := t.TempDir()
+	link, between := filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "between")
+	must(t, errors.Join(os.Symlink("between", link), os.Symlink(conf, between)))
+	s := mustSet(t, c, link)
+	if !strings.Contains(content(t, conf), "nameserver 100.64.0.1\n") {
+		t.Errorf("got\n%s", content(t, conf))
+	}
+	must(t, s.Restore())
+	if i, err := os.Lstat(link); err != nil || i.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("the link is %v (%v)", i, err)
+	}
+	if _, err := os.Stat(conf); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file is there: %v", err)
+	}
+}
+
 func TestRecoverAfterAKill(t *testing.T) {
 	const before = "nameserver 192.0.2.53\nsearch corp.example\n"
 	for _, tt := range []struct {
