@@ -29,6 +29,7 @@ type Dialer struct {
 	// Net connects to the gateway; nil is net.Dialer.
 	Net func(ctx context.Context, network, address string) (net.Conn, error)
 
+	making   chan struct{} // holds a value for each handshake of Dial; made with mu
 	mu       sync.Mutex
 	shown    tunnel.Credentials
 	idle     []*idleLink // made with what is shown; the one that was last in use last
@@ -41,6 +42,7 @@ const (
 	connecting = 10 * time.Second // for a connection to the gateway and its handshake
 	maxIdle    = 64               // connections kept for the next stream: as many as were in use at once, in most cases
 	idleTime   = 2 * time.Minute  // of one; less than the server's, so that they are good
+	maxMaking  = 32               // handshakes at once: a gateway has places for 256, half of them for strangers, and resets who finds none
 )
 
 // idleLink is a link without a stream.
@@ -67,7 +69,7 @@ func (d *Dialer) Dial(ctx context.Context, service string) (net.Conn, error) {
 			return conn, err
 		}
 	}
-	conn, sock, err := d.connect(ctx, config, GatewayName(d.Domain), Protocol)
+	conn, sock, err := d.inTurn(ctx, config)
 	if err != nil {
 		return nil, err
 	}
@@ -120,6 +122,9 @@ func (d *Dialer) configure(ctx context.Context) (*tls.Config, error) {
 		d.mu.Unlock()
 		return nil, net.ErrClosed
 	}
+	if d.making == nil {
+		d.making = make(chan struct{}, maxMaking)
+	}
 	config, fresh, err := d.shown.Configure(cert, d.Roots)
 	var old []*idleLink
 	if fresh {
@@ -130,6 +135,19 @@ func (d *Dialer) configure(ctx context.Context) (*tls.Config, error) {
 		l.discard()
 	}
 	return config, err
+}
+
+// inTurn is connect for a stream, of which there may be many at once.
+func (d *Dialer) inTurn(ctx context.Context, config *tls.Config) (*tls.Conn, *socket, error) {
+	ctx, cancel := context.WithTimeout(ctx, connecting)
+	defer cancel()
+	select {
+	case d.making <- struct{}{}:
+		defer func() { <-d.making }()
+	case <-ctx.Done():
+		return nil, nil, fmt.Errorf("too many connections to the gateway at %s are being made: %w", d.Address, ctx.Err())
+	}
+	return d.connect(ctx, config, GatewayName(d.Domain), Protocol)
 }
 
 // connect returns a TLS connection to the gateway under a server name.

@@ -493,6 +493,58 @@ func TestRefusalKeepsTheConnection(t *testing.T) {
 	}
 }
 
+// TestManyDialsAtOnce: a gateway resets who comes when it has as many handshakes as it may,
+// so many connections that are asked for at once are made one after the other.
+func TestManyDialsAtOnce(t *testing.T) {
+	const many = 100
+	h := echoHouse{newHouse()}
+	g := serve(t, &tls.Server{Handler: h})
+	d := g.dialer(t, always(g.ca.session()))
+	var under, most atomic.Int32
+	came, held := make(chan struct{}, many), make(chan struct{})
+	d.Net = func(ctx context.Context, network, address string) (net.Conn, error) {
+		n := under.Add(1)
+		defer under.Add(-1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		came <- struct{}{}
+		<-held
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}
+	go func() {
+		for range many {
+			<-h.arrivals
+		}
+	}()
+	errs := make(chan error, many)
+	for range many {
+		go func() {
+			c, err := d.Dial(t.Context(), "echo")
+			if err == nil {
+				c.Close()
+			}
+			errs <- err
+		}()
+	}
+	for range 32 {
+		<-came
+	}
+	late, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := d.Dial(late, "echo"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("one that may not wait: %v", err)
+	}
+	close(held)
+	for range many {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if n := most.Load(); n != 32 {
+		t.Errorf("%d were made at once", n)
+	}
+}
+
 // TestResumption shows that a resumed TLS session is the Session's as before, and
 // that its certificate is verified again.
 func TestResumption(t *testing.T) {
