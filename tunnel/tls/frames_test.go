@@ -497,9 +497,9 @@ func TestRefusalKeepsTheConnection(t *testing.T) {
 // so many connections that are asked for at once are made one after the other.
 func TestManyDialsAtOnce(t *testing.T) {
 	const many = 100
-	h := echoHouse{newHouse()}
+	h := echoHouse{tunneltest.NewHouse()}
 	g := serve(t, &tls.Server{Handler: h})
-	d := g.dialer(t, always(g.ca.session()))
+	d := g.dialer(t, always(g.ca.Session()))
 	var under, most atomic.Int32
 	came, held := make(chan struct{}, many), make(chan struct{})
 	d.Net = func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -513,7 +513,7 @@ func TestManyDialsAtOnce(t *testing.T) {
 	}
 	go func() {
 		for range many {
-			<-h.arrivals
+			<-h.Arrivals
 		}
 	}()
 	errs := make(chan error, many)
