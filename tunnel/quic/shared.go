@@ -31,7 +31,7 @@ type Socket struct {
 	batch *ipv4.PacketConn
 	mark  byte
 	older atomic.Pointer[[256]*os.File] // by their marks; nil if there are none
-	room  []byte                        // for what was passed on; of ReadBatch
+	inbox []byte                        // of receive
 
 	mu     sync.Mutex
 	next   net.Conn      // what a newer process passes on; nil unless it was handed over
@@ -117,7 +117,7 @@ func (s *Socket) Bequeath() (files map[string]*os.File, text string, err error) 
 	}
 	if older := s.older.Load(); older != nil {
 		for mark, f := range older {
-			if f == nil {
+			if f == nil || gone(send(f, empty)) { // it has ended, and its mark is free
 				continue
 			}
 			i.Older = append(i.Older, byte(mark))
@@ -261,6 +261,9 @@ func pass(to *os.File, p *ipv4.Message) error {
 	return send(to, append(b, p.Buffers[0][:p.N]...))
 }
 
+// empty is no packet: it is sent to see whether somebody is there.
+var empty = []byte{0}
+
 // receive takes what was passed on.
 func (s *Socket) receive(p *ipv4.Message) (int, error) {
 	s.mu.Lock()
@@ -269,14 +272,14 @@ func (s *Socket) receive(p *ipv4.Message) (int, error) {
 	if next == nil {
 		return 0, net.ErrClosed
 	}
-	if s.room == nil {
-		s.room = make([]byte, 1<<16)
+	if s.inbox == nil {
+		s.inbox = make([]byte, 1<<16)
 	}
-	n, err := next.Read(s.room)
+	n, err := next.Read(s.inbox)
 	if err != nil {
 		return 0, err
 	}
-	address, rest, ok := field(s.room[:n])
+	address, rest, ok := field(s.inbox[:n])
 	var from netip.AddrPort
 	if !ok || from.UnmarshalBinary(address) != nil {
 		return 1, nothing(p)

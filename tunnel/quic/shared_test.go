@@ -152,3 +152,30 @@ func TestHandOverThatFails(t *testing.T) {
 		p.talk(t)
 	}
 }
+
+// TestManyHandOvers hands a socket over more often than there are marks: those of processes
+// that have ended are free, and nothing is kept for them.
+func TestManyHandOvers(t *testing.T) {
+	socket, err := quic.Listen(netip.MustParseAddrPort("127.0.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 300 {
+		files, text, err := socket.Bequeath()
+		if err != nil || len(files) != 2 { // the socket, and the way to the one before
+			t.Fatalf("hand-over %d: %v, %v", i, files, err)
+		}
+		next, err := quic.Inherit(func(name string) *os.File {
+			f := files[name]
+			delete(files, name)
+			return f
+		}, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		socket.Leave()
+		socket.Close()
+		socket = next
+	}
+	socket.Close()
+}
