@@ -150,9 +150,13 @@ func (c *Client) current(ctx context.Context) (*login, error) {
 	return c.login, nil
 }
 
-// findHome sets the directory of the Session.
+// findHome sets the directory of the Session, once: from then on home may be read by anyone.
 func (c *Client) findHome() error {
-	if c.home = c.Home; c.home != "" {
+	if c.home != "" {
+		return nil
+	}
+	if c.Home != "" {
+		c.home = c.Home
 		return nil
 	}
 	dir, err := os.UserConfigDir()

@@ -647,3 +647,16 @@ func TestNetworkOfAnotherLogin(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// The home is read while others look for the login in it.
+func TestHomeIsFoundOnce(t *testing.T) {
+	c := &Client{Home: t.TempDir()}
+	defer c.Close()
+	c.current(t.Context()) // there is none
+	var looking sync.WaitGroup
+	looking.Go(func() { c.current(t.Context()) })
+	if c.home != c.Home {
+		t.Errorf("it is %q", c.home)
+	}
+	looking.Wait()
+}
