@@ -544,10 +544,16 @@ func (n *network) serve(ctx context.Context) error {
 }
 
 // serveQUIC serves QUIC until ctx is done, and then closes its socket, as another process
-// has it or is to have it.
+// has it or is to have it. If that one ends, so does this one's part: it hears nothing.
 func (n *network) serveQUIC(ctx context.Context) error {
 	defer n.udp.Close()
-	return n.quic.Serve(ctx, n.udp)
+	err := n.quic.Serve(ctx, n.udp)
+	if errors.Is(err, quic.ErrDeaf) {
+		n.cfg.Log.Warn("streams of QUIC are lost", "error", err)
+		<-ctx.Done() // leave is about to say so, if it has not
+		return nil
+	}
+	return err
 }
 
 // carry takes what carries the packets of a Session, until it is over.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -25,7 +26,9 @@ import (
 // The IDs that a process gives its connections (RFC 9000, section 5.1) begin with a byte of
 // its own, its mark. The newest process reads the socket, and passes on what is for
 // connections of an older one, by a Unix socket; that one sends by the UDP socket itself. A
-// handshake that is under way meanwhile begins again.
+// handshake that is under way meanwhile begins again. Where nobody is left who passes
+// anything on, as the newest has been killed, an older one is deaf, and its Server ends: the
+// next process can open the port.
 type Socket struct {
 	socket
 	batch *ipv4.PacketConn
@@ -261,6 +264,10 @@ func pass(to *os.File, p *ipv4.Message) error {
 	return send(to, append(b, p.Buffers[0][:p.N]...))
 }
 
+// ErrDeaf is what a [Server] ends with whose [Socket] was handed over to a process that has
+// ended, so that nothing comes any more.
+var ErrDeaf = errors.New("the process that has the socket of QUIC has ended")
+
 // empty is no packet: it is sent to see whether somebody is there.
 var empty = []byte{0}
 
@@ -276,6 +283,9 @@ func (s *Socket) receive(p *ipv4.Message) (int, error) {
 		s.inbox = make([]byte, 1<<16)
 	}
 	n, err := next.Read(s.inbox)
+	if err == io.EOF {
+		err = ErrDeaf
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -309,10 +319,14 @@ func field(b []byte) (value, rest []byte, ok bool) {
 // passageBuffer is for what was passed on and waits, in bytes.
 const passageBuffer = 4 << 20
 
-// passage returns both ends of a Unix socket of datagrams.
+// passage returns both ends of a Unix socket of datagrams, whose end can be seen where the
+// system has such.
 func passage() (ours net.Conn, theirs *os.File, err error) {
 	syscall.ForkLock.RLock()
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_DGRAM, 0)
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_SEQPACKET, 0)
+	if errors.Is(err, syscall.EPROTONOSUPPORT) {
+		fds, err = syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_DGRAM, 0)
+	}
 	if err == nil {
 		syscall.CloseOnExec(fds[0])
 		syscall.CloseOnExec(fds[1])

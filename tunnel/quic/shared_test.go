@@ -5,11 +5,13 @@ import (
 	"context"
 	stdtls "crypto/tls"
 	"crypto/x509"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"testing"
 	"time"
 
@@ -151,6 +153,57 @@ func TestHandOverThatFails(t *testing.T) {
 		next.Close()
 		p.talk(t)
 	}
+}
+
+// TestHeirIsKilled has the process end that a socket was handed over to: what the one before
+// has is over at once, and the port is free.
+func TestHeirIsKilled(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("elsewhere the end of the other process is not seen")
+	}
+	socket, err := quic.Listen(netip.MustParseAddrPort("127.0.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHouse()
+	ca := newAuthority(t)
+	cert := ca.issue(func(c *x509.Certificate) {
+		c.DNSNames = []string{tunnel.GatewayName(domain)}
+		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	})
+	g := runAt(t, &quic.Server{
+		Handler: h, Domain: domain, Certificate: func(*stdtls.ClientHelloInfo) (*stdtls.Certificate, error) { return cert, nil },
+		ClientCAs: ca.pool, Log: slog.New(slog.DiscardHandler),
+	}, ca, socket)
+	p := openStream(t, g.dialer(t, always(ca.session())), h)
+	files, text, err := socket.Bequeath()
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := quic.Inherit(func(name string) *os.File { return files[name] }, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket.Leave()
+	next.Close()
+	p.far.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := p.far.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a stream of the one before: %v", err)
+	}
+	p.far.Close()
+	select {
+	case err := <-g.done:
+		if !errors.Is(err, quic.ErrDeaf) {
+			t.Errorf("its Server ends with %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("its Server goes on")
+	}
+	again, err := quic.Listen(netip.MustParseAddrPort(g.addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Close()
 }
 
 // TestManyHandOvers hands a socket over more often than there are marks: those of processes
