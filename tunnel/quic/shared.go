@@ -120,7 +120,7 @@ func (s *Socket) Bequeath() (files map[string]*os.File, text string, err error) 
 	}
 	if older := s.older.Load(); older != nil {
 		for mark, f := range older {
-			if f == nil || gone(send(f, empty)) { // it has ended, and its mark is free
+			if f == nil || gone(send(f, []byte{0})) { // no packet; who has ended does not get it, and its mark is free
 				continue
 			}
 			i.Older = append(i.Older, byte(mark))
@@ -267,9 +267,6 @@ func pass(to *os.File, p *ipv4.Message) error {
 // ErrDeaf is what a [Server] ends with whose [Socket] was handed over to a process that has
 // ended, so that nothing comes any more.
 var ErrDeaf = errors.New("the process that has the socket of QUIC has ended")
-
-// empty is no packet: it is sent to see whether somebody is there.
-var empty = []byte{0}
 
 // receive takes what was passed on.
 func (s *Socket) receive(p *ipv4.Message) (int, error) {

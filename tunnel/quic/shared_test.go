@@ -70,20 +70,25 @@ func (p stream) talk(t *testing.T) {
 	}
 }
 
+// serverOf returns what makes Servers of one gateway.
+func serverOf(a *tunneltest.Authority) func(*tunneltest.House) *quic.Server {
+	cert := a.Issue(func(c *x509.Certificate) {
+		c.DNSNames = []string{tunnel.GatewayName(domain)}
+		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	})
+	return func(h *tunneltest.House) *quic.Server {
+		return &quic.Server{
+			Handler: h, Domain: domain, Certificate: func(*stdtls.ClientHelloInfo) (*stdtls.Certificate, error) { return cert, nil },
+			ClientCAs: a.Pool, ResetKey: [32]byte{1}, Log: slog.New(slog.DiscardHandler),
+		}
+	}
+}
+
 // TestSuccession hands the socket of a Server over, twice: streams live on where they were
 // opened, new ones come to the new Server, and so do those of connections of before.
 func TestSuccession(t *testing.T) {
 	ca := tunneltest.NewAuthority(t)
-	cert := ca.Issue(func(c *x509.Certificate) {
-		c.DNSNames = []string{tunnel.GatewayName(domain)}
-		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	})
-	server := func(h *tunneltest.House) *quic.Server {
-		return &quic.Server{
-			Handler: h, Domain: domain, Certificate: func(*stdtls.ClientHelloInfo) (*stdtls.Certificate, error) { return cert, nil },
-			ClientCAs: ca.Pool, ResetKey: [32]byte{1}, Log: slog.New(slog.DiscardHandler),
-		}
-	}
+	server := serverOf(ca)
 	socket, err := quic.Listen(netip.MustParseAddrPort("127.0.0.1:0"))
 	if err != nil {
 		t.Fatal(err)
@@ -132,14 +137,7 @@ func TestHandOverThatFails(t *testing.T) {
 	}
 	h := tunneltest.NewHouse()
 	ca := tunneltest.NewAuthority(t)
-	cert := ca.Issue(func(c *x509.Certificate) {
-		c.DNSNames = []string{tunnel.GatewayName(domain)}
-		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	})
-	g := runAt(t, &quic.Server{
-		Handler: h, Domain: domain, Certificate: func(*stdtls.ClientHelloInfo) (*stdtls.Certificate, error) { return cert, nil },
-		ClientCAs: ca.Pool, Log: slog.New(slog.DiscardHandler),
-	}, ca, socket)
+	g := runAt(t, serverOf(ca)(h), ca, socket)
 	p := openStream(t, g.dialer(t, always(ca.Session())), h)
 	for range 2 {
 		files, text, err := socket.Bequeath()
@@ -165,17 +163,10 @@ func TestHeirIsKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := newHouse()
-	ca := newAuthority(t)
-	cert := ca.issue(func(c *x509.Certificate) {
-		c.DNSNames = []string{tunnel.GatewayName(domain)}
-		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	})
-	g := runAt(t, &quic.Server{
-		Handler: h, Domain: domain, Certificate: func(*stdtls.ClientHelloInfo) (*stdtls.Certificate, error) { return cert, nil },
-		ClientCAs: ca.pool, Log: slog.New(slog.DiscardHandler),
-	}, ca, socket)
-	p := openStream(t, g.dialer(t, always(ca.session())), h)
+	h := tunneltest.NewHouse()
+	ca := tunneltest.NewAuthority(t)
+	g := runAt(t, serverOf(ca)(h), ca, socket)
+	p := openStream(t, g.dialer(t, always(ca.Session())), h)
 	files, text, err := socket.Bequeath()
 	if err != nil {
 		t.Fatal(err)
