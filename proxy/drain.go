@@ -14,7 +14,13 @@ func (g *Gate) Drain(most int) {
 // DrainFlows is DrainTunnel for flows of UDP alone: what they send comes to another process,
 // which decides anew, and has upstream sockets of its own.
 func (g *Gate) DrainFlows(name string) {
-	for _, c := range g.registry.find(func(c *Conn) bool { return c.from.facts.Tunnel == name && relay.IsDatagram(c.Conn) }) {
+	for _, c := range g.registry.find(func(c *Conn) bool { return c.from.facts.Tunnel == name }) {
+		c.mu.Lock()
+		flow := relay.IsDatagram(c.Conn) // nil if the engine has a socket
+		c.mu.Unlock()
+		if !flow {
+			continue
+		}
 		c.cut(relay.Drained, "what its client sends is another process's now", nil)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -725,13 +726,23 @@ func run(t *testing.T, s Subject) {
 		w.Decider.Set(func(d *Decider) { d.service = "another" }, session("ann"))
 		wantReset(t, c)
 	})
+	in("connections are no flows, also while they begin", func(t *testing.T, w *World) {
+		var draining sync.WaitGroup
+		draining.Go(func() {
+			for range 1000 {
+				w.Gate.DrainFlows("memory")
+			}
+		})
+		open(t, w)
+		draining.Wait()
+		if len(w.Gate.List()) != 1 {
+			t.Error("a connection was cut as a flow")
+		}
+	})
 	in("the end of a tunnel ends what came by it", func(t *testing.T, w *World) {
 		c, _ := open(t, w)
 		if w.Gate.DrainTunnel("another"); len(w.Gate.List()) != 1 {
 			t.Fatal("what came by another tunnel was cut")
-		}
-		if w.Gate.DrainFlows("memory"); len(w.Gate.List()) != 1 {
-			t.Fatal("a connection was cut as a flow")
 		}
 		w.Gate.DrainTunnel("memory")
 		wantReset(t, c)
