@@ -120,12 +120,16 @@ func (r *run) examine(ctx context.Context) (checks []api.HealthCheck) {
 	var network *client.NetworkStatus
 	switch running, err := daemonStatus(ctx, home); {
 	case errors.Is(err, client.ErrNotRunning):
-		add("connect", true, "nothing runs in the background", "")
+		left := client.Left(home)
+		add("connect", !left.Names, cmp.Or(leftWords(left), "nothing runs in the background"), "cardea disconnect puts back what was there; so does the next connect")
 	case err != nil:
 		add("connect", false, err.Error(), "cardea disconnect, then cardea connect again")
 	default:
 		network = running.Network
-		words := count(len(running.Ports), "port") + " published"
+		words := fmt.Sprintf("runs as process %d", running.PID)
+		if n := len(running.Ports); n > 0 {
+			words += ", with " + count(n, "local port")
+		}
 		trouble := cmp.Or(unreached(network), running.Trouble)
 		if trouble != "" {
 			words += "; " + trouble
@@ -142,6 +146,17 @@ func (r *run) examine(ctx context.Context) (checks []api.HealthCheck) {
 		checks = append(checks, health.Checks...)
 	}
 	return checks
+}
+
+// leftWords says what a connect that was killed has left; "" if none was.
+func leftWords(left client.Remains) string {
+	switch {
+	case left.Names:
+		return "connect was killed, and where this machine asks for names is still as it had set it"
+	case left.Killed:
+		return "connect was killed, and has left nothing on this machine"
+	}
+	return ""
 }
 
 // unreached says which gateway cannot be reached by what is connected, and why; "" if all

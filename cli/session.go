@@ -241,7 +241,9 @@ type homeStatus struct {
 	Foreground []client.Foreground `json:"foreground,omitempty"`
 	// Ended is how the last connect has ended by itself; absent if one runs.
 	Ended *client.End `json:"ended,omitempty"`
-	mute  bool        // connect runs, and does not say what it does
+	// Left is what a connect that was killed has left on this machine.
+	Left client.Remains `json:"left,omitzero"`
+	mute bool           // connect runs, and does not say what it does
 }
 
 func (r *run) status() *cobra.Command {
@@ -278,6 +280,9 @@ func (r *run) status() *cobra.Command {
 			s.Connect = &running
 		} else {
 			s.Ended = client.LastEnd(home)
+		}
+		if errors.Is(err, client.ErrNotRunning) {
+			s.Left = client.Left(home)
 		}
 		if err != nil && !errors.Is(err, client.ErrNotRunning) {
 			failure, s.mute = errors.Join(failure, err), true
@@ -336,6 +341,9 @@ func (s homeStatus) table() *table {
 		}
 		if s.Ended != nil {
 			t.add("", fmt.Sprintf("the last one ended at %s: %s", stamp(s.Ended.At), s.Ended.Words))
+		}
+		if words := leftWords(s.Left); words != "" {
+			t.add("", words+": cardea disconnect, or connect again")
 		}
 		return t
 	}

@@ -139,8 +139,16 @@ func (d *Daemon) Run(ctx context.Context, ready func()) error {
 
 // Remains are what there was of a Daemon that was killed.
 type Remains struct {
-	Killed bool // one was
-	Names  bool // it had set where this machine asks for names, which was put back
+	Killed bool `json:"killed,omitempty"` // one was
+	Names  bool `json:"names,omitempty"`  // it had set where this machine asks for names
+}
+
+// Left returns what Restore would put back of a home where no Daemon runs.
+func Left(home string) (found Remains) {
+	found.Names = resolver.Left(home)
+	_, err := os.Lstat(filepath.Join(home, daemonSocket))
+	found.Killed = err == nil || found.Names
+	return found
 }
 
 // Restore puts back what a Daemon of a home that was killed has changed on this machine:

@@ -84,6 +84,19 @@ func Recover(dir string) (bool, error) {
 	return back, os.Remove(filepath.Join(dir, keptFile))
 }
 
+// Left reports whether Recover would put something back.
+func Left(dir string) bool {
+	k, err := load(dir)
+	if k == nil || err != nil {
+		return err != nil
+	}
+	if k.Form == Resolvconf {
+		return true
+	}
+	now, err := read(k.Path)
+	return err == nil && (k.isMine(now) || strings.Contains(now, k.Mark))
+}
+
 // putBack reports whether there was something to put back.
 func (k *kept) putBack() (bool, error) {
 	now, err := read(k.Path)

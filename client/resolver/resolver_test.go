@@ -157,8 +157,12 @@ func TestRecoverAfterAKill(t *testing.T) {
 			mustSet(t, c, conf)
 			now := tt.change(content(t, conf))
 			must(t, os.WriteFile(conf, []byte(now), 0o644))
-			if back, err := Recover(c.Dir); err != nil || back != (now != tt.want) {
-				t.Errorf("Recover: %v, %v", back, err)
+			left := Left(c.Dir)
+			if back, err := Recover(c.Dir); err != nil || back != (now != tt.want) || left != back {
+				t.Errorf("Recover: %v, %v; before it, Left: %v", back, err, left)
+			}
+			if Left(c.Dir) {
+				t.Error("Left after Recover")
 			}
 			if got := content(t, conf); got != tt.want {
 				t.Errorf("got\n%swant\n%s", got, tt.want)

@@ -398,6 +398,13 @@ func TestKilled(t *testing.T) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
+		if said := alice.run("status"); !strings.Contains(said, "connect was killed") {
+			t.Errorf("connect %v: status says %q", args, said)
+		}
+		out, err := alice.command("doctor").CombinedOutput()
+		if names := !slices.Contains(args, "--no-dns") && !slices.Contains(args, "-p"); (err != nil) != names || !strings.Contains(string(out), "connect was killed") {
+			t.Errorf("connect %v: doctor: %v\n%s", args, err, out)
+		}
 		if said := alice.run("disconnect"); !strings.Contains(said, "connect had been killed") {
 			t.Errorf("connect %v: disconnect says %q", args, said)
 		}
