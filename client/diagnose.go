@@ -75,6 +75,10 @@ func (n *Network) diagnoseInterface(s *api.NetworkState, add func(name string, e
 	if err == nil {
 		err = netif.Overlap(c)
 	}
+	if errors.Is(err, netif.ErrGateway) {
+		add("interface", nil, "there can be none: the gateway of a cluster on this machine has the addresses (interface "+netif.Gateway+"); -p and --socks5 need none", "")
+		return
+	}
 	hint := "without an interface: cardea connect -p SERVICE:PORT, or --socks5 1080"
 	if e, ok := errors.AsType[*netif.Error](err); ok {
 		err, hint = errors.New(e.Message), e.Hint+"; "+hint

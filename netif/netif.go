@@ -13,6 +13,7 @@
 package netif
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -38,6 +39,12 @@ type Config struct {
 	// MTU is the largest packet, in bytes; 0 is [MinMTU].
 	MTU int
 }
+
+// Gateway is the name of a gateway's interface.
+const Gateway = "cardea-gw"
+
+// ErrGateway says that what is in the way is the gateway of a cluster on this machine.
+var ErrGateway = errors.New("a gateway is on this machine")
 
 // Error says why there is no interface, in words for a person.
 type Error struct {

@@ -448,9 +448,14 @@ func free(h *netlink.Handle, c Config) error {
 	if !theirs.IsValid() {
 		return nil
 	}
-	owner := "which is no interface's"
+	owner, cause := "which is no interface's", error(unix.EEXIST)
+	hint := "another VPN or network has these addresses: leave that one, or give the cluster another range (spec.network of its ClusterConfig)"
 	if link, err := h.LinkByIndex(rival.LinkIndex); err == nil {
 		owner = "of the interface " + link.Attrs().Name
+		if link.Attrs().Name == Gateway {
+			cause = errors.Join(cause, ErrGateway)
+			hint = "that is the gateway of a cluster on this machine: its cardea up with --network userspace has no interface"
+		}
 	}
 	what := "a route"
 	if rival.Type == unix.RTN_LOCAL {
@@ -458,8 +463,8 @@ func free(h *netlink.Handle, c Config) error {
 	}
 	return &Error{
 		Message: fmt.Sprintf("the private network %v overlaps %v, %s %s", ours, theirs, what, owner),
-		Hint:    "another VPN or network has these addresses: leave that one, or give the cluster another range (spec.network of its ClusterConfig)",
-		Err:     unix.EEXIST,
+		Hint:    hint,
+		Err:     cause,
 	}
 }
 

@@ -461,6 +461,24 @@ func TestSomebodyElsesNetwork(t *testing.T) {
 	}
 }
 
+// TestGatewayOnThisMachine finds the interface of a gateway where the client's would be: no
+// other VPN, and told apart from one.
+func TestGatewayOnThisMachine(t *testing.T) {
+	alone(t)
+	ip(t, "link add vpn0 type veth peer name vpn1")
+	ip(t, "link set vpn0 up")
+	ip(t, "addr add 100.70.1.1/32 dev vpn0")
+	if err := Check(client); err == nil || errors.Is(err, ErrGateway) {
+		t.Errorf("another VPN: %v", err)
+	}
+	ip(t, "link del vpn0")
+	mustOpen(t, Config{Name: Gateway, Local: prefixes("100.64.0.0/12", "fd00:1:2::/64")})
+	err := Check(client)
+	if !errors.Is(err, ErrGateway) || !strings.Contains(err.Error(), "cardea up with --network userspace") || strings.Contains(err.Error(), "VPN") {
+		t.Errorf("a gateway: %v", err)
+	}
+}
+
 func TestWithoutTheDevice(t *testing.T) {
 	alone(t)
 	hide(t, "/dev/net")

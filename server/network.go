@@ -53,7 +53,7 @@ const (
 	gatewayKeyFile  = "keys/gateway.key"
 	resetKeySize    = 32
 	gatewayName     = "default"
-	kernelInterface = "cardea-gw"
+	kernelInterface = netif.Gateway
 	// cutTime is for the resets of what has ended to reach the client, before its tunnel ends.
 	cutTime = 30 * time.Millisecond
 	// cutKinTime is how long older processes are waited for before that.
