@@ -88,7 +88,7 @@ func (r *run) connect() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if s, err := me.Session(c.Context()); err == nil && wish.Network.Interface != "" && !f.asksIt && isLoopback(s.Address) {
+		if s, err := me.Session(c.Context()); err == nil && wish.Network.Interface != "" && !f.asksIt && isHere(c.Context(), s.Address) {
 			// Nobody means to change the routes and names of the machine that the cluster
 			// itself runs on by a command without flags.
 			return r.reachable(c, "the cluster is on this machine, and --interface "+defaultInterface+" joins it all the same")
@@ -130,6 +130,18 @@ func isLoopback(address string) bool {
 	}
 	ip, err := netip.ParseAddr(host)
 	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
+}
+
+// isHere reports whether HOST:PORT is of this machine, also where HOST is a name of it.
+func isHere(ctx context.Context, address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil || isLoopback(address) {
+		return err == nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	all, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	return err == nil && slices.ContainsFunc(all, func(a netip.Addr) bool { return a.Unmap().IsLoopback() })
 }
 
 // wish returns what the flags ask for.
@@ -187,7 +199,10 @@ func (f *connectFlags) wish() (w client.Wish, err error) {
 // reachable says what is needed, and why, and shows what could be reached.
 func (r *run) reachable(c *cobra.Command, why string) error {
 	needs := usagef("connect needs -p, --socks5 or --serve: %s", why)
-	needs.hint = "cardea connect -p SERVICE:PORT, cardea connect --socks5 1080, or as root (sudo -E) cardea connect"
+	needs.hint = "cardea connect -p SERVICE:PORT, or cardea connect --socks5 1080"
+	if os.Geteuid() != 0 {
+		needs.hint += "; or as root: sudo -E cardea connect"
+	}
 	call, err := r.api(c.Context())
 	if err != nil {
 		return err
@@ -245,7 +260,9 @@ func (r *run) foreground(ctx context.Context, home string, me *client.Client, wi
 	open, err := d.Connect(ctx, wish)
 	if err == nil {
 		r.printPorts(open)
-		r.printNetwork(d.Status().Network)
+		n := d.Status().Network
+		r.printNetwork(n)
+		r.noteServes(wish, n)
 		return <-ended
 	}
 	stop()
@@ -289,6 +306,7 @@ func (r *run) detach(ctx context.Context, home string, wish client.Wish) error {
 	r.printPorts(open)
 	if wish.Network.IsNeeded() {
 		r.printNetwork(status.Network)
+		r.noteServes(wish, status.Network)
 	}
 	fmt.Fprintf(r.Err, "refusals and cuts are told in %s\n", logWords(status))
 	return nil
@@ -334,6 +352,13 @@ func (r *run) background(ctx context.Context, home string) error {
 func (r *run) printPorts(ports []client.Port) {
 	for _, p := range ports {
 		fmt.Fprintln(r.Out, portLine(p))
+	}
+}
+
+// noteServes says so where whatever there is is to be served, and there is nothing.
+func (r *run) noteServes(wish client.Wish, n *client.NetworkStatus) {
+	if wish.Network.ServeAll && n != nil && len(n.Serves) == 0 {
+		fmt.Fprintln(r.Err, "note: nothing is served now: no Service has an upstream of this User that he may serve")
 	}
 }
 
@@ -411,7 +436,7 @@ func (r *run) disconnect() *cobra.Command {
 // notRunningHint says what can be done where there is nothing in the background.
 func notRunningHint(front []client.Foreground) string {
 	if len(front) == 0 {
-		return "cardea connect -p SERVICE:PORT --detach starts it; Ctrl-C ends one in the foreground"
+		return "cardea connect --detach starts it (without root, with -p SERVICE:PORT); Ctrl-C ends one in the foreground"
 	}
 	var pids []string
 	for _, f := range front {
