@@ -74,11 +74,11 @@ func TestExample(t *testing.T) {
 	}
 	lab("client", bin, "connect", "--detach")
 	lab("guest", bin, "connect", "-p", "db:15432", "--socks5", "1080", "--detach")
-	key := "/tmp/" + name + "-lab/key"
+	dir := "/tmp/" + name + "-lab"
 	for want, commands := range map[string][]string{
 		"the web of the upstream": {"client curl -sS -m 20 http://web", "client curl -sS -m 20 -6 http://web", "guest curl -sS -m 20 -x socks5h://127.0.0.1:1080 http://web"},
 		"42":                      {"client psql -h db -U postgres -Atc SELECT(6*7)", "guest psql -h 127.0.0.1 -p 15432 -U postgres -Atc SELECT(6*7)"},
-		"hello":                   {"client ssh -i " + key + " -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR shell echo hello"},
+		"hello":                   {"client ssh -i " + dir + "/key -o BatchMode=yes -o UserKnownHostsFile=" + dir + "/known_hosts shell echo hello"},
 	} {
 		for _, command := range commands {
 			if got := strings.TrimSpace(lab(strings.Fields(command)...)); got != want {
