@@ -52,7 +52,8 @@ const plan = `
 	audit            : api
 	audit/*          : api audit
 	tunnel           : api
-	tunnel/*         : api wire/* netif relay tunnel
+	tunnel/wireguard/kernel : wire/*
+	tunnel/*         : api wire/* netif relay tunnel tunnel/wireguard/kernel
 	dns              : api
 	ingress          : api wire/* relay relay/datagram secret
 	upstream/*       : api

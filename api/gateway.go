@@ -25,8 +25,8 @@ type GatewayStatus struct {
 	Hostname  string            `json:"hostname,omitempty"`
 	WireGuard *GatewayWireGuard `json:"wireguard,omitempty"` // where it speaks WireGuard, if it does
 	QUIC      *GatewayQUIC      `json:"quic,omitempty"`      // where it speaks QUIC, if it does
-	// Form says what the packets of tunnels go to: KERNEL, a network interface of the
-	// machine, or USERSPACE, a stack of the process's own.
+	// Form says how much of the tunnels is the kernel's: KERNEL, WireGuard and TCP; TUN, TCP
+	// behind a network interface; USERSPACE, nothing.
 	Form string `json:"form,omitempty"`
 	// Sessions is how many are connected now: they have a tunnel, or their client listens
 	// for what is new. It is not stored.

@@ -17,6 +17,7 @@ import (
 	"cardea/address"
 	"cardea/api"
 	"cardea/dns"
+	"cardea/handover"
 	"cardea/identity/certificate"
 	"cardea/netif"
 	"cardea/store"
@@ -29,16 +30,17 @@ import (
 const (
 	networkAuto      = "auto"
 	networkKernel    = "kernel"
+	networkTUN       = "tun"
 	networkUserspace = "userspace"
 	networkOff       = "off"
 )
 
 // A NetworkConfig says what part of the private network a process has.
 type NetworkConfig struct {
-	// Form says what the packets of tunnels go to: "kernel", a network interface;
-	// "userspace", a stack of the process's own; "off", nothing, there are no tunnels; ""
-	// or "auto", an interface where the process may make one and listens not on loopback
-	// alone.
+	// Form says how much of the tunnels is the kernel's: "kernel", WireGuard and TCP; "tun",
+	// TCP behind a network interface; "userspace", nothing; "off", there are no tunnels; ""
+	// or "auto", as much as the kernel has and the process may, and nothing where it listens
+	// on loopback alone.
 	Form string
 	// WireGuard is the port (UDP) of WireGuard, 0 is any; -1 is 51820 or, if that is taken,
 	// any.
@@ -49,11 +51,11 @@ type NetworkConfig struct {
 }
 
 const (
-	wireguardPort   = 51820
-	gatewayKeyFile  = "keys/gateway.key"
-	resetKeySize    = 32
-	gatewayName     = "default"
-	kernelInterface = netif.Gateway
+	wireguardPort  = 51820
+	gatewayKeyFile = "keys/gateway.key"
+	resetKeySize   = 32
+	gatewayName    = "default"
+	tunInterface   = netif.Gateway
 	// cutTime is for the resets of what has ended to reach the client, before its tunnel ends.
 	cutTime = 30 * time.Millisecond
 	// cutKinTime is how long older processes are waited for before that.
@@ -73,8 +75,9 @@ type network struct {
 	quic    *quic.Server
 	names   *dns.Server
 	plan    address.Plan
-	form    string           // networkKernel or networkUserspace
-	why     error            // it is not networkKernel though nobody has asked for another; nil if it is
+	form    string           // networkKernel, networkTUN or networkUserspace
+	worse   []string         // forms in place of that, if it cannot be, the best first
+	why     error            // there is no better form, though nobody has asked for this one; nil if there is none
 	ports   []netip.AddrPort // for WireGuard, the best first
 	quicAt  netip.AddrPort
 	udp     *quic.Socket // nil if there is no QUIC
@@ -111,15 +114,15 @@ func newNetwork(h *house) (*network, error) {
 		n.form = networkUserspace
 		if isLoopback(h.socket.Addr()) {
 			n.why = errors.New("the cluster listens on loopback alone")
-		} else if n.why = netif.Able(kernelInterface); n.why == nil {
-			n.form = networkKernel
+		} else if n.why = netif.Able(tunInterface); n.why == nil {
+			n.form, n.worse = networkKernel, []string{networkTUN, networkUserspace}
 		}
-	case networkKernel, networkUserspace:
+	case networkKernel, networkTUN, networkUserspace:
 		n.form = c.Form
 	case networkOff:
 		return nil, nil
 	default:
-		return nil, fmt.Errorf("--network %q: must be %s, %s, %s or %s", c.Form, networkAuto, networkKernel, networkUserspace, networkOff)
+		return nil, fmt.Errorf("--network %q: must be %s, %s, %s, %s or %s", c.Form, networkAuto, networkKernel, networkTUN, networkUserspace, networkOff)
 	}
 	return n, nil
 }
@@ -147,13 +150,10 @@ func (n *network) prepare(ctx context.Context) error {
 	if err := n.openKeys(); err != nil {
 		return err
 	}
-	e := n.cfg.Estate
-	if err := n.build(ctx); err != nil || e != nil && e.Text(handTunnels) == "" {
+	if err := n.build(ctx); err != nil || n.cfg.Estate != nil && !n.takesOver(n.cfg.Estate) {
 		return err
 	}
-	// Connections live by an interface that was handed over: there is nothing else then.
-	otherwise := n.cfg.Network.Form != networkKernel && (e == nil || !e.Has(handTunnel+wireguard.DeviceName))
-	if err := n.open(otherwise); err != nil {
+	if err := n.open(true); err != nil {
 		return err
 	}
 	// Who comes as soon as the doors are open finds his tunnel: WireGuard asks again only
@@ -161,6 +161,22 @@ func (n *network) prepare(ctx context.Context) error {
 	at, err := n.load(ctx)
 	n.loaded = &at
 	return err
+}
+
+// takesOver reports whether what the process before this one has of the tunnels was handed
+// over, and is of use here. Unless another form was asked for, it is one for that.
+func (n *network) takesOver(e *handover.Estate) bool {
+	if e.Text(handTunnels) == "" {
+		return false
+	}
+	if n.form == networkKernel && len(n.worse) > 0 {
+		n.form, n.worse = n.worse[0], n.worse[1:]
+		n.why = errors.New("the process before this one had it, and connections go on")
+	}
+	if e.Has(handTunnel + wireguard.DeviceName) {
+		n.worse = nil // connections live by that interface: there is nothing else then
+	}
+	return n.form != networkKernel
 }
 
 // build makes the rooms of the network anew, for the address plan as it is.
@@ -191,7 +207,7 @@ func (n *network) build(ctx context.Context) error {
 		May: n.mayBeTold, Zone: n.settings.fallbackZone, Log: n.cfg.Log,
 	}
 	gateway := &wireguard.Gateway{
-		Handler: arrivals{n.gate, n.doors, n.house.sessions}, Find: n.serviceAt, Ports: n.tcpPorts, Answer: n.names.Answer, Tell: n.control.Tell, Accept: acceptOf(n.engine),
+		Handler: arrivals{n.gate, n.doors, n.house.sessions}, Find: n.serviceAt, Ports: n.tcpPorts, Answer: n.names.Answer, Tell: n.control.Tell, Accept: acceptOf(n.engine), Interface: tunInterface,
 		Services: plan.Services(), Sessions: plan.Sessions(), DNS: plan.DNS(), Key: wireguard.Key(n.keys.Private), MTU: api.NetworkMTU, Log: n.cfg.Log,
 		Inherit: func(name string) *os.File { return n.inheritedFile(handTunnel + name) },
 	}
@@ -207,6 +223,17 @@ func (n *network) build(ctx context.Context) error {
 		Alive: n.alive, Session: sessionOf, Pipe: n.carry, ResetKey: [resetKeySize]byte(n.keys.Reset), Log: n.cfg.Log,
 	}
 	return nil
+}
+
+// gatewayForm is the form of a gateway of that name.
+func gatewayForm(name string) wireguard.Form {
+	switch name {
+	case networkKernel:
+		return wireguard.Kernel
+	case networkTUN:
+		return wireguard.TUN
+	}
+	return wireguard.Userspace
 }
 
 // wireguardPorts says at which ports WireGuard may be, the best first: clients find the
@@ -232,10 +259,7 @@ func (n *network) open(otherwise bool) error { return n.openAt(n.ports, otherwis
 // openAt is open with WireGuard at the first of the ports that is free, and without QUIC,
 // if withoutQUIC allows that, where its port is taken.
 func (n *network) openAt(ports []netip.AddrPort, otherwise, withoutQUIC bool) (err error) {
-	n.gateway.Kernel = ""
-	if n.form == networkKernel {
-		n.gateway.Kernel = kernelInterface
-	}
+	n.gateway.Form = gatewayForm(n.form)
 	for i, at := range ports {
 		n.gateway.Listen = at
 		err = n.gateway.Open()
@@ -246,12 +270,16 @@ func (n *network) openAt(ports []netip.AddrPort, otherwise, withoutQUIC bool) (e
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("the port %d (UDP) for WireGuard is taken by another program; choose another with --wireguard-port, or have none: --network off", n.gateway.Listen.Port())
-	case err != nil && n.form == networkKernel && otherwise:
-		n.cfg.Log.Warn("the private network has no network interface of this machine, and goes through a stack of this process: it is slower", "error", err)
-		n.form, n.why = networkUserspace, err
-		return n.openAt(ports, false, withoutQUIC)
+	case err != nil && len(n.worse) > 0 && (otherwise || n.form == networkKernel): // which has nothing to wait for but the port
+		say := n.cfg.Log.Info
+		if n.worse[0] == networkUserspace {
+			say = n.cfg.Log.Warn
+		}
+		say("the private network has to do without something of the kernel, and is slower", "network", n.worse[0], "not", n.form, "error", err)
+		n.form, n.worse, n.why = n.worse[0], n.worse[1:], err
+		return n.openAt(ports, otherwise, withoutQUIC)
 	case err != nil:
-		return fmt.Errorf("the private network: %w; --network userspace needs no network interface, --network off has none", err)
+		return fmt.Errorf("the private network in form %s: %w; --network userspace needs nothing of the kernel, --network off has none", n.form, err)
 	}
 	udp, err := n.openQUIC()
 	switch {
@@ -270,8 +298,8 @@ func (n *network) openAt(ports []netip.AddrPort, otherwise, withoutQUIC bool) (e
 // describeSelf says in words what has been opened, and what is missing of it.
 func (n *network) describeSelf() (words string, lack error) {
 	words = n.form
-	if n.form == networkKernel {
-		words += " (interface " + kernelInterface + ")"
+	if n.form == networkTUN {
+		words += " (interface " + tunInterface + ")"
 	}
 	if n.why != nil {
 		why := n.why.Error()
@@ -344,6 +372,15 @@ func (n *network) current() *wireguard.Gateway {
 	return n.gateway
 }
 
+// summary says in which form it is, and where, "" if there is none now. n may be nil.
+func (n *network) summary() string {
+	g := n.current()
+	if g == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s, WireGuard at UDP port %d", n.form, g.Port())
+}
+
 // own are the addresses at which this process listens for tunnels.
 func (n *network) own() (own []netip.AddrPort) {
 	if g := n.current(); g != nil {
@@ -378,14 +415,15 @@ func (n *network) run(ctx context.Context) error {
 // has an address in the old one then.
 var errReplan = errors.New("the address plan has changed")
 
-// bequeath adds the tunnels to what another process is given, until stay or leave.
+// bequeath adds the tunnels to what another process is given, until stay or leave. Where the
+// gateway hands nothing over, there is nothing.
 func (n *network) bequeath(files map[string]*os.File, texts map[string]string) (err error) {
 	g := n.current()
 	if g == nil {
 		return nil
 	}
 	own, known, err := g.Bequeath()
-	if err != nil {
+	if err != nil || known == "" { // then it begins when this process has left
 		return err
 	}
 	for name, f := range own {
@@ -488,7 +526,7 @@ func (n *network) inherit(ctx context.Context) error {
 		if late {
 			ports = n.ports
 		}
-		err := n.openAt(ports, late && n.cfg.Network.Form != networkKernel, late)
+		err := n.openAt(ports, late, late)
 		if err == nil {
 			return nil
 		}

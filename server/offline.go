@@ -213,7 +213,7 @@ func CheckData(dir string) (checks []api.HealthCheck) {
 		return checks
 	}
 	words := "the gateway can have a network interface here"
-	if err := netif.Able(kernelInterface); err != nil {
+	if err := netif.Able(tunInterface); err != nil {
 		words = fmt.Sprintf("the gateway goes through a stack of its own (userspace), which is slower: %v", err)
 	}
 	add("network interface", nil, words, "")

@@ -1924,7 +1924,7 @@ const OpenAPI = `{
       "type": "object"
      },
      "form": {
-      "description": "form says what the packets of tunnels go to: KERNEL, a network interface of the machine, or USERSPACE, a stack of the process's own.",
+      "description": "form says how much of the tunnels is the kernel's: KERNEL, WireGuard and TCP; TUN, TCP behind a network interface; USERSPACE, nothing.",
       "type": "string"
      },
      "hostname": {

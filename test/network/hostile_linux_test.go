@@ -59,7 +59,7 @@ func watch(t *testing.T, h *lab.Host, port uint16) *atomic.Int64 {
 // TestHostileClient has a client send through its tunnel what no client should: nothing
 // of it arrives anywhere, and the Gateway counts it.
 func TestHostileClient(t *testing.T) {
-	for _, form := range []string{"kernel", "userspace"} {
+	for form := range forms() {
 		t.Run(form, func(t *testing.T) {
 			t.Parallel()
 			hostileClient(t, form)

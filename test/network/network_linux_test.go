@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -36,6 +37,9 @@ const patience = 30 * time.Second
 
 // program builds cardea once for all tests, where everybody may run it.
 var program = sync.OnceValues(func() (string, error) {
+	if built := os.Getenv(inGuest); built != "" {
+		return built, nil
+	}
 	dir := filepath.Join(os.TempDir(), fmt.Sprintf("cardea-network-%d", os.Getpid()))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
@@ -70,6 +74,9 @@ type world struct {
 // reached at addresses of the Upstream. flags are further ones of cardea up.
 func newWorld(t *testing.T, config lab.Config, documents string, flags ...string) *world {
 	t.Helper()
+	if !slices.Contains(flags, "--network") {
+		flags = append([]string{"--network", network()}, flags...)
+	}
 	w := &world{T: t, Lab: lab.New(t, config), log: new(bytes.Buffer)}
 	bin, err := program()
 	if err != nil {

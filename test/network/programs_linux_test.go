@@ -23,7 +23,7 @@ kind: Namespace
 metadata: {name: prod}
 `
 
-// programs is what TestPrograms has in both forms of the gateway.
+// programs is what TestPrograms has in all forms of the gateway.
 func programs(upstream string) string {
 	at := func(port string) string { return net.JoinHostPort(upstream, port) }
 	return documents +
@@ -38,12 +38,12 @@ func programs(upstream string) string {
 // IPv4 and IPv6: as root with a network interface, and as nobody by published ports and
 // a proxy.
 func TestPrograms(t *testing.T) {
-	for _, form := range []string{"kernel", "userspace"} {
+	for form, want := range forms() {
 		t.Run(form, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, lab.Config{Clients: 2}, programs("10.3.0.2"), "--network", form)
-			if got := w.gateway().Status.Form; got != strings.ToUpper(form) {
-				t.Fatalf("the gateway is of form %s, want %s", got, form)
+			if got := w.gateway().Status.Form; got != want {
+				t.Fatalf("the gateway is of form %s, want %s", got, want)
 			}
 			web(t, w.Upstream, 8000, "the web")
 			web(t, w.Upstream, 8001, "the web of prod")

@@ -248,7 +248,7 @@ func (w *world) ended(service string) (reasons map[string]int) {
 // gateway without an interface end, and its clients are back soon.
 func TestUpgradeOfCarriers(t *testing.T) {
 	t.Parallel()
-	for _, form := range []string{"kernel", "userspace"} {
+	for _, form := range []string{"tun", "userspace"} {
 		t.Run(form, func(t *testing.T) {
 			t.Parallel()
 			w, alice, wireguard := newEcho(t, lab.Config{Clients: 4}, "--network", form)
@@ -291,7 +291,7 @@ func TestUpgradeOfCarriers(t *testing.T) {
 				}
 				for by, c := range live {
 					err := say(c, "still here", patience)
-					if (err == nil) != (form == "kernel") && n == 0 {
+					if (err == nil) != (form == "tun") && n == 0 {
 						t.Errorf("a connection by %s after upgrade %d: %v", by, n+1, err)
 					}
 				}

@@ -174,13 +174,9 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 		return nil
 	}
 	for _, packet := range bufs {
-		if err := p.pipe.Send(packet); err != nil {
+		if err := p.send(packet); err != nil {
 			return nil // it is over, and whoever carries it knows
 		}
-		if kind := packet[0]; kind == 2 || kind == 4 {
-			p.proven.Store(true)
-		}
-		p.sent.Add(uint64(len(packet)))
 	}
 	return nil
 }
@@ -253,6 +249,39 @@ func (p *pipe) DstToString() string { return pipePrefix + strconv.FormatUint(p.i
 // DstToBytes is what a cookie is made for: the pipe and no other.
 func (p *pipe) DstToBytes() []byte { return []byte(p.DstToString()) }
 
+// send sends a packet of the device.
+func (p *pipe) send(packet []byte) error {
+	if err := p.pipe.Send(packet); err != nil {
+		return err
+	}
+	if kind := packet[0]; kind == 2 || kind == 4 {
+		p.proven.Store(true)
+	}
+	p.sent.Add(uint64(len(packet)))
+	return nil
+}
+
+// expect closes the pipe if nobody has authenticated himself over it in that time, unless
+// it is 0. The caller ends that.
+func (p *pipe) expect(within time.Duration) (stop func() bool) {
+	if within == 0 {
+		return func() bool { return false }
+	}
+	return time.AfterFunc(within, func() {
+		if !p.proven.Load() {
+			p.pipe.Close()
+		}
+	}).Stop
+}
+
+// over says why a pipe is.
+func (p *pipe) over(err error, within time.Duration) error {
+	if within > 0 && !p.proven.Load() {
+		return fmt.Errorf("nobody has authenticated himself over the pipe from %s: %w", p.address, err)
+	}
+	return err
+}
+
 // carrier is what the pipe is made of.
 func (p *pipe) carrier() string {
 	switch {
@@ -275,12 +304,17 @@ func (p *pipe) endpoint() netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
-// add makes an endpoint of a pipe, with packets of the given size at most.
-func (b *bind) add(p tunnel.Pipe, free *buffers) *pipe {
+func newPipe(p tunnel.Pipe, free *buffers) *pipe {
 	e := &pipe{pipe: p, address: p.RemoteAddr(), buffers: free}
 	if e.ip = e.endpoint().Addr(); !e.ip.IsValid() {
 		e.ip = netip.IPv6Unspecified()
 	}
+	return e
+}
+
+// add makes an endpoint of a pipe, with packets of the given size at most.
+func (b *bind) add(p tunnel.Pipe, free *buffers) *pipe {
+	e := newPipe(p, free)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.ids++
@@ -325,24 +359,14 @@ func (b *bind) where(endpoint string) (at netip.AddrPort, carrier string) {
 // read gives what comes by a pipe to the device, until the pipe is over. With within, one
 // over which nobody has authenticated himself in that time is over.
 func (b *bind) read(e *pipe, within time.Duration) error {
-	if within > 0 {
-		late := time.AfterFunc(within, func() {
-			if !e.proven.Load() {
-				e.pipe.Close()
-			}
-		})
-		defer late.Stop()
-	}
+	defer e.expect(within)()
 	for {
 		buffer := e.buffers.get()
 		n, err := e.pipe.Receive(*buffer)
 		if err != nil {
 			e.gone.Store(true)
 			e.buffers.put(buffer)
-			if within > 0 && !e.proven.Load() {
-				return fmt.Errorf("nobody has authenticated himself over the pipe from %s: %w", e.address, err)
-			}
-			return err
+			return e.over(err, within)
 		}
 		e.received.Add(uint64(n))
 		select {

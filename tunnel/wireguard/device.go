@@ -81,7 +81,9 @@ func logger(log *slog.Logger, dropped func(why int)) *device.Logger {
 // peerStatus is what the device says of a peer.
 type peerStatus struct {
 	key            Key
-	endpoint       string
+	endpoint       string         // as the device names it
+	at             netip.AddrPort // where that is, and by what it is reached, if that is known
+	carrier        string
 	handshake      time.Time
 	received, sent uint64
 }

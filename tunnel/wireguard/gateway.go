@@ -16,8 +16,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.zx2c4.com/wireguard/device"
-
 	"cardea/api"
 	"cardea/relay"
 	"cardea/tunnel"
@@ -47,7 +45,7 @@ type Gateway struct {
 	Answer func(ctx context.Context, session string, query []byte, stream bool) []byte
 	// Accept gives a listening socket of the kernel to who accepts by itself, and not
 	// through package net: relay.Acceptor.Listen. May be nil: then package net accepts.
-	// Form KERNEL.
+	// Forms TUN and KERNEL.
 	Accept func(l *net.TCPListener) (relay.Listener, error)
 	// Tell is told of a connection that was refused or cut, as TCP can carry no more than
 	// a reset. It must not block; it may be nil.
@@ -58,11 +56,13 @@ type Gateway struct {
 	Services, Sessions []netip.Prefix
 	DNS                []netip.Addr
 
-	// Kernel is the name of the network interface to make, behind which the kernel speaks
-	// TCP; with "" the Gateway does so itself.
-	Kernel string
+	// Form says how much of it is the kernel's.
+	Form Form
+	// Interface is the name of the network interface to make, in form TUN.
+	Interface string
 	// Listen is the UDP port, 0 is any, and the address that is listened at, unless it is
-	// unspecified. (On systems other than Linux it is always all.)
+	// unspecified. (On systems other than Linux it is always all, and form KERNEL refuses
+	// to have one.)
 	Listen netip.AddrPort
 	Key    Key // private
 	MTU    int // in bytes; 0 is DefaultMTU
@@ -70,18 +70,17 @@ type Gateway struct {
 
 	// Inherit returns what the Gateway of the process before has left by a name, nil for
 	// nothing, and Memory is what it knew: see [Gateway.Bequeath]. Inherit may be nil.
+	// Form KERNEL has no use for them.
 	Inherit func(name string) *os.File
 	Memory  string
 
 	known    memory        // guarded by change
 	recalled []Key         // peers of known; guarded by change
 	begun    chan struct{} // closed by Run: before it nothing is read
-	bind     *bind
 	plane    *plane
-	device   *device.Device
+	core     core
 	epoch    epoch
 	probes   pace
-	buffers  *buffers
 	public   atomic.Pointer[Key]
 	refresh  chan struct{}
 
@@ -98,6 +97,16 @@ type Gateway struct {
 	running atomic.Bool     // changed under life
 	tasks   sync.WaitGroup
 }
+
+// A Form is how much of a Gateway is the kernel's.
+type Form int
+
+// The forms. What they do for clients is the same.
+const (
+	Userspace Form = iota // nothing: WireGuard is in this process, and so is TCP
+	TUN                   // TCP, behind a TUN interface
+	Kernel                // WireGuard and TCP
+)
 
 // A Peer is a Session that may use the Gateway.
 type Peer struct {
@@ -122,7 +131,7 @@ type session struct {
 	flows map[flowKey]*flow
 	conns map[resetter]struct{} // TCP
 	parts *packet.Reassembler
-	pipes []*pipe // the oldest first
+	pipes []tunnel.Pipe // the oldest first
 }
 
 // resetter is a conn that can be cut.
@@ -157,7 +166,8 @@ const (
 	dnsIdle   = 10 * time.Second
 )
 
-// Open makes the device and begins to listen. What comes before Run waits.
+// Open makes all that it needs, and begins to listen. What comes before Run waits; in form
+// KERNEL it is dropped.
 func (g *Gateway) Open() error {
 	if g.MTU == 0 {
 		g.MTU = DefaultMTU
@@ -170,39 +180,33 @@ func (g *Gateway) Open() error {
 	g.begun = make(chan struct{})
 	g.epoch, g.probes = newEpoch(), pace{rate: 20_000}
 	g.refresh = make(chan struct{}, 1)
-	g.buffers = &buffers{size: max(2048, g.MTU+128)}
 	g.sessions, g.byKey, g.byAddr = map[string]*session{}, map[Key]*session{}, map[netip.Addr]*session{}
 	public := g.Key.Public()
 	g.public.Store(&public)
-	only := g.Listen.Addr().Unmap()
-	if only.IsUnspecified() {
-		only = netip.Addr{}
-	}
-	g.bind = newBind(newUDP(only, true, g.Inherit), g.probed)
-	g.bind.begun = g.begun
 	g.plane = &plane{nothing: nothing{g.MTU}, g: g, out: newQueue(g.MTU), over: make(chan struct{})}
 	var err error
-	if g.Kernel != "" {
-		g.plane.below, err = g.openKernel()
-	} else {
-		g.plane.below, err = g.openUserspace()
+	g.core, err = g.openCore()
+	return err
+}
+
+// openCore makes what the form says.
+func (g *Gateway) openCore() (core, error) {
+	if g.Form == Kernel {
+		return g.openKernel()
 	}
-	if err != nil {
-		return err
+	open := g.openUserspace
+	if g.Form == TUN {
+		open = g.openTUN
 	}
-	g.device = device.NewDevice(newSteady(g.plane), g.bind, logger(g.Log, func(why int) { g.plane.drop(why) }))
-	var s setting
-	s.add("private_key", g.Key.hex())
-	s.add("listen_port", fmt.Sprint(g.Listen.Port()))
-	if err := errors.Join(s.apply(g.device), g.device.Up()); err != nil {
-		g.device.Close()
-		return fmt.Errorf("WireGuard on UDP port %d: %w", g.Listen.Port(), err)
+	var err error
+	if g.plane.below, err = open(); err != nil {
+		return nil, err
 	}
-	return nil
+	return g.openInProcess()
 }
 
 // Port returns the UDP port that the Gateway listens at.
-func (g *Gateway) Port() int { return g.bind.port() }
+func (g *Gateway) Port() int { return g.core.port() }
 
 // Run serves until ctx is done, and returns nil when all that it started has ended.
 func (g *Gateway) Run(ctx context.Context) error {
@@ -223,9 +227,12 @@ func (g *Gateway) Run(ctx context.Context) error {
 		l.stop()
 	}
 	g.mu.RLock()
-	sessions := make([]*session, 0, len(g.sessions))
+	sessions := make([]*session, 0, len(g.sessions)+len(g.leaving))
 	for _, s := range g.sessions {
 		sessions = append(sessions, s)
+	}
+	for _, l := range g.leaving {
+		sessions = append(sessions, l.s)
 	}
 	g.mu.RUnlock()
 	for _, s := range sessions {
@@ -236,10 +243,9 @@ func (g *Gateway) Run(ctx context.Context) error {
 	return nil
 }
 
-// Close ends the device. It is called after Run has returned.
+// Close ends it. It is called after Run has returned.
 func (g *Gateway) Close() error {
-	g.device.Close()
-	<-g.device.Wait()
+	g.core.close()
 	return nil
 }
 
@@ -281,26 +287,16 @@ func (g *Gateway) Put(p Peer) error {
 	if g.left {
 		return nil
 	}
-	prefixes := make([]netip.Prefix, len(p.Addresses))
-	for i, a := range p.Addresses {
-		prefixes[i] = netip.PrefixFrom(a, a.BitLen())
-	}
 	s, old, err := g.enter(p)
 	if s == nil || err != nil {
 		return err
 	}
-	// The device waits for packets that are on their way through the plane, which asks
+	// WireGuard waits for packets that are on their way through the plane, which asks
 	// for Sessions: g.mu must not be held.
 	if !old.IsZero() && old != p.PublicKey {
-		g.device.RemovePeer(device.NoisePublicKey(old))
+		err = g.core.remove(old)
 	}
-	var set setting
-	set.peer(p.PublicKey)
-	if at, ok := g.endpoint(p.PublicKey); ok {
-		set.add("endpoint", at.String())
-	}
-	set.allow(prefixes)
-	if err := set.apply(g.device); err != nil {
+	if err = errors.Join(err, g.core.put(p.PublicKey, p.Addresses, g.endpoint(p.PublicKey))); err != nil {
 		g.leave(s)
 		return fmt.Errorf("Session %s: %w", p.Session, err)
 	}
@@ -376,9 +372,14 @@ func (g *Gateway) leave(s *session) {
 	s.pipes = nil
 	s.mu.Unlock()
 	for _, p := range pipes {
-		p.pipe.Close()
+		p.Close()
 	}
-	g.device.RemovePeer(device.NoisePublicKey(key))
+	if g.left {
+		return
+	}
+	if err := g.core.remove(key); err != nil {
+		g.Log.Error("the tunnel of a Session that is gone cannot be closed", "session", s.id, "error", err)
+	}
 }
 
 // cut resets whatever a Session has under way.
@@ -464,8 +465,11 @@ func (s *session) idle(pl *plane, now time.Time) (idle []*flow) {
 func (g *Gateway) SetKey(k Key) error {
 	g.change.Lock()
 	defer g.change.Unlock()
+	if g.left {
+		return nil
+	}
 	public := k.Public()
-	if err := g.device.SetPrivateKey(device.NoisePrivateKey(k)); err != nil {
+	if err := g.core.setKey(k); err != nil {
 		return err
 	}
 	g.public.Store(&public)
@@ -483,27 +487,24 @@ func (g *Gateway) Attach(ctx context.Context, id string, p tunnel.Pipe) error {
 		p.Close()
 		return fmt.Errorf("Session %s is not connected", id)
 	}
-	e := g.bind.add(p, g.buffers)
-	defer g.bind.drop(e)
+	defer p.Close()
 	s.mu.Lock()
 	if s.gone {
 		s.mu.Unlock()
 		return fmt.Errorf("Session %s is not connected", id)
 	}
-	s.pipes = append(s.pipes, e)
+	s.pipes = append(s.pipes, p)
 	if len(s.pipes) > pipesMost {
-		s.pipes[0].pipe.Close()
+		s.pipes[0].Close()
 		s.pipes = slices.Delete(s.pipes, 0, 1)
 	}
 	s.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() { p.Close() })
 	defer stop()
-	late := time.AfterFunc(greetLate, func() { g.greet(s, e) })
-	defer late.Stop()
-	err := g.bind.read(e, proveWithin)
+	err := g.core.carry(p, func(e *pipe) { g.greet(s, e) })
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if i := slices.Index(s.pipes, e); i >= 0 {
+	if i := slices.Index(s.pipes, p); i >= 0 {
 		s.pipes = slices.Delete(s.pipes, i, i+1)
 		return err
 	}
@@ -519,22 +520,14 @@ func (g *Gateway) greet(s *session, e *pipe) {
 	g.mu.RLock()
 	key, there := s.key, g.sessions[s.id] == s
 	g.mu.RUnlock()
-	peer := g.device.LookupPeer(device.NoisePublicKey(key))
-	if !there || peer == nil || e.proven.Load() {
-		return
-	}
-	var set setting
-	set.peer(key)
-	set.add("endpoint", e.DstToString())
-	if set.apply(g.device) == nil {
-		peer.ExpireCurrentKeypairs() // and it may begin at once
-		peer.SendHandshakeInitiation(false)
+	if there && !g.left && !e.proven.Load() {
+		g.core.greet(key, e)
 	}
 }
 
 // Peers returns how the Sessions are connected.
 func (g *Gateway) Peers() []PeerStatus {
-	peers, err := peersOf(g.device)
+	peers, err := g.core.peers()
 	if err != nil {
 		return nil
 	}
@@ -546,19 +539,19 @@ func (g *Gateway) Peers() []PeerStatus {
 		if s == nil {
 			continue
 		}
-		st := PeerStatus{Session: s.id, Handshake: p.handshake, Received: p.received, Sent: p.sent}
-		st.Endpoint, st.Carrier = g.bind.where(p.endpoint)
-		all = append(all, st)
+		all = append(all, PeerStatus{Session: s.id, Endpoint: p.at, Carrier: p.carrier, Handshake: p.handshake, Received: p.received, Sent: p.sent})
 	}
 	return all
 }
 
 // Dropped returns how many packets of clients were dropped, by the reason.
 func (g *Gateway) Dropped() map[string]int {
+	var all [drops]int
+	all[dropSource], all[dropQueue] = g.core.dropped()
 	m := map[string]int{}
 	for i, name := range dropNames() {
-		if n := g.plane.dropped[i].Load(); n > 0 {
-			m[name] = int(n)
+		if n := all[i] + int(g.plane.dropped[i].Load()); n > 0 {
+			m[name] = n
 		}
 	}
 	return m

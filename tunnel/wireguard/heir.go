@@ -21,6 +21,8 @@ import (
 // A packet that comes in between waits in its socket. What this Gateway has agreed with
 // peers is not handed over: they make new handshakes, which the new one begins. Behind a
 // network interface, TCP connections live in the kernel and do not notice.
+//
+// One of form KERNEL hands nothing over: what it has ends with Leave.
 
 // DeviceName is the name of the network interface's device among what is handed over. The
 // connections behind it live as long as it does.
@@ -53,8 +55,13 @@ func portName(port int) string { return fmt.Sprint("tcp ", port) }
 
 // Bequeath returns what the Gateway has open, by names, and what is to be known of it, for
 // a Gateway in another process; the caller closes the files. Until Leave or Stay is called
-// the Gateway opens and closes no socket, so that both have the same.
+// the Gateway opens and closes no socket, so that both have the same. If nothing can be
+// handed over the text is "".
 func (g *Gateway) Bequeath() (files map[string]*os.File, text string, err error) {
+	o, ok := g.core.(heritable)
+	if !ok {
+		return nil, "", nil
+	}
 	files = map[string]*os.File{}
 	add := func(name string, of syscall.Conn) error {
 		f, err := duplicate(of, name)
@@ -65,17 +72,15 @@ func (g *Gateway) Bequeath() (files map[string]*os.File, text string, err error)
 		return nil
 	}
 	m := memory{Peers: map[string]netip.AddrPort{}}
-	if h, ok := g.bind.Bind.(heritable); ok {
-		err = h.bequeath(add)
-	}
+	err = o.bequeath(add)
 	if k, ok := g.plane.below.(heirloom); ok {
 		m.Ports = k.hold()
 		err = cmp.Or(err, k.bequeath(add))
 	}
-	peers, e := peersOf(g.device)
+	peers, e := g.core.peers()
 	for _, p := range peers {
-		if at, carrier := g.bind.where(p.endpoint); carrier == CarrierUDP && time.Since(p.handshake) < device.RejectAfterTime {
-			m.Peers[p.key.Text()] = at
+		if p.carrier == CarrierUDP && time.Since(p.handshake) < device.RejectAfterTime {
+			m.Peers[p.key.Text()] = p.at
 		}
 	}
 	b, failed := json.Marshal(m)
@@ -116,18 +121,18 @@ func (g *Gateway) Leave(kept bool) {
 	if k, ok := g.plane.below.(heirloom); ok && kept {
 		k.leave()
 	}
-	g.device.Close()
+	g.core.close()
 }
 
-// endpoint returns where a peer is that the Gateway before this one knew, once. g.change
-// must be held.
-func (g *Gateway) endpoint(of Key) (at netip.AddrPort, ok bool) {
-	at, ok = g.known.Peers[of.Text()]
+// endpoint returns where a peer is that the Gateway before this one knew, once; zero if it
+// did not. g.change must be held.
+func (g *Gateway) endpoint(of Key) netip.AddrPort {
+	at, ok := g.known.Peers[of.Text()]
 	delete(g.known.Peers, of.Text())
 	if ok {
 		g.recalled = append(g.recalled, of)
 	}
-	return at, ok && at.IsValid()
+	return at
 }
 
 // hasBegun reports whether Run was called.
@@ -148,9 +153,7 @@ func (g *Gateway) recall() {
 	g.recalled = nil
 	g.change.Unlock()
 	for _, key := range keys {
-		if peer := g.device.LookupPeer(device.NoisePublicKey(key)); peer != nil {
-			peer.SendHandshakeInitiation(false)
-		}
+		g.core.greet(key, nil)
 	}
 }
 

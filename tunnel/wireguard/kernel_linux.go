@@ -3,197 +3,248 @@ package wireguard
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
-	"time"
 
-	"golang.zx2c4.com/wireguard/tun"
-
-	"cardea/netif"
+	"cardea/tunnel"
+	"cardea/tunnel/wireguard/kernel"
 	"cardea/wire/packet"
 )
 
-// kernel is the form of a Gateway in which the kernel speaks TCP, behind a TUN interface
-// to which all addresses of Services belong.
-//
-// Its sockets are [ports]: the plane writes the port of one into the packets that come
-// in, and the Service's into those that go out. So no other socket of the machine can be
-// reached: what has no such port does not get to the kernel, and does not come out of it.
-type kernel struct {
+// ofKernel is the form KERNEL: WireGuard is the kernel's, and so is what goes on in TCP
+// connections, of which this process sees no packet. The plane gets all others, the first
+// of each connection among them, and gives back those that it admits.
+type ofKernel struct {
 	*ports
-	link *netif.Interface
-	tun  tun.Device
-	file *os.File // of tun
+	there [1 << 16]atomic.Bool // there is a socket for the port
+	link  *kernel.Link
+	echo  *kernel.Echo
+	tasks sync.WaitGroup
 
-	to   [1 << 16]atomic.Uint32 // the socket's port for a Service's, or 0; with open
-	from [1 << 16]atomic.Uint32 // and back, without
-	heir bool                   // the interface is of the process before
+	life sync.RWMutex // for what is done with link
+	over bool         // guarded by life
 
-	waking sync.Mutex
-	awake  atomic.Bool // reading from tun ends at once; changed under waking
-	turn   bool        // of tun, now that others have had theirs; for read only
+	mu    sync.Mutex
+	ids   uint32
+	pipes map[netip.AddrPort]*pipe // by where the kernel sees them
 }
 
-func (g *Gateway) openKernel() (below, error) {
-	config := netif.Config{Name: g.Kernel, Routes: g.Sessions, Local: g.Services, MTU: g.MTU}
-	k := &kernel{}
-	k.ports = newPorts(g, g.Kernel, k.opened, k.shut)
-	var err error
-	if f := inherit(g.Inherit).take(DeviceName); f == nil {
-		k.link, err = netif.Open(config)
-	} else if k.link, err = netif.Inherit(config, f); err == nil {
-		err = k.inherit()
+// openKernel returns it as the core, and puts it below the plane.
+func (g *Gateway) openKernel() (core, error) {
+	if a := g.Listen.Addr(); a.IsValid() && !a.IsUnspecified() {
+		return nil, fmt.Errorf("the kernel's WireGuard listens at all addresses, and not at %s alone", a)
 	}
+	l, err := kernel.Open(kernel.Config{Services: g.Services, Sessions: g.Sessions, Port: int(g.Listen.Port()), Key: g.Key, MTU: g.MTU})
 	if err != nil {
 		return nil, err
 	}
-	k.ports.device = k.link.Name()
-	k.tun, k.file = newSteady(k.link.TUN()), k.link.TUN().File()
-	g.plane.out.wake = k.wake
+	k := &ofKernel{link: l, pipes: map[netip.AddrPort]*pipe{}}
+	if k.echo, err = l.Echo(probeSize, probeType); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	k.ports = newPorts(g, l.Listen, func(port, _ int) { k.there[port].Store(true) }, func(port int) { k.there[port].Store(false) })
+	g.plane.below = k
+	k.tasks.Go(func() { k.echo.Run4(g.probed) })
+	k.tasks.Go(func() { k.echo.Run6(g.probed) })
+	k.tasks.Go(k.receive)
+	k.tasks.Go(k.send)
 	return k, nil
 }
 
-// inherit takes over the sockets of the process before, and what it has done with their
-// ports: its connections go on by these.
-func (k *kernel) inherit() error {
-	k.heir = true
-	for port, own := range k.g.known.Ports {
-		if !isPort(port) || !isPort(own) {
-			continue
+// receive gives the plane what the kernel does not take, until the Link is closed.
+func (k *ofKernel) receive() {
+	buffer := make([]byte, 1<<16)
+	for {
+		n, err := k.link.Read(buffer)
+		if errors.Is(err, os.ErrClosed) {
+			return
 		}
-		k.from[own].Store(uint32(port))
-		k.to[port].Store(uint32(own))
-		// Without a socket it was closed, and there are connections still.
-		there, err := k.adopt(port, inherit(k.g.Inherit).take(portName(port)))
-		if err != nil {
-			k.stop()
-			return errors.Join(fmt.Errorf("the socket for port %d: %w", port, err), k.link.Leave())
-		}
-		if there {
-			k.to[port].Or(open)
+		if err == nil && n > 0 {
+			k.g.plane.Write([][]byte{buffer[:n]}, 0)
 		}
 	}
-	return nil
 }
 
-// bequeath implements heritable.
-func (k *kernel) bequeath(add func(name string, of syscall.Conn) error) error {
-	return errors.Join(add(DeviceName, k.file), k.ports.bequeath(add))
-}
-
-// hold implements heirloom.
-func (k *kernel) hold() map[int]int {
-	k.ports.hold(true)
-	ports := map[int]int{}
-	for port := range k.to {
-		if own := k.to[port].Load() &^ open; own != 0 {
-			ports[port] = int(own)
+// send sends what leaves and is not the kernel's, until the queue is closed.
+func (k *ofKernel) send() {
+	bufs, sizes := [][]byte{make([]byte, 1<<16)}, make([]int, 1)
+	for {
+		if _, err := k.g.plane.out.read(bufs, sizes, 0); err != nil {
+			return
 		}
+		k.link.Write(bufs[0][:sizes[0]]) // may be lost, as any packet
 	}
-	return ports
 }
 
-// release implements heirloom.
-func (k *kernel) release() { k.ports.hold(false) }
-
-// leave implements heirloom. The interface stays, and its connections.
-func (k *kernel) leave() {
-	k.stop()
-	k.tun.Close()
-	k.link.Leave()
-}
-
-func (k *kernel) close() {
-	if k.heir && !k.g.hasBegun() { // it is the other one's still
-		k.leave()
-		return
-	}
-	k.stop()
-	k.tun.Close()
-	k.link.Close()
-}
-
-// open is that a port has its socket. Without it connections that are open go on, but no
-// new one gets through: the socket's number may be that of somebody else.
-const open = 1 << 16
-
-// admit implements below: it has the packet go to the socket for its port.
-func (k *kernel) admit(p []byte, i *packet.Info) bool {
-	port := k.to[i.Destination.Port()].Load()
-	if port == 0 || port&open == 0 && i.Flags&packet.SYN != 0 {
-		return false
-	}
-	packet.SetDestinationPort(p, i, uint16(port))
-	return true
+// admit implements below.
+func (k *ofKernel) admit(p []byte, i *packet.Info) bool {
+	return i.Flags&packet.SYN == 0 || k.there[i.Destination.Port()].Load()
 }
 
 // write implements below.
-func (k *kernel) write(bufs [][]byte, offset int) { k.tun.Write(bufs, offset) }
+func (k *ofKernel) write(bufs [][]byte, offset int) {
+	for _, b := range bufs {
+		k.link.Take(b[offset:])
+	}
+}
 
-// read implements below: packets of the kernel, and of the plane's queue in turns.
-func (k *kernel) read(bufs [][]byte, sizes []int, offset int) (int, error) {
+// read implements below. Nobody asks: see send.
+func (k *ofKernel) read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	return k.g.plane.out.read(bufs, sizes, offset)
+}
+
+// close implements core and below.
+func (k *ofKernel) close() {
+	k.life.Lock()
+	was := k.over
+	k.over = true
+	k.life.Unlock()
+	if was {
+		return
+	}
+	k.stop()
+	k.g.plane.out.close()
+	k.echo.Close()
+	if err := k.link.Close(); err != nil {
+		k.g.Log.Error("the gateway's interface cannot be removed", "error", err)
+	}
+	k.hangUp()
+	k.tasks.Wait()
+}
+
+// hangUp closes all pipes: where they went, another Gateway may listen now.
+func (k *ofKernel) hangUp() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, e := range k.pipes {
+		e.pipe.Close()
+	}
+}
+
+// with does something with the link, unless that is closed.
+func (k *ofKernel) with(do func(l *kernel.Link) error) error {
+	k.life.RLock()
+	defer k.life.RUnlock()
+	if k.over {
+		return net.ErrClosed
+	}
+	return do(k.link)
+}
+
+func (k *ofKernel) port() int { return k.link.Port() }
+
+// put implements core. Where the peer is it says itself.
+func (k *ofKernel) put(key Key, at []netip.Addr, _ netip.AddrPort) error {
+	return k.with(func(l *kernel.Link) error { return l.Put(key, at) })
+}
+
+// greet implements core. The kernel begins a handshake when it has something to send.
+func (k *ofKernel) greet(Key, *pipe) {}
+
+func (k *ofKernel) remove(key Key) error {
+	return k.with(func(l *kernel.Link) error { return l.Remove(key) })
+}
+
+func (k *ofKernel) setKey(key Key) error {
+	return k.with(func(l *kernel.Link) error { return l.SetKey(key) })
+}
+
+func (k *ofKernel) dropped() (spoofed, late int) {
+	k.with(func(l *kernel.Link) error {
+		spoofed, late = l.Dropped()
+		return nil
+	})
+	return spoofed, late
+}
+
+func (k *ofKernel) peers() ([]peerStatus, error) {
+	var all []kernel.Peer
+	err := k.with(func(l *kernel.Link) (err error) {
+		all, err = l.Peers()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	peers := make([]peerStatus, len(all))
+	for i, p := range all {
+		peers[i] = peerStatus{key: p.Key, at: p.Endpoint, handshake: p.Handshake, received: p.Received, sent: p.Sent}
+		if via := k.pipes[p.Endpoint]; via != nil {
+			peers[i].at, peers[i].carrier = via.endpoint(), via.carrier()
+		} else if p.Endpoint.IsValid() {
+			peers[i].carrier = CarrierUDP
+		}
+	}
+	return peers, nil
+}
+
+// carry implements core. Each pipe is a socket of its own, at an address of the loopback
+// interface that no other has: WireGuard counts handshakes by address.
+func (k *ofKernel) carry(p tunnel.Pipe, _ func(*pipe)) error {
+	defer p.Close()
+	e := newPipe(p, nil)
+	c, at, err := k.dial(e)
+	if err != nil {
+		return fmt.Errorf("a socket for a pipe: %w", err)
+	}
+	defer c.Close()
+	var back sync.WaitGroup
+	back.Go(func() { carryBack(c, e) })
+	err = carryIn(c, e)
+	c.Close()
+	back.Wait()
+	k.mu.Lock()
+	delete(k.pipes, at)
+	k.mu.Unlock()
+	return e.over(err, proveWithin)
+}
+
+// dial makes the socket of a pipe, and remembers by which address it is seen.
+func (k *ofKernel) dial(e *pipe) (c *net.UDPConn, at netip.AddrPort, err error) {
+	err = k.with(func(l *kernel.Link) error {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.ids++
+		c, err = l.DialSelf(netip.AddrFrom4([4]byte{127, 1 + byte(k.ids>>16)%254, byte(k.ids >> 8), byte(k.ids)}))
+		if err != nil {
+			return err
+		}
+		at = c.LocalAddr().(*net.UDPAddr).AddrPort()
+		k.pipes[at] = e
+		return nil
+	})
+	return c, at, err
+}
+
+// carryIn gives WireGuard what comes by a pipe, until that is over.
+func carryIn(c *net.UDPConn, e *pipe) error {
+	defer e.expect(proveWithin)()
+	b := make([]byte, 1<<16)
 	for {
-		if k.turn {
-			// Others wait too, perhaps: have only a look.
-			k.rouse(time.Now().Add(glance))
-		} else if n := k.g.plane.out.ready(bufs, sizes, offset); n > 0 {
-			k.turn = true
-			return n, nil
+		n, err := e.pipe.Receive(b)
+		if err != nil {
+			return err
 		}
-		k.turn = false
-		n, err := k.tun.Read(bufs, sizes, offset)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			k.waking.Lock()
-			k.awake.Store(false)
-			k.file.SetReadDeadline(time.Time{})
-			k.waking.Unlock()
-			continue
-		}
-		var i packet.Info
-		for j := range n {
-			p := bufs[j][offset : offset+sizes[j]]
-			if packet.Parse(p, &i) != packet.OK || i.Protocol != packet.TCP {
-				sizes[j] = 0 // nothing but TCP comes from our sockets
-				continue
-			}
-			port := k.from[i.Source.Port()].Load()
-			if port == 0 {
-				sizes[j] = 0
-				continue
-			}
-			packet.SetSourcePort(p, &i, uint16(port))
-		}
-		return n, err
+		e.received.Add(uint64(n))
+		c.Write(b[:n])
 	}
 }
 
-// glance is how long a reader that has other things to do waits for the kernel.
-const glance = 20 * time.Microsecond
-
-// wake ends a read that waits for the kernel: the queue has something.
-func (k *kernel) wake() {
-	if !k.awake.Load() {
-		k.rouse(time.Unix(1, 0))
+// carryBack sends by a pipe what WireGuard sends there, until either is over.
+func carryBack(c *net.UDPConn, e *pipe) {
+	b := make([]byte, 1<<16)
+	for {
+		n, err := c.Read(b)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err == nil && n > 0 && e.send(b[:n]) != nil {
+			return
+		}
 	}
 }
-
-// rouse has reading from the kernel end at a time, unless it is to end already.
-func (k *kernel) rouse(at time.Time) {
-	k.waking.Lock()
-	defer k.waking.Unlock()
-	if !k.awake.Load() {
-		k.awake.Store(true)
-		k.file.SetReadDeadline(at)
-	}
-}
-
-// opened has the packets to a port of Services go to the socket that it has now.
-func (k *kernel) opened(port, own int) {
-	k.from[own].Store(uint32(port))
-	k.to[port].Store(uint32(own) | open)
-}
-
-// shut lets no new connection get to the socket of a port any more.
-func (k *kernel) shut(port int) { k.to[port].And(^uint32(open)) }

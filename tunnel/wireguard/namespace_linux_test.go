@@ -105,7 +105,7 @@ func (s space) dial(ctx context.Context, network string, to netip.AddrPort) (c n
 	return c, err
 }
 
-// kernelGateway runs one of form KERNEL in a namespace.
+// kernelGateway runs one in form TUN, or in a guest KERNEL, in a namespace.
 func kernelGateway(t *testing.T, s space, h tunnel.Handler, change ...func(*wireguard.Gateway)) *wireguard.Gateway {
 	t.Helper()
 	g, run := openKernelGateway(t, s, h, change...)
@@ -117,12 +117,15 @@ func kernelGateway(t *testing.T, s space, h tunnel.Handler, change ...func(*wire
 func openKernelGateway(t *testing.T, s space, h tunnel.Handler, change ...func(*wireguard.Gateway)) (g *wireguard.Gateway, run func()) {
 	t.Helper()
 	g = &wireguard.Gateway{
-		Handler: h, Find: find, Ports: func() []int { return []int{7} }, Kernel: "cardea-gw",
+		Handler: h, Find: find, Ports: func() []int { return []int{7} }, Form: wireguard.TUN, Interface: "cardea-gw",
 		Answer: func(ctx context.Context, session string, query []byte, stream bool) []byte {
 			return append([]byte(session+":"), query...)
 		},
 		Services: services, Sessions: sessions, DNS: []netip.Addr{dns4, dns6},
 		Key: wireguard.NewKey(), Log: slog.New(slog.DiscardHandler),
+	}
+	if os.Getenv(inGuest) != "" {
+		g.Form = wireguard.Kernel
 	}
 	for _, c := range change {
 		c(g)
@@ -251,7 +254,7 @@ func (c *kernelClient) Reset(string) error {
 	return c.tcp.Close()
 }
 
-// bareKernel is the conn of an arrival in form KERNEL without its Verdict.
+// bareKernel is the conn of an arrival in these forms without its Verdict.
 type bareKernel struct {
 	tunnel.Conn
 	layered
@@ -269,7 +272,7 @@ func byLoop(t *testing.T) func(*wireguard.Gateway) {
 	return func(g *wireguard.Gateway) { g.Accept = e.Listen }
 }
 
-// whoeverAccepts runs a test of form KERNEL with package net, and with the event loop.
+// whoeverAccepts runs a test of these forms with package net, and with the event loop.
 func whoeverAccepts(t *testing.T, test func(t *testing.T, accept func(*testing.T) func(*wireguard.Gateway))) {
 	t.Run("net", func(t *testing.T) {
 		test(t, func(*testing.T) func(*wireguard.Gateway) { return func(*wireguard.Gateway) {} })
@@ -277,7 +280,7 @@ func whoeverAccepts(t *testing.T, test func(t *testing.T, accept func(*testing.T
 	t.Run("loop", func(t *testing.T) { test(t, byLoop) })
 }
 
-// TestKernelRoad is the contract in form KERNEL.
+// TestKernelRoad is the contract in form TUN, or in a guest KERNEL.
 func TestKernelRoad(t *testing.T) {
 	whoeverAccepts(t, func(t *testing.T, accept func(*testing.T) func(*wireguard.Gateway)) {
 		gw, cl := spaces(t)

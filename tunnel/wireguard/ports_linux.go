@@ -13,13 +13,12 @@ import (
 )
 
 // ports are the sockets at which the kernel listens for connections to Services: one for
-// each port that Services have, on a free port of its own and bound to the interface of
-// the tunnels, so that no port of the machine that is in use is in the way, and nobody
-// comes to them but through a tunnel. Whoever has them sees that what is sent to the one
-// port gets to the other, and back.
+// each port that Services have. Whoever has them sees that what is sent to the one port
+// gets to the other, and back, and that nobody comes to them but through a tunnel.
 type ports struct {
-	g      *Gateway
-	device string // the interface
+	g *Gateway
+	// listen makes the socket for a port of Services, at any port of its own.
+	listen listen
 	// opened is told of each socket, with the port of Services that it is for and its own:
 	// nobody gets there before. shut is told when the one for a port is to be closed.
 	opened func(port, own int)
@@ -40,8 +39,11 @@ type accepter interface {
 	SyscallConn() (syscall.RawConn, error)
 }
 
-func newPorts(g *Gateway, device string, opened func(port, own int), shut func(port int)) *ports {
-	return &ports{g: g, device: device, opened: opened, shut: shut, sockets: map[int]accepter{}, heirs: map[int]*net.TCPListener{}}
+// listen makes a listening socket for a port of Services. c has a Control.
+type listen func(ctx context.Context, c net.ListenConfig, port int) (net.Listener, error)
+
+func newPorts(g *Gateway, listen listen, opened func(port, own int), shut func(port int)) *ports {
+	return &ports{g: g, listen: listen, opened: opened, shut: shut, sockets: map[int]accepter{}, heirs: map[int]*net.TCPListener{}}
 }
 
 // refresh implements listener: it opens and closes sockets, so that there is one for
@@ -111,8 +113,8 @@ func (p *ports) disown() {
 	clear(p.heirs)
 }
 
-// bequeath implements heritable.
-func (p *ports) bequeath(add func(name string, of syscall.Conn) error) (err error) {
+// give adds the sockets to what is handed over.
+func (p *ports) give(add func(name string, of syscall.Conn) error) (err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for port, s := range p.sockets {
@@ -133,7 +135,7 @@ func (p *ports) hold(yes bool) {
 
 // add opens the socket for a port. p.mu must be held.
 func (p *ports) add(port int) error {
-	l, err := p.listen(port)
+	l, err := p.socket(port)
 	if err != nil {
 		return err
 	}
@@ -155,31 +157,32 @@ func (p *ports) remove(port int) {
 	delete(p.sockets, port)
 }
 
-// listen makes a socket for a port, or takes that of the process before. p.mu must be held.
-func (p *ports) listen(port int) (*net.TCPListener, error) {
+// socket makes a socket for a port, or takes that of the process before. p.mu must be held.
+func (p *ports) socket(port int) (*net.TCPListener, error) {
 	if l := p.heirs[port]; l != nil {
 		delete(p.heirs, port)
 		return l, nil
 	}
 	c := net.ListenConfig{
-		Control: func(network, address string, c syscall.RawConn) error {
-			var err error
-			return errors.Join(c.Control(func(fd uintptr) { err = setUpListener(int(fd), p.device) }), err)
-		},
+		Control:   func(network, address string, raw syscall.RawConn) error { return control(raw, keepAlive) },
 		KeepAlive: -1, // connections have it from their listener, whoever accepts
 	}
 	c.SetMultipathTCP(false)
-	l, err := c.Listen(p.g.ctx, "tcp", ":0")
+	l, err := p.listen(p.g.ctx, c, port)
 	if err != nil {
 		return nil, err
 	}
 	return l.(*net.TCPListener), nil
 }
 
-// setUpListener binds a socket to an interface, and has its connections find out that a peer
-// is gone.
-func setUpListener(fd int, device string) error {
-	err := unix.BindToDevice(fd, device)
+// control does something with a socket.
+func control(raw syscall.RawConn, do func(fd int) error) (err error) {
+	failed := raw.Control(func(fd uintptr) { err = do(int(fd)) })
+	return errors.Join(failed, err)
+}
+
+// keepAlive has the connections of a listening socket find out that a peer is gone.
+func keepAlive(fd int) (err error) {
 	for _, o := range []struct{ level, name, value int }{
 		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(keepaliveIdle.Seconds())},

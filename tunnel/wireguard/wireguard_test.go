@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"syscall"
 	"testing"
@@ -52,6 +53,10 @@ func find(to netip.AddrPort, protocol string) (string, bool) {
 	return "echo", to == echo4 || to == echo6
 }
 
+// inGuest is set in the environment of the tests when they run in a guest, where gateways
+// are of form KERNEL. See TestGuest.
+const inGuest = "CARDEA_TEST_IN_GUEST"
+
 // gateway opens and runs one.
 func gateway(t *testing.T, h tunnel.Handler, change ...func(*wireguard.Gateway)) *wireguard.Gateway {
 	t.Helper()
@@ -62,6 +67,9 @@ func gateway(t *testing.T, h tunnel.Handler, change ...func(*wireguard.Gateway))
 		},
 		Services: services, Sessions: sessions, DNS: []netip.Addr{dns4, dns6},
 		Key: wireguard.NewKey(), Log: slog.New(slog.DiscardHandler),
+	}
+	if os.Getenv(inGuest) != "" {
+		g.Form = wireguard.Kernel
 	}
 	for _, c := range change {
 		c(g)
