@@ -24,6 +24,7 @@ tools:
 
 test: tools lint build
 	CARDEA_BIN=$(CURDIR)/$(BIN) test/run
+	test/guest
 	FUZZTIME=$(FUZZTIME) test/fuzz
 
 lint:

@@ -42,6 +42,6 @@ func TestGuest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	guest.Run(t, 4*time.Minute, []string{inGuest + "=" + bin}, self, "-test.v", "-test.parallel=1", "-test.timeout=220s",
+	guest.Run(t, 10*time.Minute, []string{inGuest + "=" + bin}, self, "-test.v", "-test.parallel=1", "-test.timeout=9m",
 		"-test.run=^TestPrograms$//^(curl|udp)$")
 }

@@ -18,7 +18,7 @@ func TestGuest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	guest.Run(t, 4*time.Minute, []string{inGuest + "=1"}, self, "-test.v", "-test.timeout=220s",
+	guest.Run(t, 10*time.Minute, []string{inGuest + "=1"}, self, "-test.v", "-test.timeout=9m",
 		"-test.run=^Test(Carriers|Attach|Rotation|Probe|Restart|Dropped|Removed|Put|Flows|Flow|DNS|Kernel|KernelRoad|Ports|IndependentPeer)$",
 		"-test.skip=^TestKernelRoad$/.*/^(bytes|close_.*|one_after_the_other|side_by_side|.*verdict.*|refusal)$")
 }
