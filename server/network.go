@@ -17,7 +17,6 @@ import (
 	"cardea/address"
 	"cardea/api"
 	"cardea/dns"
-	"cardea/handover"
 	"cardea/identity/certificate"
 	"cardea/netif"
 	"cardea/store"
@@ -150,8 +149,11 @@ func (n *network) prepare(ctx context.Context) error {
 	if err := n.openKeys(); err != nil {
 		return err
 	}
-	if err := n.build(ctx); err != nil || n.cfg.Estate != nil && !n.takesOver(n.cfg.Estate) {
+	if err := n.build(ctx); err != nil {
 		return err
+	}
+	if e := n.cfg.Estate; e != nil && (e.Text(handTunnels) == "" || !n.takesOver(e.Has(handTunnel+wireguard.DeviceName))) {
+		return nil
 	}
 	if err := n.open(true); err != nil {
 		return err
@@ -163,17 +165,14 @@ func (n *network) prepare(ctx context.Context) error {
 	return err
 }
 
-// takesOver reports whether what the process before this one has of the tunnels was handed
-// over, and is of use here. Unless another form was asked for, it is one for that.
-func (n *network) takesOver(e *handover.Estate) bool {
-	if e.Text(handTunnels) == "" {
-		return false
-	}
+// takesOver reports whether tunnels that were handed over, with an interface or without, are
+// of use here. Unless another form was asked for, it is one for them.
+func (n *network) takesOver(device bool) bool {
 	if n.form == networkKernel && len(n.worse) > 0 {
 		n.form, n.worse = n.worse[0], n.worse[1:]
 		n.why = errors.New("the process before this one had it, and connections go on")
 	}
-	if e.Has(handTunnel + wireguard.DeviceName) {
+	if device {
 		n.worse = nil // connections live by that interface: there is nothing else then
 	}
 	return n.form != networkKernel

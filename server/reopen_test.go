@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -92,6 +93,30 @@ func TestNetworkSaysWhatItIs(t *testing.T) {
 	words, lack := n.standing()
 	if !strings.HasPrefix(words, "userspace, as this machine has no /dev/net/tun; WireGuard at ") || !strings.Contains(words, "QUIC at ") || lack != nil {
 		t.Errorf("it says %q, %v", words, lack)
+	}
+}
+
+// TestFormOfAnHeir shows which form takes over tunnels that were handed over: one that can.
+func TestFormOfAnHeir(t *testing.T) {
+	auto := []string{networkTUN, networkUserspace}
+	for _, c := range []struct {
+		form   string
+		worse  []string
+		device bool
+		want   string
+		takes  bool
+		left   []string
+	}{
+		{networkKernel, auto, true, networkTUN, true, nil},
+		{networkKernel, auto, false, networkTUN, true, []string{networkUserspace}},
+		{networkKernel, nil, true, networkKernel, false, nil}, // was asked for
+		{networkTUN, nil, true, networkTUN, true, nil},
+		{networkUserspace, nil, false, networkUserspace, true, nil},
+	} {
+		n := &network{form: c.form, worse: c.worse}
+		if takes := n.takesOver(c.device); takes != c.takes || n.form != c.want || !slices.Equal(n.worse, c.left) {
+			t.Errorf("%s, else %v, with an interface %t: %s, else %v, takes over %t", c.form, c.worse, c.device, n.form, n.worse, takes)
+		}
 	}
 }
 

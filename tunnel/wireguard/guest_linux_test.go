@@ -19,6 +19,6 @@ func TestGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	guest.Run(t, 10*time.Minute, []string{inGuest + "=1"}, self, "-test.v", "-test.timeout=9m",
-		"-test.run=^Test(Carriers|Attach|Rotation|Probe|Restart|Dropped|Removed|Put|Flows|Flow|DNS|Kernel|KernelRoad|Ports|IndependentPeer)$",
+		"-test.run=^Test(Carriers|Attach|Rotation|Probe|Restart|Dropped|Removed|Put|Flows|Flow|DNS|Kernel|KernelRoad|Ports|IndependentPeer|KernelIsLeft)$",
 		"-test.skip=^TestKernelRoad$/.*/^(bytes|close_.*|one_after_the_other|side_by_side|.*verdict.*|refusal)$")
 }
