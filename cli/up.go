@@ -53,7 +53,7 @@ func (r *run) up() *cobra.Command {
 	c.Flags().StringVar(&cfg.Listen, "listen", defaultListen, "HOST:PORT to listen at (or CARDEA_LISTEN)")
 	c.Flags().StringVar(&cfg.Store, "store", "", "postgres://… to keep resources in PostgreSQL; in the data directory if left out (or CARDEA_STORE)")
 	c.Flags().StringVar(&cfg.Metrics, "metrics-listen", "", "HOST:PORT that serves /metrics, /livez and /readyz to everyone by plain HTTP (or CARDEA_METRICS_LISTEN)")
-	c.Flags().StringVar(&cfg.Network.Form, "network", "auto", "how much of the tunnels is the kernel's: kernel (WireGuard and TCP), tun (TCP, behind a network interface), userspace (nothing), or off: there are none; auto is the first of them that the kernel has and this process may, and userspace if it listens on loopback alone (or CARDEA_NETWORK)")
+	c.Flags().StringVar(&cfg.Network.Form, "network", "auto", "how much of the tunnels is the kernel's: tun (TCP, behind a network interface), userspace (nothing), kernel (WireGuard, too), or off: there are none; auto is tun where this process may, and userspace if it listens on loopback alone (or CARDEA_NETWORK)")
 	c.Flags().IntVar(&cfg.Network.WireGuard, "wireguard-port", -1, "UDP port for WireGuard, at the host of --listen; if left out 51820 or, if that is taken, any (or CARDEA_WIREGUARD_PORT)")
 	c.Flags().StringSliceVar(&cfg.Network.Addresses, "gateway-address", nil, "IP address or name where clients reach the tunnels; where they reach the API if left out (or CARDEA_GATEWAY_ADDRESS)")
 	c.Flags().StringVar(&cfg.Engine, "engine", "", "what carries bytes: loop (epoll, Linux) or copy (goroutines); loop where there is one if left out (or CARDEA_ENGINE)")

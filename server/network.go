@@ -75,7 +75,7 @@ type network struct {
 	names   *dns.Server
 	plan    address.Plan
 	form    string           // networkKernel, networkTUN or networkUserspace
-	worse   []string         // forms in place of that, if it cannot be, the best first
+	worse   string           // form in place of that, if it cannot be; "" is none
 	why     error            // there is no better form, though nobody has asked for this one; nil if there is none
 	ports   []netip.AddrPort // for WireGuard, the best first
 	quicAt  netip.AddrPort
@@ -114,7 +114,7 @@ func newNetwork(h *house) (*network, error) {
 		if isLoopback(h.socket.Addr()) {
 			n.why = errors.New("the cluster listens on loopback alone")
 		} else if n.why = netif.Able(tunInterface); n.why == nil {
-			n.form, n.worse = networkKernel, []string{networkTUN, networkUserspace}
+			n.form, n.worse = networkTUN, networkUserspace
 		}
 	case networkKernel, networkTUN, networkUserspace:
 		n.form = c.Form
@@ -166,14 +166,10 @@ func (n *network) prepare(ctx context.Context) error {
 }
 
 // takesOver reports whether tunnels that were handed over, with an interface or without, are
-// of use here. Unless another form was asked for, it is one for them.
+// of use here.
 func (n *network) takesOver(device bool) bool {
-	if n.form == networkKernel && len(n.worse) > 0 {
-		n.form, n.worse = n.worse[0], n.worse[1:]
-		n.why = errors.New("the process before this one had it, and connections go on")
-	}
 	if device {
-		n.worse = nil // connections live by that interface: there is nothing else then
+		n.worse = "" // connections live by that interface: there is nothing else then
 	}
 	return n.form != networkKernel
 }
@@ -269,13 +265,9 @@ func (n *network) openAt(ports []netip.AddrPort, otherwise, withoutQUIC bool) (e
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("the port %d (UDP) for WireGuard is taken by another program; choose another with --wireguard-port, or have none: --network off", n.gateway.Listen.Port())
-	case err != nil && len(n.worse) > 0 && (otherwise || n.form == networkKernel): // which has nothing to wait for but the port
-		say := n.cfg.Log.Info
-		if n.worse[0] == networkUserspace {
-			say = n.cfg.Log.Warn
-		}
-		say("the private network has to do without something of the kernel, and is slower", "network", n.worse[0], "not", n.form, "error", err)
-		n.form, n.worse, n.why = n.worse[0], n.worse[1:], err
+	case err != nil && n.worse != "" && otherwise:
+		n.cfg.Log.Warn("the private network has to do without the kernel, and is slower", "network", n.worse, "not", n.form, "error", err)
+		n.form, n.worse, n.why = n.worse, "", err
 		return n.openAt(ports, otherwise, withoutQUIC)
 	case err != nil:
 		return fmt.Errorf("the private network in form %s: %w; --network userspace needs nothing of the kernel, --network off has none", n.form, err)

@@ -11,11 +11,10 @@ import (
 // inGuest is set in the environment of the tests when they run in a guest, to the program.
 const inGuest = "CARDEA_TEST_IN_GUEST"
 
-// network is what --network says where a test does not: whatever the kernel of this machine
-// has, the tests are of one form.
+// network is what --network says where a test does not.
 func network() string {
 	if os.Getenv(inGuest) != "" {
-		return "auto"
+		return "kernel"
 	}
 	return "tun"
 }
@@ -23,7 +22,7 @@ func network() string {
 // forms are those of the gateway that are tried here, by what --network says.
 func forms() map[string]string {
 	if os.Getenv(inGuest) != "" {
-		return map[string]string{"auto": "KERNEL"}
+		return map[string]string{"kernel": "KERNEL"}
 	}
 	return map[string]string{"tun": "TUN", "userspace": "USERSPACE"}
 }

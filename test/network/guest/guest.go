@@ -68,12 +68,12 @@ func find() (m machine, missing string) {
 }
 
 // Run runs a command in a guest, with a clean environment but for env, and fails the test
-// unless it succeeds. It skips the test where there can be no guest, or is to be none. What the command says
-// is logged and returned.
+// unless it succeeds. It skips the test where there can be no guest, or is to be none. What
+// the command says is logged and returned.
 func Run(t *testing.T, within time.Duration, env []string, args ...string) string {
 	t.Helper()
 	if os.Getenv(Wanted) == "" {
-		t.Skip("run by make test, in a step of its own: set " + Wanted + "=1")
+		t.Skip("takes minutes in an emulated machine: make guest")
 	}
 	m, missing := find()
 	if missing != "" {
