@@ -123,7 +123,7 @@ func TestHandshakeOfSuccessor(t *testing.T) {
 	for range 2 {
 		g = succeed(t, gw, g, h, wireguard.Peer{Session: "s-1", PublicKey: c.Key.Public(), Addresses: addresses})
 		far.Write([]byte("x"))
-		near.SetDeadline(time.Now().Add(4 * time.Second)) // less than WireGuard waits before it asks again
+		near.SetDeadline(time.Now().Add(20 * time.Second)) // WireGuard asks again after 5 seconds, should a handshake be lost
 		if _, err := near.Read(make([]byte, 1)); err != nil {
 			t.Error(err)
 		}
