@@ -102,11 +102,13 @@ func (k *behindTUN) hold() map[int]int {
 // release implements heirloom.
 func (k *behindTUN) release() { k.ports.hold(false) }
 
-// leave implements heirloom. The interface stays, and its connections.
+// leave implements heirloom. The interface stays, and its connections. It is left before
+// anything is closed: WireGuard's device closes itself, and with it what is below, as soon
+// as it can read no more.
 func (k *behindTUN) leave() {
 	k.stop()
-	k.tun.Close()
 	k.link.Leave()
+	k.tun.Close()
 }
 
 func (k *behindTUN) close() {
