@@ -311,7 +311,8 @@ func TestRestart(t *testing.T) {
 	}
 	c, err := alice.Dial(t.Context(), "echo")
 	if err != nil {
-		t.Fatal(err)
+		words, _ := json.Marshal(w.logs())
+		t.Fatalf("%v; the log: %s", err, words)
 	}
 	defer c.Close()
 	if err := say(c, "hello"); err != nil {
