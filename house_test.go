@@ -53,9 +53,9 @@ const plan = `
 	audit/*          : api audit
 	tunnel           : api
 	tunnel/wireguard/kernel : wire/*
-	tunnel/*         : api wire/* netif relay tunnel tunnel/wireguard/kernel
+	tunnel/*         : api wire/* handover netif relay tunnel tunnel/wireguard/kernel
 	dns              : api
-	ingress          : api wire/* relay relay/datagram secret
+	ingress          : api wire/* handover relay relay/datagram secret
 	upstream/*       : api
 	upstream         : api relay wire/* secret upstream/*
 

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"cardea/api"
+	"cardea/handover"
 	"cardea/relay"
 	"cardea/relay/datagram"
 	"cardea/secret"
@@ -355,7 +356,7 @@ func (r *Router) Sockets() (map[api.Bind]*os.File, error) {
 		if d.listener == nil {
 			continue
 		}
-		f, err := duplicate(d.listener.Listener)
+		f, err := handover.Duplicate(d.listener.Listener, d.listener.Addr().String())
 		if err != nil {
 			for _, f := range all {
 				f.Close()

@@ -74,16 +74,6 @@ func bequeath(l *net.TCPListener) (err error) {
 	return errors.Join(e, err)
 }
 
-// duplicate returns another descriptor of a listener.
-func duplicate(l net.Listener) (*os.File, error) {
-	n, err := -1, error(unix.EBADF)
-	control(l, func(fd int) { n, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0) })
-	if err != nil {
-		return nil, os.NewSyscallError("fcntl", err)
-	}
-	return os.NewFile(uintptr(n), l.Addr().String()), nil
-}
-
 // takeNoMore makes the kernel drop what else comes to a listener, so that between the
 // last accept and the close nobody comes who would be reset. Who begins now tries
 // again, and then comes to the next listener of the address.

@@ -3,9 +3,7 @@
 package ingress
 
 import (
-	"errors"
 	"net"
-	"os"
 	"syscall"
 )
 
@@ -24,15 +22,6 @@ func sharePort(syscall.RawConn) error { return nil }
 // bequeath would make the connections of a listener be as those that package net
 // accepts. Here nobody accepts raw.
 func bequeath(*net.TCPListener) error { return nil }
-
-// duplicate returns another descriptor of a listener.
-func duplicate(l net.Listener) (*os.File, error) {
-	f, ok := l.(interface{ File() (*os.File, error) })
-	if !ok {
-		return nil, errors.ErrUnsupported
-	}
-	return f.File()
-}
 
 // takeNoMore would make the kernel drop what else comes to a listener.
 func takeNoMore(net.Listener) {}

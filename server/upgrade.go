@@ -223,13 +223,13 @@ func (h *house) files() (all map[string]*os.File, err error) {
 			return all, err
 		}
 	}
-	if all[handLock], err = duplicate(h.lock); err != nil {
+	if all[handLock], err = handover.Duplicate(h.lock, h.lock.Name()); err != nil {
 		return all, err
 	}
 	if h.cfg.Program.Stderr == nil { // who writes to nobody is killed for it
 		all[handover.StderrName], err = os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	} else {
-		all[handover.StderrName], err = duplicate(h.cfg.Program.Stderr)
+		all[handover.StderrName], err = handover.Duplicate(h.cfg.Program.Stderr, handover.StderrName)
 	}
 	return all, err
 }
@@ -738,21 +738,4 @@ func (s *succession) end(replaced bool) {
 	if replaced {
 		s.now = succeedOver
 	}
-}
-
-// duplicate returns another descriptor of the same open file.
-func duplicate(f *os.File) (*os.File, error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var d *os.File
-	var inner error
-	err = raw.Control(func(fd uintptr) {
-		var n int
-		if n, inner = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); inner == nil {
-			d = os.NewFile(uintptr(n), f.Name())
-		}
-	})
-	return d, errors.Join(err, inner)
 }

@@ -15,9 +15,10 @@ import (
 	"syscall"
 	"time"
 
+	"cardea/handover"
+
 	"github.com/quic-go/quic-go"
 	"golang.org/x/net/ipv4"
-	"golang.org/x/sys/unix"
 )
 
 // A Socket is a UDP socket for a [Server] that can be handed over to another process,
@@ -124,7 +125,7 @@ func (s *Socket) Bequeath() (files map[string]*os.File, text string, err error) 
 				continue
 			}
 			i.Older = append(i.Older, byte(mark))
-			if files[olderName(byte(mark))], err = again(f); err != nil {
+			if files[olderName(byte(mark))], err = handover.Duplicate(f, f.Name()); err != nil {
 				return files, "", err
 			}
 		}
@@ -359,21 +360,6 @@ func send(to *os.File, b []byte) (err error) {
 // gone reports whether a process has ended to which something was sent.
 func gone(err error) bool {
 	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.EPIPE)
-}
-
-// again returns another descriptor of a file.
-func again(f *os.File) (d *os.File, err error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	failed := raw.Control(func(fd uintptr) {
-		var n int
-		if n, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err == nil {
-			d = os.NewFile(uintptr(n), f.Name())
-		}
-	})
-	return d, errors.Join(failed, err)
 }
 
 // marked makes connection IDs that begin with a mark.

@@ -10,7 +10,8 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"cardea/handover"
+
 	"golang.zx2c4.com/wireguard/device"
 )
 
@@ -64,7 +65,7 @@ func (g *Gateway) Bequeath() (files map[string]*os.File, text string, err error)
 	}
 	files = map[string]*os.File{}
 	add := func(name string, of syscall.Conn) error {
-		f, err := duplicate(of, name)
+		f, err := handover.Duplicate(of, name)
 		if err != nil {
 			return fmt.Errorf("the descriptor of %s: %w", name, err)
 		}
@@ -155,19 +156,4 @@ func (g *Gateway) recall() {
 	for _, key := range keys {
 		g.core.greet(key, nil)
 	}
-}
-
-// duplicate returns another descriptor.
-func duplicate(of syscall.Conn, name string) (f *os.File, err error) {
-	raw, err := of.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	failed := raw.Control(func(fd uintptr) {
-		var n int
-		if n, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err == nil {
-			f = os.NewFile(uintptr(n), name)
-		}
-	})
-	return f, errors.Join(failed, os.NewSyscallError("fcntl", err))
 }
