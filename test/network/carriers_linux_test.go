@@ -1,7 +1,6 @@
 package network_test
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -287,16 +286,7 @@ func TestGatewayRestart(t *testing.T) {
 	}
 	v4, _ := w.at("echo")
 	for _, p := range []*person{alice, bob} {
-		took := soon(t, patience, "the Service is reached again", func() error {
-			brief, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond) // TCP asks again after a second
-			defer cancel()
-			c, err := p.host.Dial(brief, "tcp", v4)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			return say(c, "again", time.Second)
-		})
+		took := soon(t, patience, "the Service is reached again", func() error { return p.tries(v4) })
 		t.Logf("the gateway has started anew, and a Service is reached again %v after it was ready", took)
 	}
 	if now := alice.place().Addresses; now != at {
@@ -314,17 +304,7 @@ func TestKeyRotation(t *testing.T) {
 	alice.connect()
 	live := w.hold(alice, "echo")
 	before := w.gateway().Status.WireGuard
-	var moved atomic.Int64
-	done := make(chan error, 1)
-	t.Cleanup(func() {
-		live.Close()
-		<-done
-	})
-	go func() {
-		defer close(done)
-		done <- exchange(live, 1<<40, &moved)
-	}()
-	w.until("the transfer runs", func() error { return more(&moved, 0) })
+	moved, done := w.transfer(live)
 	shaken := alice.place().Gateways[0].HandshakeAt
 	w.apply("kind: ClusterConfig\nmetadata: {name: default}\nspec: {gateway: {wireguardKeyRotationDuration: {hours: 1}}}\n")
 	w.until("the gateway has another key", func() error {
@@ -340,7 +320,7 @@ func TestKeyRotation(t *testing.T) {
 		return nil
 	})
 	at := moved.Load()
-	w.until("the transfer goes on", func() error { return more(&moved, at+1<<20) })
+	w.until("the transfer goes on", func() error { return more(moved, at+1<<20) })
 	select {
 	case err := <-done:
 		t.Errorf("the transfer ended: %v", err)

@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -568,4 +569,22 @@ func rebound(c net.Conn, size int) (err error) {
 		}
 	}
 	return err
+}
+
+// transfer exchanges bytes on a connection until the test is over, or the connection, and
+// waits until they run. moved is how many came back, and done is told why it ended.
+func (w *world) transfer(c net.Conn) (moved *atomic.Int64, done <-chan error) {
+	w.Helper()
+	moved = new(atomic.Int64)
+	ended := make(chan error, 1)
+	w.Cleanup(func() {
+		c.Close()
+		<-ended
+	})
+	go func() {
+		defer close(ended)
+		ended <- exchange(c, 1<<40, moved)
+	}()
+	w.until("the transfer runs", func() error { return more(moved, 0) })
+	return moved, ended
 }

@@ -117,17 +117,7 @@ func TestUpgrade(t *testing.T) {
 	w, alice, live := newEcho(t, lab.Config{Clients: 2})
 	packets(t, w.Upstream, 7008)
 	w.apply(openYAML("open", 5008, "udp://10.3.0.2:7008"))
-	var moved atomic.Int64
-	transferred := make(chan error, 1)
-	t.Cleanup(func() {
-		live.Close()
-		<-transferred
-	})
-	go func() {
-		defer close(transferred)
-		transferred <- exchange(live, 1<<40, &moved)
-	}()
-	w.until("the transfer runs", func() error { return more(&moved, 0) })
+	moved, transferred := w.transfer(live)
 	idle := w.hold(alice, "echo")
 	public := ping(t, w.Clients[1], netip.AddrPortFrom(w.Gateway.IPv6, 5008))
 	w.until("datagrams come back", func() error { return more(&public.back, 10) })
@@ -143,14 +133,14 @@ func TestUpgrade(t *testing.T) {
 		t.Fatal(err)
 	}
 	at := moved.Load()
-	w.until("the transfer goes on", func() error { return more(&moved, at+1<<20) })
+	w.until("the transfer goes on", func() error { return more(moved, at+1<<20) })
 	gateway, place := w.gateway().Status.WireGuard, alice.place()
 	for n := range 2 {
 		if err := w.cluster.Upgrade(t.Context(), ""); err != nil {
 			t.Fatal(err)
 		}
 		at = moved.Load()
-		took := soon(t, patience, "the transfer goes on", func() error { return more(&moved, at+1<<20) })
+		took := soon(t, patience, "the transfer goes on", func() error { return more(moved, at+1<<20) })
 		t.Logf("upgrade %d: the transfer went on after %v", n+1, took)
 		w.hold(alice, "echo")
 		back := public.back.Load()
