@@ -468,6 +468,7 @@ func (s *stay) events(ctx context.Context) iter.Seq2[api.ConnectEvent, error] {
 				case ctx.Err() != nil:
 					return
 				case ended != nil:
+					s.settle(ctx)
 					tell(api.ConnectEvent{Type: api.ConnectEnded, Ended: ended})
 					return
 				case err != nil && told == nil:
@@ -510,6 +511,24 @@ func (s *stay) events(ctx context.Context) iter.Seq2[api.ConnectEvent, error] {
 		}
 	}
 }
+
+// settle returns when what is stored now has cut what it cuts, in all processes, or soon: a
+// client that hears of its end resets what it has, and those ends would be told as its own.
+func (s *stay) settle(ctx context.Context) {
+	soon, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	var now api.Revision
+	err := s.Store.View(soon, func(r store.Reader) error { now = r.Revision(); return nil })
+	if err == nil {
+		err = s.Await(soon, now)
+	}
+	if err != nil && ctx.Err() == nil {
+		s.Log.Warn("a client hears of the end of its Session before all of its connections are known to be cut", "session", s.who.Name, "error", err)
+	}
+}
+
+// settleTimeout bounds for how long a client does not hear of an end.
+const settleTimeout = time.Second
 
 // maxLook is how long a place is not looked at, at most: the clock may have been set.
 const maxLook = time.Minute

@@ -23,11 +23,12 @@ import (
 
 // pinger is a flow to a public port of UDP: each datagram is to come back.
 type pinger struct {
-	lost    atomic.Int64
+	sent    atomic.Int64
 	back    atomic.Int64
 	refused atomic.Int64
 	stop    chan struct{}
 	ended   chan struct{}
+	lost    []uint64 // which; once it has ended
 }
 
 // ping sends a datagram each 5 ms, and waits for none.
@@ -63,6 +64,7 @@ func ping(t *testing.T, h *lab.Host, to netip.AddrPort) *pinger {
 			select {
 			case <-every.C:
 				c.Write(binary.BigEndian.AppendUint64(nil, n))
+				p.sent.Add(1)
 				continue
 			case <-p.stop:
 			}
@@ -74,18 +76,18 @@ func ping(t *testing.T, h *lab.Host, to netip.AddrPort) *pinger {
 		c.Close()
 		for i := range n {
 			if !seen[i] {
-				p.lost.Add(1)
+				p.lost = append(p.lost, i)
 			}
 		}
 	}()
 	return p
 }
 
-// end stops it, and returns how many datagrams have not come back.
-func (p *pinger) end() int64 {
+// end stops it, and returns which datagrams have not come back.
+func (p *pinger) end() []uint64 {
 	close(p.stop)
 	<-p.ended
-	return p.lost.Load()
+	return p.lost
 }
 
 // conns returns the connections of a Service, by the process that carries them.
@@ -135,10 +137,13 @@ func TestUpgrade(t *testing.T) {
 	at := moved.Load()
 	w.until("the transfer goes on", func() error { return more(moved, at+1<<20) })
 	gateway, place := w.gateway().Status.WireGuard, alice.place()
+	var asked, over []int64 // in datagrams
 	for n := range 2 {
+		asked = append(asked, public.sent.Load())
 		if err := w.cluster.Upgrade(t.Context(), ""); err != nil {
 			t.Fatal(err)
 		}
+		over = append(over, public.sent.Load())
 		at = moved.Load()
 		took := soon(t, patience, "the transfer goes on", func() error { return more(moved, at+1<<20) })
 		t.Logf("upgrade %d: the transfer went on after %v", n+1, took)
@@ -153,8 +158,8 @@ func TestUpgrade(t *testing.T) {
 	if err := say(idle, "still here", patience); err != nil {
 		t.Errorf("a connection that was idle: %v", err)
 	}
-	if lost, refused := public.end(), public.refused.Load(); lost != 0 || refused != 0 {
-		t.Errorf("of datagrams to the public port %d were lost and %d refused", lost, refused)
+	if lost, refused := public.end(), public.refused.Load(); len(lost) != 0 || refused != 0 {
+		t.Errorf("of datagrams to the public port those of %v were lost and %d refused; an upgrade was asked for at %v, and over at %v", lost, refused, asked, over)
 	}
 	if now := w.gateway().Status.WireGuard; *now != *gateway {
 		t.Errorf("the gateway was %+v, and is %+v", gateway, now)
