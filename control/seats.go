@@ -18,6 +18,8 @@ import (
 type seats struct {
 	mu      sync.Mutex
 	running bool
+	ran     bool             // it has run
+	begun   chan struct{}    // closed when it first runs; nil until somebody needs it
 	seen    api.Revision     // up to which the store was followed
 	of      map[string]*seat // by uid of the Session
 	// waiting has who wants to hear of an Object. Of Services that the Sessions of a User
@@ -59,6 +61,16 @@ func (s *Server) Run(ctx context.Context) error {
 		if !errors.Is(err, store.ErrCompacted) {
 			return fmt.Errorf("follow the store for those who are connected: %w", err)
 		}
+	}
+}
+
+// Ready waits until Run lets people connect.
+func (s *Server) Ready(ctx context.Context) error {
+	select {
+	case <-s.seats.ready():
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -117,10 +129,27 @@ func serversOf(rec store.Record) (users []string, err error) {
 	return users, nil
 }
 
+// ready returns what is closed when it runs for the first time.
+func (x *seats) ready() <-chan struct{} {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.begun == nil {
+		x.begun = make(chan struct{})
+	}
+	return x.begun
+}
+
 // begin notes a state of the store, and wakes everybody.
 func (x *seats) begin(at api.Revision, servers map[api.Key][]string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if x.begun == nil {
+		x.begun = make(chan struct{})
+	}
+	if !x.ran {
+		x.ran = true
+		close(x.begun)
+	}
 	x.running, x.seen = true, at
 	x.servers, x.served = map[api.Key][]string{}, map[string]map[api.Key]struct{}{}
 	for k, users := range servers {

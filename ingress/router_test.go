@@ -150,16 +150,22 @@ func (s *site) dial(addr string, say ...byte) *net.TCPConn {
 }
 
 // arrival waits for the Arrival that a connection makes.
-func (s *site) arrival() api.Arrival {
+func (s *site) arrival() api.Arrival { return s.arrivalOf(func() {}) }
+
+// arrivalOf is arrival for what may have to be done more than once.
+func (s *site) arrivalOf(again func()) api.Arrival {
 	s.t.Helper()
-	select {
-	case a := <-s.arrivals:
-		s.t.Cleanup(func() { a.Conn.Close() })
-		return a
-	case r := <-s.refusals:
-		s.t.Fatalf("refused: %+v", r)
+	for every := time.Tick(50 * time.Millisecond); ; {
+		select {
+		case a := <-s.arrivals:
+			s.t.Cleanup(func() { a.Conn.Close() })
+			return a
+		case r := <-s.refusals:
+			s.t.Fatalf("refused: %+v", r)
+		case <-every:
+			again()
+		}
 	}
-	panic("never")
 }
 
 // refusal waits for the Refusal of a connection, and checks that the client sees a

@@ -160,6 +160,7 @@ type Gate struct {
 	// complained is when it was last said, in Unix seconds, that the access log
 	// cannot be written.
 	complained atomic.Int64
+	running    chan struct{} // closed when Run takes connections
 
 	mu       sync.Mutex
 	life     context.Context // of connections that arrive; nil if none may
@@ -170,7 +171,7 @@ type Gate struct {
 
 // New returns a Gate; it starts nothing.
 func New(r Rooms) *Gate {
-	g := &Gate{Rooms: r, registry: newRegistry(r.PerSession), origins: origins{seed: maphash.MakeSeed()}}
+	g := &Gate{Rooms: r, registry: newRegistry(r.PerSession), origins: origins{seed: maphash.MakeSeed()}, running: make(chan struct{})}
 	g.connector, _ = r.Engine.(relay.Connector)
 	return g
 }
@@ -217,13 +218,14 @@ func (g *Gate) mode(name api.Mode) (m Mode, ok bool) {
 // then on nobody new gets in. What is live goes on for as long as Grace allows,
 // and is cut as before if it loses its right; the rest is cut at the end (DRAINED).
 // Run returns when nothing is live and all it started is over. Connections that
-// arrive before Run, or when it has been told to end, are reset.
+// arrive before Run, or when it has been told to end, are reset. It is called once.
 func (g *Gate) Run(ctx context.Context) error {
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	var renewing sync.WaitGroup
 	renewing.Go(func() { g.renew(life) })
 	g.admit(life, ctx.Done())
+	close(g.running)
 
 	<-ctx.Done()
 	g.admit(nil, nil)
@@ -249,6 +251,16 @@ func (g *Gate) Run(ctx context.Context) error {
 	g.drain() // what got its relay meanwhile
 	<-over
 	return nil
+}
+
+// Ready waits until Run takes connections.
+func (g *Gate) Ready(ctx context.Context) error {
+	select {
+	case <-g.running:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // admit lets connections arrive, to live in life; nil lets none.

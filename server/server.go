@@ -336,6 +336,10 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 		start(h.network.run, h.network.serving.run)
 	}
 	start(h.gate.Run)
+	// Or those who come at once are refused, if this machine has much to do.
+	if err := errors.Join(h.gate.Ready(ctx), h.control.Ready(ctx)); err != nil {
+		return err
+	}
 	if err := h.reachNow(ctx); err != nil {
 		return err
 	}

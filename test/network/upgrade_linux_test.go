@@ -160,6 +160,7 @@ func TestUpgrade(t *testing.T) {
 	}
 	if lost, refused := public.end(), public.refused.Load(); len(lost) != 0 || refused != 0 {
 		t.Errorf("of datagrams to the public port those of %v were lost and %d refused; an upgrade was asked for at %v, and over at %v", lost, refused, asked, over)
+		t.Log(w.root("logs"))
 	}
 	if now := w.gateway().Status.WireGuard; *now != *gateway {
 		t.Errorf("the gateway was %+v, and is %+v", gateway, now)
