@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"net"
+	"os"
 	"os/exec"
 	"syscall"
 	"testing"
@@ -26,4 +27,15 @@ func sendAs(t *testing.T, uid uint32, address string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { in.Close(); cmd.Wait() })
+}
+
+// TestPublishedUDPOfOthers shows that a datagram of another user is dropped.
+func TestPublishedUDPOfOthers(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can be somebody else")
+	}
+	said := newWords()
+	p := publish(t, messageEcho{}, said, "echo:0/udp")
+	sendAs(t, 65534, p.Address)
+	said.await(t, "it comes from uid 65534")
 }
