@@ -13,7 +13,8 @@ import (
 
 const (
 	maxFlows   = 1024        // of one port: a program that uses more sources than that waits
-	flowQueue  = 64          // datagrams that a flow holds while its Service is slow
+	flowQueue  = 256 << 10   // bytes that wait for a slow Service, of a flow
+	portQueue  = 32 << 20    // and of all flows of a port
 	flowRefuse = time.Second // for which a source that was refused is not asked for again
 	flowAdmit  = time.Second // between two looks whose a source is: a port number can change hands
 )
@@ -21,15 +22,11 @@ const (
 // A source is who sends datagrams to a published port: the conn of a flow, from the
 // port's side. Reading gives what it has sent, writing sends to it.
 type source struct {
-	port    *net.UDPConn
-	from    netip.AddrPort
-	forget  func()
-	looked  time.Time // whose it is was looked at; of the goroutine that reads the port
-	once    sync.Once
-	closed  chan struct{}
-	arrived chan []byte
-	mu      sync.Mutex
-	next    []byte // taken from arrived by Await
+	port   *net.UDPConn
+	from   netip.AddrPort
+	forget func()
+	looked time.Time // whose it is was looked at; of the goroutine that reads the port
+	in     *relay.Inbox
 }
 
 var (
@@ -41,62 +38,39 @@ var (
 func (s *source) Datagram() {}
 
 // Await implements relay.Awaiter.
-func (s *source) Await() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.next != nil {
-		return nil
-	}
-	select {
-	case s.next = <-s.arrived:
-		return nil
-	case <-s.closed:
-		return net.ErrClosed
-	}
-}
+func (s *source) Await() error { return s.in.Await() }
 
-// Read implements net.Conn. There are no deadlines: Close ends it.
-func (s *source) Read(b []byte) (int, error) {
-	if err := s.Await(); err != nil {
-		return 0, err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := copy(b, s.next)
-	s.next = nil
-	return n, nil
-}
+// Read implements net.Conn.
+func (s *source) Read(b []byte) (int, error) { return s.in.Read(b) }
 
 // Write implements net.Conn.
 func (s *source) Write(b []byte) (int, error) {
-	select {
-	case <-s.closed:
-		return 0, net.ErrClosed
-	default:
-		return s.port.WriteToUDPAddrPort(b, s.from)
+	if err := s.in.Err(); err != nil {
+		return 0, err
 	}
+	return s.port.WriteToUDPAddrPort(b, s.from)
 }
 
 // Close implements net.Conn.
 func (s *source) Close() error {
-	s.once.Do(func() {
-		close(s.closed)
+	if s.in.Drop(net.ErrClosed) {
 		s.forget()
-	})
+	}
 	return nil
 }
 
-func (s *source) LocalAddr() net.Addr              { return s.port.LocalAddr() }
-func (s *source) RemoteAddr() net.Addr             { return net.UDPAddrFromAddrPort(s.from) }
-func (s *source) SetDeadline(time.Time) error      { return nil }
-func (s *source) SetReadDeadline(time.Time) error  { return nil }
-func (s *source) SetWriteDeadline(time.Time) error { return nil }
+func (s *source) LocalAddr() net.Addr               { return s.port.LocalAddr() }
+func (s *source) RemoteAddr() net.Addr              { return net.UDPAddrFromAddrPort(s.from) }
+func (s *source) SetDeadline(t time.Time) error     { return s.SetReadDeadline(t) }
+func (s *source) SetReadDeadline(t time.Time) error { return s.in.SetReadDeadline(t) }
+func (s *source) SetWriteDeadline(time.Time) error  { return nil }
 
 // takeDatagrams gives what comes to a port of UDP to the flow of its source, until the
 // port is closed. What waits for a Service runs in goroutines of all.
 func (p *Ports) takeDatagrams(ctx context.Context, o *port, all *sync.WaitGroup) {
 	var mu sync.Mutex
 	open := map[netip.AddrPort]*source{}
+	waits := &relay.Room{Most: portQueue}
 	local := o.socket.LocalAddr().(*net.UDPAddr).AddrPort()
 	b := make([]byte, relay.MaxDatagram)
 	for {
@@ -116,7 +90,7 @@ func (p *Ports) takeDatagrams(ctx context.Context, o *port, all *sync.WaitGroup)
 			continue
 		}
 		if !known {
-			s = &source{port: o.socket, from: from, closed: make(chan struct{}), arrived: make(chan []byte, flowQueue)}
+			s = &source{port: o.socket, from: from, in: relay.NewInbox(flowQueue, waits)}
 			s.forget = func() {
 				mu.Lock()
 				defer mu.Unlock()
@@ -130,10 +104,7 @@ func (p *Ports) takeDatagrams(ctx context.Context, o *port, all *sync.WaitGroup)
 			}
 			continue
 		}
-		select {
-		case s.arrived <- append(make([]byte, 0, n), b[:n]...):
-		default: // it is lost, as on any network
-		}
+		s.in.Put(b[:n]) // or it is lost, as on any network
 		if !known {
 			mu.Lock()
 			open[from] = s

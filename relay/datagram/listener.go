@@ -5,7 +5,6 @@ import (
 	"container/list"
 	"context"
 	"errors"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -24,8 +23,6 @@ const MostFlows = 16_384
 const (
 	mostQueued = 256 << 10
 	mostBytes  = 32 << 20
-	// overhead is what a datagram that waits counts beside its bytes.
-	overhead = 64
 )
 
 // A Listener is a socket of UDP as a net.Listener: what comes from one source, to one address
@@ -36,7 +33,7 @@ const (
 // client has not sent anything since it was answered: it is not known to be there at all.
 type Listener struct {
 	socket *net.UDPConn
-	queued atomic.Int64
+	waits  relay.Room
 
 	// What follows is of Accept.
 	buffer []byte
@@ -84,7 +81,7 @@ func Listen(ctx context.Context, config net.ListenConfig, network, address strin
 func Inherit(socket *net.UDPConn) *Listener { return newListener(socket, MostFlows) }
 
 func newListener(socket *net.UDPConn, most int) *Listener {
-	return &Listener{socket: socket, buffer: make([]byte, relay.MaxDatagram), room: make([]byte, 128), of: map[flowKey]*Flow{}, most: most}
+	return &Listener{socket: socket, buffer: make([]byte, relay.MaxDatagram), room: make([]byte, 128), of: map[flowKey]*Flow{}, most: most, waits: relay.Room{Most: mostBytes}}
 }
 
 // Accept implements net.Listener. It is it that reads the socket: datagrams of flows that
@@ -121,8 +118,7 @@ func (l *Listener) take(key flowKey, b []byte, from netip.AddrPort, reply []byte
 	isNew := f == nil
 	var gone *Flow
 	if isNew {
-		f = &Flow{listener: l, key: key, peer: from, reply: reply}
-		f.changed.L = &f.mu
+		f = &Flow{listener: l, key: key, peer: from, reply: reply, in: relay.NewInbox(mostQueued, &l.waits)}
 		f.excess, gone = !l.enter(f), l.gaveWay()
 	} else if f.place != nil && f.answered.Load() {
 		l.fresh.Remove(f.place)
@@ -130,9 +126,9 @@ func (l *Listener) take(key flowKey, b []byte, from netip.AddrPort, reply []byte
 	}
 	l.mu.Unlock()
 	if gone != nil {
-		gone.end(errGaveWay)
+		gone.in.End(errGaveWay)
 	}
-	f.put(b)
+	f.in.Put(b)
 	if isNew {
 		return f
 	}
@@ -205,7 +201,7 @@ func (l *Listener) Close() error {
 	}
 	l.mu.Unlock()
 	for _, f := range all {
-		f.end(errPortClosed)
+		f.in.End(errPortClosed)
 		f.Close()
 	}
 	return err
@@ -231,99 +227,26 @@ type Flow struct {
 	excess   bool
 	answered atomic.Bool
 	place    *list.Element // among those that may give way; of listener.mu
-
-	mu      sync.Mutex
-	changed sync.Cond
-	queue   [][]byte
-	size    int   // of queue
-	over    error // what Read returns when the queue is empty
-	until   time.Time
-	timer   *time.Timer // at until
+	in       *relay.Inbox
 }
 
 // Excess reports whether there is no place for the flow: it gets no more than its first
 // datagram, and should be closed.
 func (f *Flow) Excess() bool { return f.excess }
 
-// put queues a datagram, or loses it.
-func (f *Flow) put(b []byte) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	cost := len(b) + overhead
-	if f.over != nil || f.size+cost > mostQueued {
-		return
-	}
-	if f.listener.queued.Add(int64(cost)) > mostBytes {
-		f.listener.queued.Add(-int64(cost))
-		return
-	}
-	f.queue, f.size = append(f.queue, append(make([]byte, 0, len(b)), b...)), f.size+cost
-	f.changed.Signal()
-}
-
-// end makes it end, for the reader, after what is queued.
-func (f *Flow) end(why error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.over == nil {
-		f.over = why
-	}
-	f.changed.Broadcast()
-}
-
 // Datagram implements relay.Datagram.
 func (*Flow) Datagram() {}
 
 // Await implements relay.Awaiter.
-func (f *Flow) Await() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.await()
-}
-
-// await returns when there is a datagram. f.mu is held.
-func (f *Flow) await() error {
-	for len(f.queue) == 0 {
-		switch {
-		case f.over != nil:
-			return f.over
-		case !f.until.IsZero() && !time.Now().Before(f.until):
-			return os.ErrDeadlineExceeded
-		}
-		f.changed.Wait()
-	}
-	return nil
-}
+func (f *Flow) Await() error { return f.in.Await() }
 
 // Read implements net.Conn.
-func (f *Flow) Read(p []byte) (int, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err := f.await(); err != nil {
-		return 0, err
-	}
-	b := f.queue[0]
-	f.queue[0] = nil
-	if f.queue = f.queue[1:]; len(f.queue) == 0 {
-		f.queue = nil
-	}
-	f.forget(len(b) + overhead)
-	return copy(p, b), nil
-}
-
-// forget notes that so much is not queued any more. f.mu is held.
-func (f *Flow) forget(cost int) {
-	f.size -= cost
-	f.listener.queued.Add(-int64(cost))
-}
+func (f *Flow) Read(p []byte) (int, error) { return f.in.Read(p) }
 
 // Write implements net.Conn.
 func (f *Flow) Write(p []byte) (int, error) {
-	f.mu.Lock()
-	over := f.over
-	f.mu.Unlock()
-	if over != nil {
-		return 0, over
+	if err := f.in.Err(); err != nil {
+		return 0, err
 	}
 	n, _, err := f.listener.socket.WriteMsgUDPAddrPort(p, f.reply, f.peer)
 	if err == nil {
@@ -337,17 +260,7 @@ func (f *Flow) Close() error {
 	f.listener.mu.Lock()
 	f.listener.leave(f)
 	f.listener.mu.Unlock()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.over == nil || f.over == io.EOF {
-		f.over = net.ErrClosed
-	}
-	f.queue = nil
-	f.forget(f.size)
-	if f.timer != nil {
-		f.timer.Stop()
-	}
-	f.changed.Broadcast()
+	f.in.Drop(net.ErrClosed)
 	return nil
 }
 
@@ -364,23 +277,7 @@ func (f *Flow) LocalAddr() net.Addr {
 func (f *Flow) RemoteAddr() net.Addr { return net.UDPAddrFromAddrPort(f.key.from) }
 
 // SetReadDeadline implements net.Conn.
-func (f *Flow) SetReadDeadline(t time.Time) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.timer != nil {
-		f.timer.Stop()
-		f.timer = nil
-	}
-	if f.until = t; !t.IsZero() {
-		f.timer = time.AfterFunc(time.Until(t), func() {
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			f.changed.Broadcast()
-		})
-	}
-	f.changed.Broadcast()
-	return nil
-}
+func (f *Flow) SetReadDeadline(t time.Time) error { return f.in.SetReadDeadline(t) }
 
 // SetWriteDeadline implements net.Conn. A datagram is written or lost.
 func (f *Flow) SetWriteDeadline(time.Time) error { return nil }

@@ -5,14 +5,13 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"cardea/api"
+	"cardea/relay"
 	"cardea/tunnel"
 	"cardea/wire/packet"
 )
@@ -23,7 +22,6 @@ const (
 	flowIdle    = 2 * time.Minute // without a datagram in either direction
 	flowQueue   = 256 << 10       // bytes that wait to be read, of a flow
 	queuesMost  = 16 << 20        // and of all flows of a Session
-	overhead    = 64              // that a datagram that waits counts beside its bytes
 	flowRefused = 2 * time.Second // how long a flow that was refused stays refused
 	partsMost   = 192 << 10       // bytes of datagrams that are not whole, of a Session
 	partsWithin = 5 * time.Second // within which all parts must come
@@ -42,17 +40,10 @@ type flow struct {
 	pl      *plane
 	s       *session
 	teller  teller
-	read    *tunnel.Deadline
+	in      *relay.Inbox
 	active  atomic.Int64 // when a datagram passed last, in nanoseconds since 1970
 	refused bool         // guarded by s.mu: it is over, and what comes yet is dropped until
 	until   time.Time    // guarded by s.mu
-
-	mu      sync.Mutex
-	queue   [][]byte
-	size    int
-	changed chan struct{} // has something when the queue has, or may have
-	err     error
-	gone    chan struct{}
 }
 
 var _ tunnel.Conn = (*flow)(nil)
@@ -93,7 +84,7 @@ func (s *session) datagram(pl *plane, p []byte, i *packet.Info) {
 		return
 	}
 	f = &flow{
-		key: key, pl: pl, s: s, read: tunnel.NewDeadline(), changed: make(chan struct{}, 1), gone: make(chan struct{}),
+		key: key, pl: pl, s: s, in: relay.NewInbox(flowQueue, &s.waits),
 		teller: teller{g: pl.g, session: s.id, service: api.ServiceName(service)},
 	}
 	f.push(p[i.Data:], now)
@@ -110,106 +101,25 @@ func (s *session) datagram(pl *plane, p []byte, i *packet.Info) {
 // push takes a datagram from the client.
 func (f *flow) push(data []byte, now time.Time) {
 	f.active.Store(now.UnixNano())
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.err != nil {
-		return
-	}
-	cost := len(data) + overhead
-	f.size += cost
-	if all := f.s.queued.Add(int64(cost)); f.size > flowQueue || all > queuesMost {
-		f.forget(cost)
+	if !f.in.Put(data) && f.in.Err() == nil {
 		f.pl.drop(dropQueue)
-		return
-	}
-	f.queue = append(f.queue, append(make([]byte, 0, len(data)), data...))
-	f.wake()
-}
-
-// forget notes that so much is not queued any more. f.mu is held.
-func (f *flow) forget(cost int) {
-	f.size -= cost
-	f.s.queued.Add(-int64(cost))
-}
-
-// wake wakes one reader.
-func (f *flow) wake() {
-	select {
-	case f.changed <- struct{}{}:
-	default:
 	}
 }
 
 // Read implements net.Conn. What of a datagram does not fit into p is lost.
-func (f *flow) Read(p []byte) (int, error) {
-	for {
-		until := f.read.Wait()
-		f.mu.Lock()
-		if len(f.queue) > 0 && (f.err == nil || f.err == io.EOF) {
-			data := f.queue[0]
-			f.queue[0] = nil
-			if f.queue = f.queue[1:]; len(f.queue) == 0 {
-				f.queue = nil
-			} else {
-				f.wake()
-			}
-			f.forget(len(data) + overhead)
-			f.mu.Unlock()
-			return copy(p, data), nil
-		}
-		err := f.err
-		f.mu.Unlock()
-		if err != nil {
-			return 0, err
-		}
-		if tunnel.IsClosed(until) && tunnel.IsClosed(f.read.Wait()) {
-			return 0, os.ErrDeadlineExceeded
-		}
-		select {
-		case <-f.changed:
-		case <-f.gone:
-		case <-until:
-		}
-	}
-}
+func (f *flow) Read(p []byte) (int, error) { return f.in.Read(p) }
 
-// Await returns when Read would not wait: with its error, if it is over.
-func (f *flow) Await() error {
-	for {
-		until := f.read.Wait()
-		f.mu.Lock()
-		ready, err := len(f.queue) > 0, f.err
-		f.mu.Unlock()
-		switch {
-		case err != nil && (err != io.EOF || !ready):
-			return err
-		case ready:
-			f.wake() // for Read, or another one who waits
-			return nil
-		}
-		if tunnel.IsClosed(until) && tunnel.IsClosed(f.read.Wait()) {
-			return os.ErrDeadlineExceeded
-		}
-		select {
-		case <-f.changed:
-		case <-f.gone:
-		case <-until:
-		}
-	}
-}
+// Await implements relay.Awaiter.
+func (f *flow) Await() error { return f.in.Await() }
 
 // Write implements net.Conn.
 func (f *flow) Write(p []byte) (int, error) {
 	if len(p) > packet.MaxUDP {
 		return 0, syscall.EMSGSIZE
 	}
-	f.mu.Lock()
-	err := f.err
-	f.mu.Unlock()
-	if err == io.EOF {
-		err = net.ErrClosed
-	}
-	if err != nil {
+	if err := f.in.Err(); err == io.EOF {
+		return 0, net.ErrClosed
+	} else if err != nil {
 		return 0, err
 	}
 	f.active.Store(time.Now().UnixNano())
@@ -217,21 +127,24 @@ func (f *flow) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// expire ends a flow that has been silent.
+func (f *flow) expire() {
+	if f.in.End(io.EOF) {
+		f.leave(false)
+	}
+}
+
 // end ends the flow, once. A refused one keeps its place for a while.
 func (f *flow) end(why error, refused bool) bool {
-	f.mu.Lock()
-	if f.err != nil && f.err != io.EOF {
-		f.mu.Unlock()
+	if !f.in.Drop(why) {
 		return false
 	}
-	if f.err == nil {
-		close(f.gone)
-	}
-	if f.err = why; why != io.EOF { // nobody reads what is left
-		f.queue = nil
-		f.forget(f.size)
-	}
-	f.mu.Unlock()
+	f.leave(refused)
+	return true
+}
+
+// leave gives the flow's place up or, if it was refused, in a while.
+func (f *flow) leave(refused bool) {
 	f.s.mu.Lock()
 	defer f.s.mu.Unlock()
 	if f.s.flows[f.key] == f {
@@ -241,7 +154,6 @@ func (f *flow) end(why error, refused bool) bool {
 			delete(f.s.flows, f.key)
 		}
 	}
-	return true
 }
 
 // Close implements net.Conn.
@@ -285,10 +197,7 @@ func (f *flow) SetDeadline(t time.Time) error {
 }
 
 // SetReadDeadline implements net.Conn.
-func (f *flow) SetReadDeadline(t time.Time) error {
-	f.read.Set(t)
-	return nil
-}
+func (f *flow) SetReadDeadline(t time.Time) error { return f.in.SetReadDeadline(t) }
 
 // SetWriteDeadline implements net.Conn. A Write waits for nobody.
 func (f *flow) SetWriteDeadline(time.Time) error { return nil }

@@ -124,7 +124,7 @@ type session struct {
 	asks    atomic.Int32 // questions to the name server that came by UDP
 	askers  atomic.Int32 // TCP connections to it
 	opening atomic.Int32 // TCP connections whose handshake is under way
-	queued  atomic.Int64 // bytes of datagrams of flows that wait to be read
+	waits   relay.Room   // datagrams of flows that wait to be read
 
 	mu    sync.Mutex
 	gone  bool
@@ -320,7 +320,7 @@ func (g *Gateway) enter(p Peer) (s *session, old Key, err error) {
 		}
 	}
 	if s = g.sessions[p.Session]; s == nil {
-		s = &session{id: p.Session}
+		s = &session{id: p.Session, waits: relay.Room{Most: queuesMost}}
 	} else {
 		if s.key == p.PublicKey && slices.Equal(s.addresses, p.Addresses) {
 			return nil, Key{}, nil
@@ -434,7 +434,7 @@ func (g *Gateway) tidy(now time.Time) {
 	}
 	for _, s := range sessions {
 		for _, f := range s.idle(g.plane, now) {
-			f.end(io.EOF, false)
+			f.expire()
 		}
 	}
 }
