@@ -37,11 +37,15 @@ const defaultSchema = "cardea"
 // have a password.
 func parse(raw string) (*pgxpool.Config, string, error) {
 	u, err := url.Parse(raw)
-	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
+	// The driver takes what begins otherwise for a list of settings, and quotes them.
+	if err != nil || !strings.HasPrefix(raw, "postgres://") && !strings.HasPrefix(raw, "postgresql://") {
 		// The cause would quote what may be a password.
 		return nil, "", errors.New("store: it is no URL of a PostgreSQL database, such as postgres://USER@HOST/DATABASE?sslmode=verify-full")
 	}
 	q := u.Query()
+	if u.User == nil && misplaced(u, q) {
+		return nil, "", errors.New("store: the URL of the PostgreSQL database has an @ behind its host: in a password / is written %2F, ? %3F, # %23 and @ %40")
+	}
 	c, err := pgxpool.ParseConfig(raw)
 	if err == nil && !q.Has("sslmode") && remote(c.ConnConfig) {
 		// What the driver does otherwise is to go on without TLS if the server has none.
@@ -50,11 +54,7 @@ func parse(raw string) (*pgxpool.Config, string, error) {
 		c, err = pgxpool.ParseConfig(u.String())
 	}
 	if err != nil {
-		var cause *pgconn.ParseConfigError
-		if errors.As(err, &cause) && cause.Unwrap() != nil {
-			err = cause.Unwrap() // the rest of it is the URL
-		}
-		return nil, "", fmt.Errorf("store: the URL of the PostgreSQL database cannot be used: %s", redact(err.Error(), secrets(u, q)...))
+		return nil, "", fmt.Errorf("store: the URL of the PostgreSQL database cannot be used: %s", redact(cause(err), secrets(u, q)...))
 	}
 	schema := defaultSchema
 	if path, ok := c.ConnConfig.RuntimeParams["search_path"]; ok {
@@ -116,6 +116,26 @@ func place(c *pgx.ConnConfig, schema string) string {
 		address = c.Host
 	}
 	return fmt.Sprintf("PostgreSQL at %s, database %s, schema %s", address, c.Database, schema)
+}
+
+// misplaced reports whether a URL without a user has an @ where a password puts it that has
+// a / or the like: part of it would be the name of a database, which is no secret.
+func misplaced(u *url.URL, q url.Values) bool {
+	for key := range q {
+		if strings.Contains(key, "@") {
+			return true
+		}
+	}
+	return strings.Contains(u.EscapedPath()+u.EscapedFragment(), "@")
+}
+
+// cause is what the driver says of a URL, without the URL, which it quotes first.
+func cause(err error) string {
+	if e, ok := errors.AsType[*pgconn.ParseConfigError](err); ok && e.Unwrap() != nil {
+		return e.Unwrap().Error()
+	}
+	text := err.Error()
+	return strings.TrimPrefix(text[strings.LastIndex(text, "`")+1:], ": ")
 }
 
 // secrets returns what of a URL nobody may see, as it is and as it is written.

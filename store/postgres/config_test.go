@@ -48,6 +48,14 @@ func TestParseRefuses(t *testing.T) {
 		"host=db user=u password=hunter2":          "no URL of a PostgreSQL database",
 		"postgres://u:hunter2@db:port/app":         "no URL of a PostgreSQL database",
 		"postgres://u:hunter2@[::1/app":            "no URL of a PostgreSQL database",
+		"postgres:hunter2@db x=":                   "no URL of a PostgreSQL database",
+		"postgres:/hunter2@db x=":                  "no URL of a PostgreSQL database",
+		"Postgres://u:hunter2@db/app x=":           "no URL of a PostgreSQL database",
+		"postgres://u:0/hunter2@db/app":            "has an @ behind its host",
+		"postgres://u:5432/hunter2@db/app":         "has an @ behind its host",
+		"postgres://u:5432?hunter2@db/app":         "has an @ behind its host",
+		"postgres://u:5432#hunter2@db/app":         "has an @ behind its host",
+		"postgres://hunter2:0/app":                 "cannot be used: invalid port",
 		"postgres://u:hunter2@db/app?sslmode=some": "sslmode is invalid",
 		"postgres://u:hunter2@db/app?sslrootcert=/hunter2&password=hunter2": "cannot be used",
 		"postgres://u:hunter2@db/app?search_path=a,b":                       "must name one schema",
@@ -65,6 +73,7 @@ func TestParseRefuses(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add("postgres://u:s3cr3t-canary@db:1/app?sslmode=x")
 	f.Add("postgres://u:s3cr3t-canary@db,:x/app?search_path=\"")
+	f.Add("postgres:s3cr3t-canary@ 0=")
 	f.Add("postgres://?password=s3cr3t-canary&connect_timeout=x")
 	f.Fuzz(func(t *testing.T, url string) {
 		if len(url) > 4096 || strings.Contains(url, "sslrootcert") || strings.Contains(url, "sslcert") || strings.Contains(url, "service") || strings.Contains(url, "passfile") {
