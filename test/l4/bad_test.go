@@ -311,6 +311,7 @@ func TestBadEndpoints(t *testing.T) {
 				v.close()
 				if v.err != nil {
 					failed++
+					d.last(v) // its end counts from here on
 				}
 			}
 			// Where the reset came before the connection was taken for made, another
