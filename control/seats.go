@@ -133,6 +133,11 @@ func serversOf(rec store.Record) (users []string, err error) {
 func (x *seats) ready() <-chan struct{} {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	return x.first()
+}
+
+// first is begun; mu is held.
+func (x *seats) first() chan struct{} {
 	if x.begun == nil {
 		x.begun = make(chan struct{})
 	}
@@ -143,12 +148,9 @@ func (x *seats) ready() <-chan struct{} {
 func (x *seats) begin(at api.Revision, servers map[api.Key][]string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.begun == nil {
-		x.begun = make(chan struct{})
-	}
 	if !x.ran {
 		x.ran = true
-		close(x.begun)
+		close(x.first())
 	}
 	x.running, x.seen = true, at
 	x.servers, x.served = map[api.Key][]string{}, map[string]map[api.Key]struct{}{}

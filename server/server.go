@@ -337,7 +337,7 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	}
 	start(h.gate.Run)
 	// Or those who come at once are refused, if this machine has much to do.
-	if err := errors.Join(h.gate.Ready(ctx), h.control.Ready(ctx)); err != nil {
+	if err := allReady(ctx, failed, h.gate.Ready, h.control.Ready); err != nil {
 		return err
 	}
 	if err := h.reachNow(ctx); err != nil {
@@ -373,6 +373,30 @@ func (h *house) run(ctx context.Context, ready func(Ready)) error {
 	case <-h.left:
 		return h.drain(ctx, failed)
 	case err := <-failed:
+		return err
+	}
+}
+
+// allReady returns when all are, or with the error of a part that fails meanwhile.
+func allReady(ctx context.Context, failed <-chan error, ready ...func(context.Context) error) error {
+	waiting, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() {
+		for _, r := range ready {
+			if err := r(waiting); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	select {
+	case err := <-done:
+		cancel()
+		return err
+	case err := <-failed:
+		cancel()
+		<-done
 		return err
 	}
 }
