@@ -206,7 +206,7 @@ func newWorldOn(t testing.TB, st store.Store) (*world, string) {
 		running.Wait()
 		st.Close()
 	})
-	if err := decider.Ready(ctx); err != nil {
+	if err := errors.Join(decider.Ready(ctx), w.Ready(ctx)); err != nil {
 		t.Fatal(err)
 	}
 	return w, token

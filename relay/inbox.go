@@ -63,7 +63,7 @@ func (b *Inbox) Put(data []byte) bool {
 		return false
 	}
 	b.queue, b.size = append(b.queue, append(make([]byte, 0, len(data)), data...)), b.size+cost
-	b.changed.Signal()
+	b.changed.Broadcast() // one who awaits takes nothing
 	return true
 }
 

@@ -151,3 +151,25 @@ func TestInboxDeadlineIsLifted(t *testing.T) {
 		reads(t, b, "late", nil)
 	})
 }
+
+// Who awaits a datagram does not keep it from who reads.
+func TestInboxWakesAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := relay.NewInbox(1000, &relay.Room{Most: 1000})
+		awaited := make(chan error, 1)
+		read := make(chan struct{})
+		go func() { awaited <- b.Await() }()
+		synctest.Wait() // it waits first, and is woken first
+		go func() {
+			defer close(read)
+			reads(t, b, "one", nil)
+		}()
+		synctest.Wait()
+		b.Put([]byte("one"))
+		<-read
+		b.End(io.EOF)
+		if err := <-awaited; err != nil && err != io.EOF {
+			t.Error(err)
+		}
+	})
+}

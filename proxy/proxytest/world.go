@@ -429,7 +429,10 @@ func (s Subject) start(t *testing.T, grace time.Duration) *World {
 		w.Stop()
 		w.check(t)
 	})
-	synctest.Wait() // it runs
+	if err := w.Gate.Ready(ctx); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Wait() // and what it started rests
 	return w
 }
 

@@ -64,8 +64,9 @@ func runAt(t testing.TB, s *quic.Server, ca *tunneltest.Authority, pc net.Packet
 		pc.Close()
 	}
 	go func() {
-		defer pc.Close()
-		g.done <- s.Serve(ctx, pc)
+		err := s.Serve(ctx, pc)
+		pc.Close() // before it is said: the port may be asked for
+		g.done <- err
 		close(g.done)
 	}()
 	t.Cleanup(func() {

@@ -84,6 +84,26 @@ func serverOf(a *tunneltest.Authority) func(*tunneltest.House) *quic.Server {
 	}
 }
 
+// heirOf hands a socket over, and returns what the next process has of it, and how many
+// descriptors that took.
+func heirOf(t *testing.T, socket *quic.Socket) (next *quic.Socket, handed int) {
+	t.Helper()
+	files, text, err := socket.Bequeath()
+	if err != nil {
+		t.Fatal(err)
+	}
+	handed = len(files)
+	next, err = quic.Inherit(func(name string) *os.File {
+		f := files[name]
+		delete(files, name)
+		return f
+	}, text)
+	if err != nil || len(files) != 0 {
+		t.Fatal(err, files)
+	}
+	return next, handed
+}
+
 // TestSuccession hands the socket of a Server over, twice: streams live on where they were
 // opened, new ones come to the new Server, and so do those of connections of before.
 func TestSuccession(t *testing.T) {
@@ -98,18 +118,7 @@ func TestSuccession(t *testing.T) {
 	d := g.dialer(t, always(ca.Session()))
 	pairs := []stream{openStream(t, d, h)}
 	for range 2 {
-		files, text, err := socket.Bequeath()
-		if err != nil {
-			t.Fatal(err)
-		}
-		next, err := quic.Inherit(func(name string) *os.File {
-			f := files[name]
-			delete(files, name)
-			return f
-		}, text)
-		if err != nil || len(files) != 0 {
-			t.Fatal(err, files)
-		}
+		next, _ := heirOf(t, socket)
 		socket.Leave()
 		g.stop()
 		h = tunneltest.NewHouse()
@@ -140,14 +149,7 @@ func TestHandOverThatFails(t *testing.T) {
 	g := runAt(t, serverOf(ca)(h), ca, socket)
 	p := openStream(t, g.dialer(t, always(ca.Session())), h)
 	for range 2 {
-		files, text, err := socket.Bequeath()
-		if err != nil {
-			t.Fatal(err)
-		}
-		next, err := quic.Inherit(func(name string) *os.File { return files[name] }, text)
-		if err != nil {
-			t.Fatal(err)
-		}
+		next, _ := heirOf(t, socket)
 		next.Close()
 		p.talk(t)
 	}
@@ -167,14 +169,7 @@ func TestHeirIsKilled(t *testing.T) {
 	ca := tunneltest.NewAuthority(t)
 	g := runAt(t, serverOf(ca)(h), ca, socket)
 	p := openStream(t, g.dialer(t, always(ca.Session())), h)
-	files, text, err := socket.Bequeath()
-	if err != nil {
-		t.Fatal(err)
-	}
-	next, err := quic.Inherit(func(name string) *os.File { return files[name] }, text)
-	if err != nil {
-		t.Fatal(err)
-	}
+	next, _ := heirOf(t, socket)
 	socket.Leave()
 	next.Close()
 	p.far.SetDeadline(time.Now().Add(10 * time.Second))
@@ -205,17 +200,9 @@ func TestManyHandOvers(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 300 {
-		files, text, err := socket.Bequeath()
-		if err != nil || len(files) != 2 { // the socket, and the way to the one before
-			t.Fatalf("hand-over %d: %v, %v", i, files, err)
-		}
-		next, err := quic.Inherit(func(name string) *os.File {
-			f := files[name]
-			delete(files, name)
-			return f
-		}, text)
-		if err != nil {
-			t.Fatal(err)
+		next, handed := heirOf(t, socket)
+		if handed != 2 { // the socket, and the way to the one before
+			t.Fatalf("hand-over %d: %d descriptors", i, handed)
 		}
 		socket.Leave()
 		socket.Close()
