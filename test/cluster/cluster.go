@@ -76,7 +76,8 @@ func FreePort() (int, error) { return FreePortAt("127.0.0.1") }
 
 // FreePortAt returns a port of a host of this machine that nobody listens to now.
 // It is below those that systems give to outgoing connections (32768 and more on
-// Linux, 49152 elsewhere), so that it stays free until it is used.
+// Linux, 49152 elsewhere), so that it stays free until it is used; on Linux no other
+// process that asks gets it before this one has ended.
 func FreePortAt(host string) (int, error) {
 	const first, last, tries = 10000, 32767, 100
 	var failed error
@@ -84,11 +85,38 @@ func FreePortAt(host string) (int, error) {
 		port := first + rand.IntN(last-first+1)
 		l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 		if err == nil {
-			return port, l.Close()
+			l.Close()
+			err = reserve(port)
+		}
+		if err == nil {
+			return port, nil
 		}
 		failed = err
 	}
 	return 0, failed
+}
+
+// reserve fails if a port has been reserved, by this process or by another that runs. What
+// says so is a name of Unix sockets that is in no file system, which Linux frees with the
+// process: the socket is left open.
+func reserve(port int) error {
+	if runtime.GOOS != "linux" {
+		return nil
+	}
+	syscall.ForkLock.RLock()
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err == nil {
+		syscall.CloseOnExec(fd)
+	}
+	syscall.ForkLock.RUnlock()
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	if err := syscall.Bind(fd, &syscall.SockaddrUnix{Name: fmt.Sprintf("@cardea-test-port-%d", port)}); err != nil {
+		syscall.Close(fd)
+		return os.NewSyscallError("bind", err)
+	}
+	return nil
 }
 
 // Start is Up, and the first time logs root in, in the home "root".
